@@ -1,0 +1,164 @@
+"""Files of our own: checkpoints written atomically and read without running any code from them.
+
+A checkpoint is the original's dict (state_dict, optimizer, validation_monitor; spec 03, section 8.3) with two more entries:
+`run`, the exact position and state of the run, and `config`, so that one path is enough to rebuild the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be read, or does not fit."""
+
+
+def save_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint to `path` completely or not at all.
+
+    The pre-1.6 serialisation is used because the original's PyTorch reads no other.
+    """
+    with atomic_write(path) as f:
+        torch.save(dict(content), f, _use_new_zipfile_serialization=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all."""
+    with atomic_write(path) as f:
+        f.write(text.encode("utf-8"))
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well: temporary beside it, synced, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def link(path: Path, second: Path) -> None:
+    """Give a finished file a second name, replacing what had it; a copy where the file system has no hard links."""
+    temporary = second.with_name(f".{second.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, second)
+
+
+def load_file(path: Path) -> Any:
+    """Read a file of tensors and plain containers; weights-only, so nothing in it is executed.
+
+    Raises FileNotFoundError, or CheckpointError for a truncated file or one that holds code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the `module.` that parallel wrappers put before every key."""
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a complete state dict, with or without `module.` before its keys.
+
+    Raises CheckpointError naming keys that are missing, unknown or of another shape.
+    """
+    state = strip_module(state)
+    own = model.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state]
+    problems += [f"unknown {k}" for k in state if k not in own]
+    problems += [
+        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise CheckpointError(f"{source} does not fit the configured model, {len(problems)} keys: {listed}")
+    model.load_state_dict(state)
+
+
+def epoch_path(directory: Path, prefix: str, epoch: int) -> Path:
+    return directory / f"{prefix}-{epoch:04d}.model"
+
+
+def best_path(directory: Path, prefix: str) -> Path:
+    return directory / f"{prefix}-best.model"
+
+
+def latest_path(directory: Path, prefix: str) -> Path:
+    """Where a run in the middle of an epoch keeps its position."""
+    return directory / f"{prefix}-latest.model"
+
+
+def epoch_of(path: Path, prefix: str) -> int | None:
+    """The epoch in a checkpoint's name, None for other files."""
+    match = re.fullmatch(re.escape(prefix) + r"-(\d{4})\.model", path.name)
+    return int(match[1]) if match else None
+
+
+def find_resume(directory: Path, prefix: str, begin_epoch: int, end_epoch: int) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint with the furthest position that can be read, and its content; None without any.
+
+    Looks at the epochs begin_epoch .. end_epoch - 1 and at the position inside an epoch. Broken files are named in the
+    log and passed over.
+    """
+    epochs = {epoch_of(p, prefix): p for p in directory.glob(f"{prefix}-*.model")} if directory.is_dir() else {}
+    latest = latest_path(directory, prefix)
+    found = [(latest, _readable(latest))] if latest.is_file() else []
+    reached = _position(found[0][1]) if found and found[0][1] else (-1, -1)
+    for epoch in sorted((e for e in epochs if e is not None and begin_epoch <= e < end_epoch), reverse=True):
+        if (epoch + 1, 0) < reached:
+            break
+        content = _readable(epochs[epoch])
+        if content is not None:
+            return epochs[epoch], content
+    return next(((path, content) for path, content in found if content is not None), None)
+
+
+def _position(content: dict[str, Any]) -> tuple[int, int]:
+    position = content["run"]["position"]
+    return position["epoch"], position["batch"]
+
+
+def _readable(path: Path) -> dict[str, Any] | None:
+    try:
+        content = load_file(path)
+    except CheckpointError as error:
+        log.warning("%s; trying the one before", error)
+        return None
+    if isinstance(content, dict) and "state_dict" in content:
+        return content
+    log.warning("checkpoint %s: has no state_dict; trying the one before", path)
+    return None

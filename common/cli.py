@@ -1,0 +1,138 @@
+"""The command lines of all tasks: `train(TASK)` and `test(TASK)` are whole entry points.
+
+Heavy imports happen after the arguments are parsed, so that `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def train(task_name: str, argv: Sequence[str] | None = None) -> None:
+    """Entry point of training: parses the command line and exits with its status."""
+    parser = argparse.ArgumentParser(description=f"Train VL-BERT for {task_name}.")
+    add_config_arguments(parser)
+    parser.add_argument("--log-dir", help="folder of the TensorBoard files (default: inside the run's folder)")
+    parser.add_argument("--partial-pretrain", metavar="FILE", help="overrides NETWORK.PARTIAL_PRETRAIN")
+    parser.add_argument("--dist", action="store_true", help="one of several processes (also recognised from torchrun)")
+    parser.add_argument("--do-test", action="store_true", help="write the test results of the best checkpoint afterwards")
+    parser.add_argument("--cudnn-off", action="store_true", help="do not use cuDNN")
+    args = parser.parse_args(argv)
+    if args.partial_pretrain:
+        args.set.append(f"NETWORK.PARTIAL_PRETRAIN={args.partial_pretrain}")
+    sys.exit(guarded(_train, task_name, args))
+
+
+def test(task_name: str, argv: Sequence[str] | None = None) -> None:
+    """Entry point of testing: writes the result file of one split."""
+    parser = argparse.ArgumentParser(description=f"Write the {task_name} results of a checkpoint.")
+    add_config_arguments(parser)
+    add_test_arguments(parser)
+    args = parser.parse_args(argv)
+    sys.exit(guarded(_test, task_name, args))
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--model-dir", metavar="DIR", help="put in front of OUTPUT_PATH")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys: TRAIN.LR=1e-5 ..."
+    )
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ckpt", metavar="FILE", help="checkpoint (default: the best one of the config's training run)")
+    parser.add_argument("--bs", type=int, metavar="N", help="overrides TEST.BATCH_IMAGES")
+    parser.add_argument("--gpus", type=int, nargs="+", metavar="GPU", help="overrides GPUS")
+    parser.add_argument("--split", help="overrides DATASET.TEST_IMAGE_SET")
+    parser.add_argument("--result-path", metavar="DIR", help="folder of the results (default: beside the training run)")
+    parser.add_argument("--result-name", metavar="NAME", help="stem of the result file (default: that of the config)")
+
+
+def guarded(run: Any, *args: Any) -> int:
+    """Run an entry point; what the user can mend ends in one line instead of a traceback.
+
+    Exit status: 0, 1 for an error, 128 + signal for a run that a signal stopped after it saved its position.
+    """
+    import yaml
+
+    from common import distributed
+    from common.config import ConfigError
+    from common.data.images import ImageError
+    from common.data.regions import RegionError
+    from common.log import setup_logging
+    from common.checkpoint import CheckpointError
+    from common.trainer import Stopped
+
+    setup_logging()
+    try:
+        run(*args)
+    except Stopped as stop:
+        log.warning("%s", stop)
+        return 128 + stop.signum
+    except (ConfigError, FileNotFoundError, CheckpointError, ImageError, RegionError, FloatingPointError, yaml.YAMLError) as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- what the entries run
+
+
+def _train(task_name: str, args: argparse.Namespace) -> None:
+    from common.task import load_task
+
+    task = load_task(task_name)
+    cfg = load_run_config(task_name, args)
+    from common import distributed
+    from common.run import run_training
+
+    run_training(task, cfg, Path(args.cfg), log_dir=args.log_dir, cudnn=not args.cudnn_off)
+    if args.do_test and distributed.is_main():
+        from common.run import run_test
+
+        print(run_test(task, cfg, Path(args.cfg)))
+
+
+def _test(task_name: str, args: argparse.Namespace) -> None:
+    from common.run import run_test
+    from common.task import load_task
+
+    task = load_task(task_name)
+    print(
+        run_test(
+            task,
+            load_run_config(task_name, args),
+            Path(args.cfg),
+            checkpoint=args.ckpt and Path(args.ckpt),
+            result_path=args.result_path and Path(args.result_path),
+            result_name=args.result_name,
+        )
+    )
+
+
+def load_run_config(task_name: str, args: argparse.Namespace) -> Any:
+    """The config of a command line: file, `--set`, and the flags that stand for keys."""
+    from common.config import load_config, replace
+
+    cfg = load_config(task_name, args.cfg, args.set)
+    changes: dict[str, Any] = {}
+    if args.model_dir:
+        changes["OUTPUT_PATH"] = str(Path(args.model_dir) / cfg.OUTPUT_PATH)
+    if getattr(args, "bs", None) is not None:
+        changes["TEST.BATCH_IMAGES"] = args.bs
+    if getattr(args, "gpus", None):
+        changes["GPUS"] = ",".join(map(str, args.gpus))
+    if getattr(args, "split", None):
+        changes["DATASET.TEST_IMAGE_SET"] = args.split
+    return replace(cfg, changes) if changes else cfg
+

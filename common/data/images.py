@@ -1,0 +1,107 @@
+"""Files and pictures from folders and from zip archives.
+
+A path is an ordinary one or "<archive>.zip@/<member>" (spec 04 §5).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+from PIL import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_MARK = ".zip@"
+_MAX_OPEN_ARCHIVES = 16
+
+# What Pillow raises on damaged data: it has no error class of its own for that.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class ImageError(ValueError):
+    """A file is there but is no readable picture; the message names the file."""
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file or of an archive's member.
+
+    Raises FileNotFoundError naming the path, or the archive and the member; BadZipFile for a damaged archive or member.
+    """
+    archive_path, member = _split(path)
+    if member is None:
+        return Path(archive_path).read_bytes()
+    try:
+        return _open_archive(archive_path, os.getpid()).read(member)
+    except KeyError:
+        raise FileNotFoundError(f"{archive_path} has no member {member!r}") from None
+    except (BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise BadZipFile(f"{archive_path}, member {member!r}: {error}") from error
+
+
+def exists(path: str | Path) -> bool:
+    """Whether `read_bytes(path)` would find something; a damaged archive has no members."""
+    archive_path, member = _split(path)
+    if member is None:
+        return Path(archive_path).is_file()
+    try:
+        return member in _open_archive(archive_path, os.getpid()).NameToInfo
+    except (FileNotFoundError, BadZipFile):
+        return False
+
+
+def list_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Sorted names of the files directly in `folder` (for an archive also "<archive>.zip@/") with one of the lower-case
+    `suffixes`.
+
+    Raises FileNotFoundError if the folder or the archive does not exist.
+    """
+    archive_path, member = _split(folder)
+    if member is None:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    else:
+        prefix = f"{member}/" if member else ""
+        members = _open_archive(archive_path, os.getpid()).NameToInfo
+        names = [m[len(prefix) :] for m in members if m.startswith(prefix) and "/" not in m[len(prefix) :]]
+    return sorted(name for name in names if name.lower().endswith(suffixes))
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """The decoded picture as RGB, whatever its mode on disk.
+
+    It is not turned by its EXIF orientation: annotated boxes are in the frame of the stored pixels (spec 12, D-5).
+    Raises FileNotFoundError as `read_bytes` does, and ImageError for a file that cannot be decoded.
+    """
+    try:
+        data = read_bytes(path)
+    except BadZipFile as error:
+        raise ImageError(f"unreadable image: {error}") from error
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"unreadable image {path} ({len(data)} bytes): {error}") from error
+
+
+def _split(path: str | Path) -> tuple[str, str | None]:
+    """(archive, member) of an archive path, (path, None) of any other."""
+    text = str(path)
+    at = text.find(_MARK)
+    if at < 0:
+        return text, None
+    end = at + len(_MARK)
+    return text[: end - 1], text[end:].strip("/")
+
+
+@lru_cache(maxsize=_MAX_OPEN_ARCHIVES)
+def _open_archive(path: str, pid: int) -> ZipFile:
+    """`pid` keeps a forked worker off its parent's handle, whose file offset both would move (spec 04 §12.12)."""
+    try:
+        return ZipFile(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no archive {path}") from None
+    except BadZipFile as error:
+        raise BadZipFile(f"{path}: {error}") from error

@@ -1,0 +1,123 @@
+"""Text: the BERT tokenizer, joining segments, aligning word pieces with words (spec 04, sections 7 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_WORD_LENGTH = 100  # characters; a longer word is [UNK]
+
+_MIRRORED = {"left": "right", "right": "left"}
+
+
+class BertTokenizer:
+    """Uncased BERT word pieces, without special tokens added (spec 04, section 8.1).
+
+    A special token is recognised only where it stands alone between whitespace: "[MASK]" is one, "[MASK]." is not.
+
+    vocab: token -> id. cls_id, sep_id, mask_id, unk_id, pad_id: ids of the special tokens.
+    Can be pickled, so that loader workers may have it.
+    Raises ValueError when the vocabulary lacks a special token.
+    """
+
+    def __init__(self, vocab: dict[str, int]) -> None:
+        from tokenizers import models, normalizers, pre_tokenizers  # here, so that entry points start fast
+
+        missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+        if missing:
+            raise ValueError(f"vocabulary of {len(vocab)} tokens without {', '.join(missing)}: not a BERT vocabulary")
+        self.vocab = vocab
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[token] for token in SPECIAL_TOKENS)
+        self._clean = normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
+        )
+        self._strip_accents = normalizers.BertNormalizer(
+            clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False
+        )
+        self._split_punctuation = pre_tokenizers.BertPreTokenizer()
+        self._pieces = models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_WORD_LENGTH)
+
+    def __reduce__(self) -> tuple[type[BertTokenizer], tuple[dict[str, int]]]:
+        return BertTokenizer, (self.vocab,)
+
+    def tokenize(self, text: str) -> list[str]:
+        """Word pieces of a text."""
+        return [piece for word in self.basic_tokenize(text) for piece in self.wordpiece(word)]
+
+    def basic_tokenize(self, text: str) -> list[str]:
+        """Words and punctuation marks: cleaned, lower case, without accents."""
+        return [word for chunk in self._clean.normalize_str(text).split() for word in self._split(chunk)]
+
+    def wordpiece(self, word: str) -> list[str]:
+        """Pieces of one word of `basic_tokenize`: the longest match first, or a single [UNK]."""
+        return [piece.value for piece in self._pieces.tokenize(word)]
+
+    def ids(self, tokens: Sequence[str]) -> list[int]:
+        """Vocabulary ids; a token outside the vocabulary gets the id of [UNK]."""
+        return [self.vocab.get(token, self.unk_id) for token in tokens]
+
+    def _split(self, chunk: str) -> list[str]:
+        if chunk in SPECIAL_TOKENS:
+            return [chunk]
+        # str.lower knows context (a final sigma), which the library's normalizer does not.
+        plain = self._strip_accents.normalize_str(chunk.lower())
+        return [word for word, _ in self._split_punctuation.pre_tokenize_str(plain)]
+
+
+def load_tokenizer(path: str | Path) -> BertTokenizer:
+    """The tokenizer of a vocabulary file, or of the vocab.txt in a folder: one token a line, id = line number.
+
+    Raises FileNotFoundError when there is no such file (nothing is downloaded).
+    """
+    file = Path(path) / "vocab.txt" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"BERT vocabulary {file} not found (asked for {str(path)!r}): NETWORK.BERT_MODEL_NAME must be a folder "
+            "with vocab.txt, or that file"
+        )
+    with file.open(encoding="utf-8", newline="\n") as lines:  # tokens may be other line separators of Unicode
+        return BertTokenizer({line.strip(): index for index, line in enumerate(lines)})
+
+
+def join_segments(
+    segments: Sequence[Sequence[int]], cls_value: int, sep_value: int, segment_ids: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """`[CLS] a [SEP] b [SEP] ...` and the segment id of each entry.
+
+    segments: word-piece ids of each segment; or the tags of the pieces, with the tag of special tokens as both values.
+    segment_ids: one id a segment, by default 0, 1, ...; [CLS] belongs to the first segment, a [SEP] to the one it ends.
+    Raises ValueError when the numbers of segments and segment ids differ.
+    """
+    numbers = range(len(segments)) if segment_ids is None else segment_ids
+    if len(numbers) != len(segments):
+        raise ValueError(f"{len(segments)} segments with {len(numbers)} segment ids")
+    joined, types = [cls_value], [numbers[0]]
+    for segment, number in zip(segments, numbers, strict=True):
+        joined += [*segment, sep_value]
+        types += [number] * (len(segment) + 1)
+    return joined, types
+
+
+def swap_left_right(tokens: Sequence[str]) -> list[str]:
+    """Tokens for the mirrored image: exactly "left" becomes "right" and vice versa."""
+    return [_MIRRORED.get(token, token) for token in tokens]
+
+
+def align_matrix(ids: Sequence[int]) -> Tensor:
+    """Mean pooling of word pieces into words: float32 [max(ids) + 1, len(ids)] (spec 04, section 7).
+
+    ids: the word of each piece. Row k is 1 / count(k) at the pieces of word k; a word without pieces is a row of zeros.
+    """
+    words = torch.tensor(ids, dtype=torch.int64)
+    rows = max(ids, default=-1) + 1
+    matrix = (words[None, :] == torch.arange(rows)[:, None]).float()  # [rows, T]
+    return matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Matrices [r_k, c_k] along the diagonal of one [sum r_k, sum c_k], zeros elsewhere."""
+    return torch.block_diag(*blocks)

@@ -1,0 +1,125 @@
+"""Functions on an image or its boxes, and `Transform`, the chain of them that a dataset runs (spec 04, section 2)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common.boxes import flip_boxes
+
+
+@dataclass(frozen=True)
+class TransformResult:
+    """What a Transform gives.
+
+    image: float32 [3, height, width] normalised, or None. boxes: [R, >=4] in pixels of the resized image, not clipped.
+    im_info: float32 (width, height, width ratio, height ratio, ...), the size without padding. masks: [R, S, S] or
+    None. flipped: whether image, boxes and masks were mirrored, which the text may have to follow.
+    """
+
+    image: Tensor | None
+    boxes: Tensor
+    im_info: Tensor
+    masks: Tensor | None
+    flipped: bool
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize, maybe flip, to tensor, normalise, and with `fixed_padding` (vcr) put on a canvas of one size.
+
+    scales: shorter and longest allowed side in pixels. means, stds: of the BGR channels, in [0, 255].
+    flip_prob: probability of mirroring.
+    """
+
+    scales: tuple[int, int]
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+    flip_prob: float = 0.0
+    fixed_padding: bool = False
+
+    def __call__(
+        self, image: Image.Image | None, boxes: Tensor, im_info: Tensor, masks: Tensor | None, rng: random.Random
+    ) -> TransformResult:
+        """Arguments are left as they are.
+
+        image: RGB, or None with precomputed features. boxes: [R, >=4] in pixels of that image. im_info: [>=4], starting
+        with its width and height. masks: [R, S, S] relative to their box, or None.
+
+        Draws one number from `rng`, whether it flips or not. Raises ValueError when the image is not RGB or not of the
+        size in `im_info`.
+        """
+        width, height = int(im_info[0]), int(im_info[1])
+        if image is not None and (image.mode != "RGB" or image.size != (width, height)):
+            raise ValueError(
+                f"image of mode {image.mode} and size {image.size[0]}x{image.size[1]}, expected RGB of the "
+                f"{width}x{height} in im_info: does the annotation belong to this file?"
+            )
+        size = resize_size(width, height, *self.scales)
+        ratios = resize_ratios((width, height), size)
+        boxes = resize_boxes(boxes, ratios)
+        flipped = rng.random() < self.flip_prob
+        if flipped:
+            boxes = flip_boxes(boxes, size[0])
+            masks = None if masks is None else masks.flip(-1)
+        info = torch.cat([torch.tensor(size, dtype=torch.float32), ratios, im_info[4:].float()])
+        pixels = None if image is None else self._pixels(image, size, flipped)
+        return TransformResult(pixels, boxes, info, masks, flipped)
+
+    def _pixels(self, image: Image.Image, size: tuple[int, int], flipped: bool) -> Tensor:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        if flipped:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = normalise(to_tensor(image), self.means, self.stds)
+        return pad_to_canvas(pixels, *self.scales) if self.fixed_padding else pixels
+
+
+def resize_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Width and height after the shorter side became `min_size`, less where the longer would pass `max_size`.
+
+    Truncates everywhere; an image whose shorter side already fits stays as it is (spec 04, section 2.1).
+    """
+    short, long = min(width, height), max(width, height)
+    size = min_size
+    if long / short * size > max_size:
+        size = int(max_size * short / long)
+    if short == size:
+        return width, height
+    if width < height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def resize_ratios(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Float32 [2], new by old width and height. The reciprocal comes first, as in the original (spec 30, section 6)."""
+    return torch.tensor(old, dtype=torch.float32).reciprocal() * torch.tensor(new, dtype=torch.float32)
+
+
+def resize_boxes(boxes: Tensor, ratios: Tensor) -> Tensor:
+    """Boxes [R, >=4] in the frame of the resized image. ratios: [2], of the width and the height."""
+    return torch.cat([boxes[:, :4] * ratios.repeat(2), boxes[:, 4:]], dim=1)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image to float32 [3, height, width] in [0, 1]."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # [height, width, 3], a copy
+    return pixels.permute(2, 0, 1).contiguous().float().div_(255)
+
+
+def normalise(image: Tensor, means: tuple[float, ...], stds: tuple[float, ...]) -> Tensor:
+    """RGB in [0, 1] to BGR in [0, 255], less the means, by the deviations: [3, height, width] -> the same shape."""
+    bgr = image.flip(0).mul_(255)  # flip copies
+    return bgr.sub_(torch.tensor(means)[:, None, None]).div_(torch.tensor(stds)[:, None, None])
+
+
+def pad_to_canvas(image: Tensor, short: int, long: int) -> Tensor:
+    """The image [3, h, w] at the top left of zeros, `short` high and `long` wide or upright (spec 04, section 2.4)."""
+    height, width = image.shape[1:]
+    canvas = image.new_zeros((3, short, long) if height <= width else (3, long, short))
+    canvas[:, :height, :width] = image
+    return canvas

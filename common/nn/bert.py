@@ -1,0 +1,184 @@
+"""The BERT encoder: post-norm transformer layers with the parameter names of the published checkpoints (spec 02, section 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-12
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
+
+
+def layer_norm(size: int) -> nn.LayerNorm:
+    return nn.LayerNorm(size, eps=LAYER_NORM_EPS)
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of a `hidden_act` value. Raises ValueError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act {name!r}: expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class EncoderOutput(NamedTuple):
+    """layers: outputs of layers 1..n, each [B, L, H] (only the last one unless all were asked for).
+    attention: probabilities after dropout, n x [B, heads, L, L], or None."""
+
+    layers: list[Tensor]
+    attention: list[Tensor] | None
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}")
+        self.num_heads = num_heads
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, bias: Tensor, with_probs: bool) -> tuple[Tensor, Tensor | None]:
+        """hidden [B, L, H], additive bias [B, 1, 1, L] -> context [B, L, H], probabilities [B, heads, L, L] or None."""
+        query, key, value = (self._heads(p(hidden)) for p in (self.query, self.key, self.value))
+        probs = None
+        if with_probs:
+            scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+            probs = self.dropout(scores.softmax(-1))
+            context = probs.to(value.dtype) @ value
+        else:
+            dropout = self.dropout.p if self.training else 0.0
+            context = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+        return context.transpose(1, 2).flatten(2), probs
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, H/heads)
+
+
+class ResidualNorm(nn.Module):
+    """LayerNorm(dropout(dense(x)) + residual)."""
+
+    def __init__(self, in_size: int, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_size, hidden_size)
+        self.LayerNorm = layer_norm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden_size: int, num_heads: int, hidden_dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        self.self = SelfAttention(hidden_size, num_heads, attention_dropout)
+        self.output = ResidualNorm(hidden_size, hidden_size, hidden_dropout)
+
+    def forward(self, hidden: Tensor, bias: Tensor, with_probs: bool) -> tuple[Tensor, Tensor | None]:
+        context, probs = self.self(hidden, bias, with_probs)
+        return self.output(context, hidden), probs
+
+
+class Intermediate(nn.Module):
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, intermediate_size)
+        self.activation = activation(hidden_act)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        hidden_act: str,
+        hidden_dropout: float,
+        attention_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(hidden_size, num_heads, hidden_dropout, attention_dropout)
+        self.intermediate = Intermediate(hidden_size, intermediate_size, hidden_act)
+        self.output = ResidualNorm(intermediate_size, hidden_size, hidden_dropout)
+
+    def forward(self, hidden: Tensor, bias: Tensor, with_probs: bool = False) -> tuple[Tensor, Tensor | None]:
+        hidden, probs = self.attention(hidden, bias, with_probs)
+        return self.output(self.intermediate(hidden), hidden), probs
+
+
+class Encoder(nn.Module):
+    """A stack of `num_layers` encoder layers."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        hidden_act: str = "gelu",
+        hidden_dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            EncoderLayer(hidden_size, num_heads, intermediate_size, hidden_act, hidden_dropout, attention_dropout)
+            for _ in range(num_layers)
+        )
+
+    def forward(self, hidden: Tensor, mask: Tensor, all_layers: bool = False, with_probs: bool = False) -> EncoderOutput:
+        """hidden [B, L, H], mask bool [B, L] (True is real) -> EncoderOutput.
+
+        A masked key gets -10000 added to its score, as in the original; masked queries are computed and meaningless.
+        """
+        bias = (~mask)[:, None, None, :].to(hidden.dtype) * -10000.0
+        layers, attention = [], []
+        for layer in self.layer:
+            hidden, probs = layer(hidden, bias, with_probs)
+            layers.append(hidden)
+            attention.append(probs)
+        return EncoderOutput(layers if all_layers else layers[-1:], attention if with_probs else None)
+
+
+class Pooler(nn.Module):
+    """tanh(dense(first position)): [B, L, H] -> [B, H]."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class PredictionHeadTransform(nn.Module):
+    """dense, activation, LayerNorm: [..., H] -> [..., H]."""
+
+    def __init__(self, hidden_size: int, hidden_act: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = activation(hidden_act)
+        self.LayerNorm = layer_norm(hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden)))
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """The BERT rule for every sub-module: Normal(0, std) weights, zero biases, LayerNorm 1 and 0 (spec 02, section 3.6)."""
+    for m in module.modules():
+        if isinstance(m, nn.Linear | nn.Embedding):
+            nn.init.normal_(m.weight, std=std)
+        elif isinstance(m, nn.LayerNorm):
+            nn.init.ones_(m.weight)
+        if isinstance(m, nn.Linear | nn.LayerNorm) and m.bias is not None:
+            nn.init.zeros_(m.bias)

@@ -1,0 +1,153 @@
+"""Fast R-CNN region features: what each box shows and where it is (paper section 3.2; spec 02, section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from common.boxes import coordinate_embedding
+from common.nn.resnet import ResNetC4, build_c5, freeze
+
+FEATURE_DIM = 2048  # of a region's appearance, and of its coordinate embedding
+NUM_CLASSES = 81  # COCO categories and background
+CLASS_EMBEDDING_DIM = 128
+ROI_SIZE = 14
+STRIDE = 16
+
+
+class RegionOutput(NamedTuple):
+    """reps: [B, R, D] region embeddings, raw: [B, R, 2048] appearance features; zero where the box mask is False.
+    class_logits [K, 81], class_labels [K], class_loss: of the regulariser, None without it."""
+
+    reps: Tensor
+    raw: Tensor
+    class_logits: Tensor | None = None
+    class_labels: Tensor | None = None
+    class_loss: Tensor | None = None
+
+
+class FastRCNN(nn.Module):
+    """Region feature extractor, end to end from pixels or on precomputed features.
+
+    num_layers: ResNet depth 50, 101 or 152. dilated_c5, stride_in_1x1: variants of the RoI head and of the bottlenecks.
+    frozen_bn: batch norms use running statistics and do not train. frozen_stages: 1 is the stem, 2..4 layer1..layer3, 5 the
+    RoI head. precomputed: no CNN; `features` come with the batch. final_dim: width D of a region embedding.
+    semantic: concatenate an embedding of the box's class. class_regulariser: predict that class from the CNN feature.
+    State-dict keys are the original's; the RoI head is listed under two names (spec 02, section 10.3).
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 101,
+        dilated_c5: bool = True,
+        stride_in_1x1: bool = True,
+        frozen_bn: bool = True,
+        frozen_stages: Sequence[int] = (1, 2),
+        precomputed: bool = False,
+        final_dim: int = 768,
+        semantic: bool = False,
+        class_regulariser: bool = False,
+    ) -> None:
+        super().__init__()
+        self.precomputed = precomputed
+        if not precomputed:
+            self.backbone = ResNetC4(num_layers, stride_in_1x1, frozen_bn)
+        self.object_embed = nn.Embedding(NUM_CLASSES, CLASS_EMBEDDING_DIM) if semantic else None
+        self.regularizing_predictor: nn.Linear | None = None
+        if not precomputed:
+            self.roi_head_feature_extractor = build_c5(dilated_c5, stride_in_1x1, frozen_bn)
+            pool = nn.AvgPool2d(ROI_SIZE if dilated_c5 else ROI_SIZE // 2, stride=1)
+            self.head = nn.Sequential(self.roi_head_feature_extractor, pool, nn.Flatten())
+            if class_regulariser:
+                self.regularizing_predictor = nn.Linear(FEATURE_DIM, NUM_CLASSES)
+            for stage in frozen_stages:
+                freeze([self.roi_head_feature_extractor] if stage == 5 else self.backbone.stage(stage))
+        in_dim = 2 * FEATURE_DIM + (CLASS_EMBEDDING_DIM if semantic else 0)
+        self.obj_downsample = nn.Sequential(nn.Dropout(0.1), nn.Linear(in_dim, final_dim), nn.ReLU())
+
+    def forward(
+        self,
+        images: Tensor | None,
+        boxes: Tensor,
+        box_mask: Tensor,
+        im_info: Tensor,
+        features: Tensor | None = None,
+        classes: Tensor | None = None,
+        box_masks: Tensor | None = None,
+        masked: Tensor | None = None,
+        mask_feature: Tensor | None = None,
+    ) -> RegionOutput:
+        """Embed regions.
+
+        images: [B, 3, h, w] normalised, None in precomputed mode. boxes: [B, R, 4] xyxy in pixels of the resized image.
+        box_mask: bool [B, R]. im_info: [B, >= 2], width and height of the resized image. features: [B, R, 2048], precomputed.
+        classes: [B, R] class of each box. box_masks: [B, R, S, S] instance masks on the RoI head's output.
+        masked: bool [B, R], regions whose appearance is replaced by mask_feature [2048].
+        Raises ValueError where an input that the configuration needs is missing.
+        """
+        labels = classes[box_mask].long() if classes is not None else None
+        raw = self._appearance(images, boxes, box_mask, features, box_masks)  # (K, 2048)
+        logits, loss = None, None
+        if self.regularizing_predictor is not None:
+            if labels is None:
+                raise ValueError("NETWORK.ENABLE_CNN_REG_LOSS needs the class of each box, and this task has none")
+            logits = self.regularizing_predictor(raw)
+            loss = F.cross_entropy(logits.float(), labels)
+        if masked is not None and mask_feature is not None:
+            raw = torch.where(masked[box_mask][:, None], mask_feature.to(raw.dtype), raw)
+        content = raw
+        if self.object_embed is not None:
+            if labels is None:
+                raise ValueError("NETWORK.IMAGE_SEMANTIC needs the class of each box, and this task has none")
+            content = torch.cat([raw, self.object_embed(labels).to(raw.dtype)], dim=1)
+        sizes = im_info[:, None, :2].expand(-1, boxes.shape[1], -1)[box_mask]
+        place = coordinate_embedding(boxes[box_mask], sizes).flatten(1)
+        reps = self.obj_downsample(torch.cat([place.to(content.dtype), content], dim=1))
+        return RegionOutput(_scatter(reps, box_mask), _scatter(raw, box_mask), logits, labels, loss)
+
+    def region_features(
+        self, images: Tensor, boxes: Tensor, box_mask: Tensor, box_masks: Tensor | None = None
+    ) -> Tensor:
+        """Appearance features of the K real boxes, row-major: -> [K, 2048]. Arguments as in forward."""
+        if not box_mask.any():
+            raise ValueError("no real box in the batch")
+        grid = roi_align_features(self.backbone(images), boxes, box_mask)
+        grid = self.roi_head_feature_extractor(grid.to(images.dtype))
+        if box_masks is not None:
+            grid = grid * box_masks[box_mask][:, None].to(grid.dtype)
+        return self.head[2](self.head[1](grid))
+
+    def _appearance(
+        self, images: Tensor | None, boxes: Tensor, box_mask: Tensor, features: Tensor | None, box_masks: Tensor | None
+    ) -> Tensor:
+        if self.precomputed:
+            if features is None:
+                raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is true but the batch has no region features")
+            return features[box_mask]
+        if images is None:
+            raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false but the batch has no images")
+        return self.region_features(images, boxes, box_mask, box_masks)
+
+
+def roi_align_features(feature_map: Tensor, boxes: Tensor, box_mask: Tensor) -> Tensor:
+    """RoIAlign of the real boxes in float32: [B, 1024, h/16, w/16], [B, R, 4] in image pixels -> [K, 1024, 14, 14].
+
+    One sample a bin, no half-pixel shift, sides of at least one cell: the convention the weights were trained with
+    (spec 02, section 6.4).
+    """
+    image_index = box_mask.nonzero()[:, :1]
+    with torch.autocast(feature_map.device.type, enabled=False):
+        rois = torch.cat([image_index.float(), boxes[box_mask].float()], dim=1)
+        return roi_align(feature_map.float(), rois, ROI_SIZE, 1.0 / STRIDE, sampling_ratio=1, aligned=False)
+
+
+def _scatter(rows: Tensor, mask: Tensor) -> Tensor:
+    """Rows [K, F] of the True slots of mask [B, R] -> [B, R, F], zero elsewhere."""
+    out = rows.new_zeros(*mask.shape, rows.shape[-1])
+    out[mask] = rows
+    return out

@@ -1,0 +1,125 @@
+"""Number formats of a training step: fp32, or autocast to bf16 or fp16 over fp32 weights; the loss scale of fp16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DYNAMIC_START = 2.0**16  # as apex starts a dynamic scale
+
+
+def resolve_precision(cfg: Any) -> str:
+    """The precision a config asks for: TRAIN.PRECISION, or what TRAIN.FP16 of the original means when that is empty."""
+    name = cfg.TRAIN.PRECISION or ("fp16" if cfg.TRAIN.FP16 else "fp32")
+    _check_name(name)
+    return name
+
+
+class Precision:
+    """How forward, backward and optimizer step treat number formats.
+
+    One update is: `with autocast()` around each forward, `backward(loss)` for each micro step, then
+    `unscale(optimizer)` before clipping, then `step(optimizer)`.
+
+    name: fp32, bf16 or fp16.
+    loss_scale: of fp16 only. A number stays what it is; "dynamic" halves on overflow and doubles after 2000 good steps.
+    scale_range: smallest and largest value of a dynamic scale.
+    Raises ValueError where the device cannot compute in that format.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: torch.device | str,
+        loss_scale: float | str = "dynamic",
+        scale_range: tuple[float, float] = (1.0, 2.0**24),
+    ) -> None:
+        _check_name(name)
+        self.name = name
+        self.device = torch.device(device)
+        _check_device(name, self.device)
+        if isinstance(loss_scale, str) and loss_scale != "dynamic":
+            raise ValueError(f'loss scale is a number or "dynamic", not {loss_scale!r}')
+        low, high = scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range wants 0 < smallest <= largest, not {scale_range}")
+        self.scale_range = (low, high)
+        self.static_scale = None if isinstance(loss_scale, str) else float(loss_scale)
+        start = min(max(DYNAMIC_START, low), high) if self.static_scale is None else self.static_scale
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=start) if name == "fp16" else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+    def autocast(self) -> AbstractContextManager:
+        """Context of a forward."""
+        return nullcontext() if self.name == "fp32" else torch.autocast(self.device.type, self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of the (scaled) loss."""
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        loss.backward()
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Divide the scale out of the gradients, once before they are clipped or read."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: Optimizer) -> bool:
+        """One optimizer step; False when fp16 overflowed and the step was left out."""
+        if self.scaler is None:
+            optimizer.step()
+            return True
+        stepped: list[bool] = []
+        hook = optimizer.register_step_post_hook(lambda *_: stepped.append(True))
+        self.scaler.step(optimizer)  # skips a step with non-finite gradients, but does not say so
+        hook.remove()
+        self._update_scale(self.scaler)
+        return bool(stepped)
+
+    def scale(self) -> float:
+        """The loss scale now; 1 without fp16. Waits for the device."""
+        return self.scaler.get_scale() if self.scaler is not None else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "scaler": self.scaler.state_dict() if self.scaler is not None else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a saved dynamic scale. A static scale is the config's; a state of another format has none."""
+        saved = state["scaler"]
+        if self.scaler is None or self.static_scale is not None or saved is None:
+            return
+        low, high = self.scale_range
+        self.scaler.load_state_dict({**saved, "scale": min(max(saved["scale"], low), high)})
+
+    def _update_scale(self, scaler: torch.amp.GradScaler) -> None:
+        scaler.update()
+        if self.static_scale is not None:
+            scaler.update(self.static_scale)
+        else:
+            now = scaler.scale(torch.ones((), device=self.device))  # the scale as a tensor, without waiting for it
+            scaler.update(now.clamp(*self.scale_range))
+
+
+def _check_name(name: str) -> None:
+    if name not in DTYPES:
+        raise ValueError(f"precision {name!r} is not one of {', '.join(DTYPES)} (TRAIN.PRECISION)")
+
+
+def _check_device(name: str, device: torch.device) -> None:
+    """Raise ValueError when `device` does not compute in the format."""
+    if name == "fp32":
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"precision {name} needs a CPU or CUDA device, this run has {device.type}: use fp32")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"precision {name} was asked for on {device}, but no CUDA device is available")
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"{torch.cuda.get_device_name(device)} does not compute in bf16: use fp16 or fp32")

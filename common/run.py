@@ -1,0 +1,227 @@
+"""Runs from a config: put the parts together, then train, test or evaluate. Used by the command line and by the demos."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import checkpoint, distributed
+from common.data.dataset import TaskDataset
+from common.data.loader import BatchLoader, build_loader
+from common.evaluator import evaluate
+from common.log import RunWriter, setup_logging
+from common.optim import RunPlan, build_optimizer, build_schedule
+from common.precision import Precision, resolve_precision
+from common.pretrained import load_initial_weights
+from common.task import Record, Task
+from common.trainer import Trainer, TrainerSettings
+
+log = logging.getLogger(__name__)
+
+
+def run_training(
+    task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True
+) -> Path:
+    """Train by a config, resuming where TRAIN.RESUME or AUTO_RESUME says so. Returns the folder of the run.
+
+    Raises what its parts raise for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
+    """
+    torch.backends.cudnn.enabled = cudnn
+    device = pick_device(cfg)
+    distributed.init_from_env(cuda=device.type == "cuda")
+    folder = train_folder(cfg, cfg_path)
+    setup_logging(folder / f"{cfg_path.stem}.log")
+    base_seed = seed_everything(cfg.RNG_SEED)
+    if distributed.is_main():
+        keep_config(cfg, cfg_path, folder)
+
+    train_set, val_set = task.build_dataset(cfg, "train"), task.build_dataset(cfg, "val")
+    place = {"rank": distributed.rank(), "world": distributed.world_size(), "cuda": device.type == "cuda"}
+    loader = build_loader(train_set, cfg, "train", base_seed, **place)
+    val_loader = build_loader(val_set, cfg, "val", base_seed, **place)
+    plan = RunPlan.from_config(cfg, distributed.world_size(), len(loader))
+    precision = build_precision(task, cfg, device)
+
+    model = task.build_model(cfg)
+    load_initial_weights(model, cfg, task.adapt_pretrained(cfg))
+    task.after_loading(model, train_set, cfg)
+    model.to(device)
+    log.info("%s on %s in %s; %d train and %d val samples", model_size(model), device, precision.name, len(train_set), len(val_set))
+    log.info("%s", plan.describe())
+
+    optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
+    val_metrics = task.build_metrics(cfg, False)
+    writer = RunWriter(folder, Path(log_dir) if log_dir else None)
+    trainer = Trainer(
+        model=model,
+        optimizer=optimizer,
+        schedule=build_schedule(cfg.TRAIN, len(loader)),
+        precision=precision,
+        loader=loader,
+        metrics=task.build_metrics(cfg, True),
+        device=device,
+        settings=trainer_settings(cfg, plan, task.main_metric),
+        directory=folder,
+        prefix=cfg.MODEL_PREFIX,
+        validate=lambda stop: evaluate(
+            model, val_loader, device, precision, val_metrics, should_stop=stop, title="validate"
+        )[0],
+        writer=writer,
+        config=cfg.to_dict(),
+    )
+    try:
+        resume(trainer, cfg)
+        trainer.fit()
+    finally:
+        writer.close()
+    return folder
+
+
+def trainer_settings(cfg: Any, plan: RunPlan, main_metric: str) -> TrainerSettings:
+    return TrainerSettings(
+        begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
+        end_epoch=cfg.TRAIN.END_EPOCH,
+        accumulate=plan.accumulation,
+        clip_norm=cfg.TRAIN.CLIP_GRAD_NORM,
+        nonfinite=cfg.TRAIN.NONFINITE,
+        log_every=cfg.LOG_FREQUENT,
+        validate_every=cfg.VAL_FREQUENT,
+        save_every=cfg.CHECKPOINT_FREQUENT,
+        save_updates=cfg.CHECKPOINT_STEPS,
+        max_updates=cfg.TRAIN.MAX_STEPS,
+        main_metric=main_metric,
+    )
+
+
+def resume(trainer: Trainer, cfg: Any) -> None:
+    """Load the checkpoint to go on from: the epoch before BEGIN_EPOCH with RESUME, the furthest one with AUTO_RESUME."""
+    begin = cfg.TRAIN.BEGIN_EPOCH
+    if cfg.TRAIN.RESUME:
+        path = checkpoint.epoch_path(trainer.directory, trainer.prefix, begin - 1)
+        content = checkpoint.load_file(path)
+    elif cfg.TRAIN.AUTO_RESUME:
+        found = checkpoint.find_resume(trainer.directory, trainer.prefix, begin, cfg.TRAIN.END_EPOCH)
+        if found is None:
+            return
+        path, content = found
+    else:
+        return
+    trainer.load_state_dict(content, str(path), checkpoint.epoch_of(path, trainer.prefix))
+    at = trainer.position
+    log.info("going on from %s at epoch %d, batch %d", path, at.epoch, at.batch)
+
+
+# ---------------------------------------------------------------------------------------------- testing
+
+
+@dataclass
+class Loaded:
+    """A trained model ready to run. source: the checkpoint file."""
+
+    model: nn.Module
+    device: torch.device
+    precision: Precision
+    source: Path
+
+
+def load_trained(task: Task, cfg: Any, cfg_path: Path, ckpt: Path | None = None) -> Loaded:
+    """The model of a config with the weights of `ckpt`, by default the best checkpoint of the config's training run."""
+    source = ckpt or checkpoint.best_path(train_folder(cfg, cfg_path), cfg.MODEL_PREFIX)
+    state = checkpoint.load_file(source)
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise checkpoint.CheckpointError(f"checkpoint {source}: has no state_dict")
+    device = pick_device(cfg)
+    model = task.build_model(cfg)
+    checkpoint.load_model(model, state["state_dict"], str(source))
+    return Loaded(model.to(device).eval(), device, build_precision(task, cfg, device), source)
+
+
+def predict(task: Task, cfg: Any, loaded: Loaded, split: str) -> tuple[list[Record], Any]:
+    """Records of every sample of "val" or "test" in the order of the dataset, and the dataset."""
+    dataset: TaskDataset = task.build_dataset(cfg, split)
+    loader: BatchLoader = build_loader(dataset, cfg, split, cuda=loaded.device.type == "cuda")
+    to_records: Callable[..., list[Record]] = lambda output, batch: task.to_records(output, batch, dataset)  # noqa: E731
+    _, records = evaluate(
+        loaded.model, loader, loaded.device, loaded.precision, to_records=to_records, title=f"predict {split}"
+    )
+    return records, dataset
+
+
+def run_test(
+    task: Task,
+    cfg: Any,
+    cfg_path: Path,
+    checkpoint: Path | None = None,
+    result_path: Path | None = None,
+    result_name: str | None = None,
+) -> Path:
+    """Write the result file of DATASET.TEST_IMAGE_SET and return its path."""
+    loaded = load_trained(task, cfg, cfg_path, checkpoint)
+    records, dataset = predict(task, cfg, loaded, "test")
+    folder = result_path or Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{cfg.DATASET.TEST_IMAGE_SET}_test"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / task.result_name(cfg, result_name or cfg_path.stem)
+    task.write_results(records, dataset, path)
+    log.info("%d results of %s in %s", len(records), loaded.source, path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- parts of both
+
+
+def pick_device(cfg: Any) -> torch.device:
+    """DEVICE auto is this process's GPU where there is one. Raises ValueError for cuda without one."""
+    if cfg.DEVICE == "cpu" or (cfg.DEVICE == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("DEVICE cuda: PyTorch finds no CUDA device")
+    if distributed.local_rank() or not cfg.GPUS:
+        return torch.device("cuda", distributed.local_rank())
+    return torch.device("cuda", int(str(cfg.GPUS).split(",")[0]) % torch.cuda.device_count())
+
+
+def build_precision(task: Task, cfg: Any, device: torch.device) -> Precision:
+    low, high = task.loss_scale_range
+    return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
+
+
+def seed_everything(seed: int) -> int:
+    """Seed Python, NumPy and torch; a seed below 0 draws one. Returns the seed of the samples, the same on every rank."""
+    if seed < 0:
+        seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31))
+    # Ranks draw different dropout masks; initial weights are made equal when the model is wrapped.
+    local = seed + distributed.rank()
+    random.seed(local)
+    np.random.seed(local % 2**32)
+    torch.manual_seed(local)
+    return seed
+
+
+def train_folder(cfg: Any, cfg_path: Path) -> Path:
+    """OUTPUT_PATH/<yaml stem>/<image set>_train (spec 03, section 10)."""
+    dataset = cfg.DATASET[0] if isinstance(cfg.DATASET, list | tuple) else cfg.DATASET
+    return Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{dataset.TRAIN_IMAGE_SET}_train"
+
+
+def keep_config(cfg: Any, cfg_path: Path, folder: Path) -> None:
+    """The YAML as it was given, and the complete config it led to."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / cfg_path.name).write_bytes(cfg_path.read_bytes())
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def model_size(model: nn.Module) -> str:
+    """ "12.3 M parameters, 10.1 M trained" """
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained"

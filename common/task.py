@@ -1,0 +1,63 @@
+"""What a task is: the parts that the shared command line, trainer and evaluator work with."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # heavy imports would slow down `--help`
+    from torch import nn
+
+    from common.data.batch import Batch, ModelOutput
+    from common.data.dataset import TaskDataset
+    from common.metrics import MetricGroup
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. Functions that take `cfg` get the complete, frozen config.
+
+    name: the folder of the task, and of its keys in common/config_keys.py.
+    modules: value of the key MODULE -> builder of the module (random weights, no file read).
+    build_dataset: (cfg, "train" | "val" | "test") -> dataset. Datasets of "test" carry no targets.
+    build_metrics: (cfg, training) -> metrics. main_metric: the one that chooses the best checkpoint; larger is better.
+    to_records: one JSON-able dict with an "id" for every sample of a batch, from the model's output.
+    write_results: (records, dataset, path) -> the result file in the benchmark's format, records in dataset order.
+    result_name: (cfg, config stem or --result-name) -> file name of the results.
+    adapt_pretrained: (cfg) -> the task's own change of a renamed checkpoint before PARTIAL_PRETRAIN loads it, or None.
+    after_loading: (model, dataset, cfg), once at the start of training, after all weights were loaded.
+    loss_scale_range: smallest and largest dynamic fp16 loss scale (spec 03, section 6).
+    """
+
+    name: str
+    modules: dict[str, Callable[[Any], nn.Module]]
+    build_dataset: Callable[[Any, str], TaskDataset]
+    build_metrics: Callable[[Any, bool], MetricGroup]
+    main_metric: str
+    to_records: Callable[[ModelOutput, Batch, Any], list[Record]]
+    write_results: Callable[[Sequence[Record], Any, Path], None]
+    result_name: Callable[[Any, str], str]
+    adapt_pretrained: Callable[[Any], Callable[[dict[str, Any]], dict[str, Any]] | None] = lambda cfg: None
+    after_loading: Callable[[Any, Any, Any], None] = lambda model, dataset, cfg: None
+    loss_scale_range: tuple[float, float | None] = (1.0, None)
+
+    def build_model(self, cfg: Any) -> nn.Module:
+        """The module that MODULE names. Raises ValueError with the names there are."""
+        if cfg.MODULE not in self.modules:
+            raise ValueError(f"MODULE {cfg.MODULE!r}: {self.name} has {', '.join(self.modules)}")
+        return self.modules[cfg.MODULE](cfg)
+
+
+def load_task(name: str) -> Task:
+    """The task of the folder `name`. Raises ValueError when there is none."""
+    try:
+        return importlib.import_module(f"{name}.task").TASK
+    except ModuleNotFoundError as error:
+        if error.name not in (name, f"{name}.task"):
+            raise
+        raise ValueError(f"task {name!r}: there is no {name}/task.py") from error

@@ -1,0 +1,159 @@
+"""A sheet of pictures with words under them, as one image: what a model was asked, what it said, what was right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+
+WHITE, INK, GREY = (255, 255, 255), (32, 33, 36), (95, 99, 104)
+GREEN, RED, FRAME = (30, 142, 62), (217, 48, 37), (218, 220, 224)
+MARGIN, GAP, BORDER, BADGE_SIZE = 24, 24, 3, 22
+TITLE_SIZE, LINE_SIZE, LABEL_SIZE = 17, 15, 13
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box to draw over the picture, xyxy in pixels of the picture as given, with an optional label."""
+
+    box: tuple[float, float, float, float]
+    label: str = ""
+    color: Color = GREEN
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of the sheet.
+
+    title is set larger, lines below it one under the other; both wrap. correct gives a green frame and tick or a red
+    frame and cross; None gives neither. marks are drawn over the picture.
+    """
+
+    image: Image.Image | Path | str
+    title: str
+    lines: Sequence[str] = ()
+    correct: bool | None = None
+    marks: Sequence[Mark] = ()
+
+
+def contact_sheet(tiles: Sequence[Tile], columns: int = 4, tile_width: int = 260) -> Image.Image:
+    """The tiles in rows of `columns`, each picture scaled to fit a square of `tile_width` pixels.
+
+    Raises ValueError when there are no tiles.
+    """
+    if not tiles:
+        raise ValueError("a contact sheet needs at least one tile")
+    columns = min(columns, len(tiles))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    drawn_rows = [_draw_row(row, tile_width) for row in rows]
+    heights = [max(tile.height for tile in row) for row in drawn_rows]
+    width = 2 * MARGIN + columns * tile_width + (columns - 1) * GAP
+    sheet = Image.new("RGB", (width, 2 * MARGIN + sum(heights) + (len(rows) - 1) * GAP), WHITE)
+    y = MARGIN
+    for row, height in zip(drawn_rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (MARGIN + column * (tile_width + GAP), y))
+        y += height + GAP
+    return sheet
+
+
+def _draw_row(row: Sequence[Tile], width: int) -> list[Image.Image]:
+    """The tiles of one row; their pictures end on one line, and the words begin on one."""
+    pictures = [_fit(_open(tile.image), tile.marks, width) for tile in row]
+    frame_height = max(picture.height for picture in pictures)
+    return [_draw_tile(tile, picture, width, frame_height) for tile, picture in zip(row, pictures, strict=True)]
+
+
+def _draw_tile(tile: Tile, picture: Image.Image, width: int, frame_height: int) -> Image.Image:
+    indent = 0 if tile.correct is None else BADGE_SIZE + 8
+    title = _wrap(tile.title, _font(TITLE_SIZE), width - indent)
+    lines = [part for line in tile.lines for part in _wrap(line, _font(LINE_SIZE), width - indent)]
+    title_step, line_step = TITLE_SIZE + 5, LINE_SIZE + 5
+    top = frame_height + 10
+    lines_top = top + len(title) * title_step + 2
+    image = Image.new("RGB", (width, lines_top + len(lines) * line_step), WHITE)
+    draw = ImageDraw.Draw(image)
+    y = frame_height - picture.height
+    image.paste(picture, (0, y))
+    color = FRAME if tile.correct is None else GREEN if tile.correct else RED
+    border = 1 if tile.correct is None else BORDER
+    draw.rectangle((0, y, picture.width - 1, frame_height - 1), outline=color, width=border)
+    if tile.correct is not None:
+        badge = _badge(tile.correct)
+        image.paste(badge, (0, top), badge)
+    for i, part in enumerate(title):
+        draw.text((indent, top + i * title_step), part, INK, _font(TITLE_SIZE))
+    for i, part in enumerate(lines):
+        draw.text((indent, lines_top + i * line_step), part, GREY, _font(LINE_SIZE))
+    return image
+
+
+def _fit(picture: Image.Image, marks: Sequence[Mark], width: int) -> Image.Image:
+    """The picture scaled to fit a square of `width`, with its marks drawn at the final size, where lines stay sharp."""
+    scale = width / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    font = _font(LABEL_SIZE)
+    for mark in marks:
+        x1, y1, x2, y2 = (value * scale for value in mark.box)
+        draw.rectangle((x1, y1, x2, y2), outline=mark.color, width=2)
+        if mark.label:
+            label_width, label_height = font.getlength(mark.label) + 8, LABEL_SIZE + 5
+            left = max(0, min(x1, picture.width - label_width))
+            top = y1 - label_height if y1 >= label_height else y1  # inside the box when there is no room above
+            draw.rectangle((left, top, left + label_width, top + label_height), fill=mark.color)
+            draw.text((left + 4, top + label_height / 2), mark.label, WHITE, font, anchor="lm")
+    return picture
+
+
+@lru_cache(maxsize=2)
+def _badge(correct: bool) -> Image.Image:
+    """A round tick or cross with a transparent surround, drawn large and reduced for smooth edges."""
+    scale = 4
+    side = BADGE_SIZE * scale
+    badge = Image.new("RGBA", (side, side), (*WHITE, 0))
+    draw = ImageDraw.Draw(badge)
+    draw.ellipse((0, 0, side - 1, side - 1), fill=GREEN if correct else RED)
+    if correct:
+        strokes = [[(0.28, 0.53), (0.44, 0.68), (0.73, 0.35)]]
+    else:
+        strokes = [[(0.33, 0.33), (0.67, 0.67)], [(0.67, 0.33), (0.33, 0.67)]]
+    for stroke in strokes:
+        draw.line([(x * side, y * side) for x, y in stroke], fill=WHITE, width=10, joint="curve")
+    return badge.reduce(scale)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels; a word too long for one line is split."""
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(candidate) <= width:
+            lines[-1] = candidate
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+def _open(image: Image.Image | Path | str) -> Image.Image:
+    """An RGB copy, so that drawing never changes the caller's picture."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    with Image.open(image) as opened:
+        return opened.convert("RGB")

@@ -1,0 +1,350 @@
+"""Region features of a folder of pictures, in the published JSON format and as a packed store.
+
+    python -m data.extract_features --images DIR --boxes coco:INSTANCES.json --weights RESNET.model --out DIR [--packed]
+    python -m data.extract_features --check STORE [--images DIR] [--boxes coco:INSTANCES.json]
+    python -m data.extract_features --pack STORE --out NAME.packed [--dtype float16]
+    python -m data.extract_features --unpack NAME.packed --out DIR
+
+A run that was stopped goes on where it was: pictures whose file is there and valid are skipped. A picture that cannot
+be read is reported, left out and makes the exit code 1. `<out>.info.json` records the settings and the outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from common.boxes import clip_boxes
+from common.data.images import ImageError, load_image
+from common.data.regions import (
+    DTYPES,
+    JsonRegions,
+    RegionError,
+    Regions,
+    check,
+    check_shapes,
+    open_regions,
+    pack,
+    save_regions,
+    unpack,
+)
+from common.data.transforms import normalise, resize_boxes, resize_ratios, resize_size, to_tensor
+from common.nn.fast_rcnn import FastRCNN
+from common.pretrained import load_backbone
+from data.region_boxes import SOURCES, BoxSource, Picture, build_source
+
+logger = logging.getLogger(__name__)
+
+PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # BGR, of the weights that all shipped configurations use
+PIXEL_STDS = (1.0, 1.0, 1.0)
+
+Encode = Callable[[Sequence[Image.Image], Sequence[Tensor]], list[Tensor]]
+
+
+class RegionEncoder:
+    """Pictures and boxes to RoI features, on the resized picture that training would see.
+
+    scales: shorter and longest side in pixels. precision: torch.float32, or torch.bfloat16 for autocast.
+    """
+
+    def __init__(
+        self, model: FastRCNN, scales: tuple[int, int], device: str, precision: torch.dtype = torch.float32
+    ) -> None:
+        self._model = model.to(device).eval()
+        self._scales = scales
+        self._device = torch.device(device)
+        self._precision = precision
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[Tensor]:
+        """images: RGB. boxes: [R_i, 4] of each, xyxy in its own pixels. -> float32 [R_i, 2048] of each, on the CPU.
+
+        With several pictures the smaller ones are zero-padded, which changes features near their right and bottom edge
+        a little, as it does in training.
+        """
+        resized = [self._resize(image, rows) for image, rows in zip(images, boxes, strict=True)]
+        height = max(pixels.shape[1] for pixels, _ in resized)
+        width = max(pixels.shape[2] for pixels, _ in resized)
+        batch = torch.zeros(len(resized), 3, height, width)
+        for row, (pixels, _) in zip(batch, resized, strict=True):
+            row[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+        counts = torch.tensor([len(rows) for rows in boxes])
+        padded = pad_sequence([rows for _, rows in resized], batch_first=True)  # (B, R, 4)
+        mask = torch.arange(padded.shape[1]) < counts[:, None]
+        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            features = self._model.region_features(*(t.to(self._device) for t in (batch, padded, mask)))
+        return list(features.float().cpu().split(counts.tolist()))
+
+    def _resize(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        width, height = resize_size(*image.size, *self._scales)
+        pixels = normalise(to_tensor(image.resize((width, height), Image.Resampling.BILINEAR)), PIXEL_MEANS, PIXEL_STDS)
+        scaled = resize_boxes(boxes, resize_ratios(image.size, (width, height)))
+        return pixels, clip_boxes(scaled, width, height)
+
+
+@dataclass
+class Outcome:
+    """Names of the pictures written now, found there already, and failed (with why)."""
+
+    written: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def extract(
+    pictures: Sequence[Picture],
+    source: BoxSource,
+    encode: Encode,
+    out: str | Path,
+    batch_size: int = 1,
+    workers: int = 0,
+) -> Outcome:
+    """Writes `<out>/<name>.json` for every picture that has no valid one yet.
+
+    Besides the source's boxes each file gets the feature of the whole picture (image_box_feature), and the class scores
+    that the source gives. Pictures that cannot be read or have unusable boxes end in Outcome.failed.
+    """
+    Path(out).mkdir(parents=True, exist_ok=True)
+    outcome = Outcome()
+    done = JsonRegions(out)
+    todo = []
+    for picture in pictures:
+        (outcome.skipped.append(picture.name) if _is_valid(done, picture) else todo.append(picture))
+    loader = DataLoader(_Pictures(todo), batch_size=None, num_workers=workers)
+    with tqdm(total=len(todo), unit="image", desc="features") as progress:
+        for chunk in _chunks(_with_boxes(loader, todo, source, outcome, progress), batch_size):
+            names, images, regions = zip(*chunk, strict=True)
+            features = encode(images, [torch.cat([_whole(r), r.boxes]) for r in regions])
+            for name, entry, rows in zip(names, regions, features, strict=True):
+                entry.image_feature, entry.features = rows[0], rows[1:]
+                save_regions(out, name, entry)
+                outcome.written.append(name)
+                progress.update()
+    return outcome
+
+
+class _Pictures(Dataset):
+    """The decoded pictures, or the message of why there is none: an exception would end the whole run."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Image.Image | str:
+        try:
+            return load_image(self._pictures[index].path)
+        except (ImageError, OSError) as error:
+            return str(error)
+
+
+def _with_boxes(
+    images: DataLoader, pictures: Sequence[Picture], source: BoxSource, outcome: Outcome, progress: tqdm
+) -> Iterator[tuple[str, Image.Image, Regions]]:
+    """Name, picture and regions (without features) of the good ones; the others go to outcome.failed."""
+    for picture, image in zip(pictures, images, strict=True):
+        try:
+            if isinstance(image, str):
+                raise ImageError(image)
+            regions = source.boxes(picture, image)
+            regions.width, regions.height = image.size
+            check_shapes(regions, picture.name)
+        except (ImageError, RegionError) as error:
+            progress.write(f"FAILED {picture.name}: {error}")
+            outcome.failed[picture.name] = str(error)
+            progress.update()
+        else:
+            yield picture.name, image, regions
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _whole(regions: Regions) -> Tensor:
+    assert regions.width is not None and regions.height is not None, "set when the boxes were read"
+    return torch.tensor([[0.0, 0.0, regions.width - 1, regions.height - 1]])
+
+
+def _is_valid(store: JsonRegions, picture: Picture) -> bool:
+    """Whether the picture's file is there and complete. Reads it all: an interrupted copy leaves a plausible name."""
+    try:
+        regions = store.regions(picture.name)
+    except (FileNotFoundError, RegionError):
+        return False
+    return regions.features is not None and regions.image_feature is not None
+
+
+# Command line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 all well, 1 some images failed or have problems, 2 nothing could be done."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = _parser().parse_args(argv)
+    try:
+        if args.check:
+            return run_check(args)
+        if not args.out:
+            raise ValueError("--out is missing")
+        if args.pack:
+            store = pack(open_regions(args.pack), args.out, args.dtype)
+            print(f"{args.out}: {store.meta['count']} images, {store.meta['rows']} boxes, {args.dtype}")
+            return 0
+        if args.unpack:
+            print(f"{args.out}: {len(unpack(open_regions(args.unpack), args.out).names())} files")
+            return 0
+        return run_extract(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Prints the problems of a store by image; with --images every picture must have an entry."""
+    store = open_regions(args.check)
+    pictures = build_source(args.boxes or "grid:1x1").pictures(args.images) if args.images else []
+    problems = check(
+        store,
+        [picture.name for picture in pictures] or None,
+        {picture.name: picture.size for picture in pictures if picture.size},
+    )
+    for problem in problems:
+        print(problem)
+    print(f"{store.path}: {len(pictures) or len(store.names())} images checked, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+def run_extract(args: argparse.Namespace) -> int:
+    """Extracts, prints and records the outcome; packs if asked and no picture failed."""
+    if not args.images or not args.boxes:
+        raise ValueError("--images and --boxes are needed")
+    source = build_source(args.boxes, args.min_boxes, args.max_boxes, args.threshold, args.device)
+    pictures = source.pictures(args.images)[: args.limit]
+    if not pictures:
+        raise FileNotFoundError(f"no pictures in {args.images}")
+    settings = _settings(args)
+    info_file = Path(f"{str(args.out).rstrip('/')}.info.json")
+    _check_settings(info_file, settings, args.out)
+    encode = build_encoder(args)
+    info_file.parent.mkdir(parents=True, exist_ok=True)
+    info_file.write_text(json.dumps({"settings": settings}, indent=1))
+    outcome = extract(pictures, source, encode, args.out, args.batch, args.workers)
+    info_file.write_text(json.dumps({"settings": settings, "failed": outcome.failed}, indent=1))
+    written, skipped, failed = len(outcome.written), len(outcome.skipped), len(outcome.failed)
+    print(f"{args.out}: {written} written, {skipped} already there, {failed} failed")
+    for name, message in outcome.failed.items():
+        print(f"FAILED {name}: {message}")
+    packed = f"{str(args.out).rstrip('/')}.packed"
+    if args.packed and not outcome.failed:
+        pack(JsonRegions(args.out), packed, args.dtype, settings, overwrite=True)
+    elif args.packed:
+        print("not packed because of the failures; --pack packs what is there")
+    elif outcome.written and os.path.exists(packed):
+        print(f"WARNING: {packed} is older than these files and is read in their place; --packed renews it")
+    return 1 if outcome.failed else 0
+
+
+def build_encoder(args: argparse.Namespace) -> RegionEncoder:
+    """The FastRCNN that the options describe. Raises FileNotFoundError without weights, unless --random-weights."""
+    if not args.random_weights and not (args.weights and os.path.isfile(args.weights)):
+        raise FileNotFoundError(
+            f"no ResNet weights at {args.weights}: get them (model/README.md), or try the program with --random-weights"
+        )
+    torch.manual_seed(0)  # with random weights: the same ones when a run is resumed
+    model = FastRCNN(args.layers, dilated_c5=not args.no_dilated, stride_in_1x1=not args.stride_in_3x3)
+    if args.random_weights:
+        print("WARNING: RANDOM WEIGHTS. These features mean nothing; they are for tests of the pipeline only.")
+    else:
+        load_backbone(model, args.weights)
+    return RegionEncoder(model, tuple(args.scales), args.device, getattr(torch, args.precision))
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the values of a feature, so what must not change between runs into one folder."""
+    kind, _, path = args.boxes.partition(":")
+    settings = {
+        "boxes": kind,
+        "weights": "random" if args.random_weights else _digest(args.weights),
+        "layers": args.layers,
+        "dilated_c5": not args.no_dilated,
+        "stride_in_1x1": not args.stride_in_3x3,
+        "scales": list(args.scales),
+        "precision": args.precision,
+    }
+    if kind == "detector":
+        settings["detector"] = [_digest(path), args.min_boxes, args.max_boxes, args.threshold]
+    return settings
+
+
+def _check_settings(info_file: Path, settings: dict[str, Any], out: str) -> None:
+    """Raises ValueError where `out` holds features made in another way, which a resumed run would mix with its own."""
+    if info_file.exists():
+        before = json.loads(info_file.read_text())["settings"]
+        if before != settings:
+            changed = {key: (before.get(key), value) for key, value in settings.items() if before.get(key) != value}
+            raise ValueError(f"{out} was made with other settings (was, now): {changed}; choose another --out")
+    elif os.path.isdir(out) and JsonRegions(out).names():
+        raise ValueError(f"{out} has region files but no {info_file.name}: not made here; choose another --out")
+
+
+def _digest(path: str | None) -> str | None:
+    """ "<file name> sha256:<start of the hash>", None for no file (the builders report that)."""
+    if not path or not os.path.isfile(path):
+        return None
+    return f"{os.path.basename(path)} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", metavar="STORE", help="validate a folder, zip or packed store")
+    mode.add_argument("--pack", metavar="STORE", help="convert a folder or zip of JSON to a packed store")
+    mode.add_argument("--unpack", metavar="STORE", help="convert a packed store to a folder of JSON")
+    parser.add_argument("--images", help="folder of pictures, or ARCHIVE.zip@/FOLDER")
+    parser.add_argument("--boxes", help=f"where boxes come from: {SOURCES}")
+    parser.add_argument("--out", help="folder of the JSON files, or target of --pack, --unpack")
+    parser.add_argument("--packed", action="store_true", help="also write <out>.packed at the end")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of features in a packed store")
+    parser.add_argument("--weights", help="ResNet weights, e.g. resnet101-pt-vgbua-0000.model")
+    parser.add_argument("--random-weights", action="store_true", help="do without weights; features mean nothing")
+    parser.add_argument("--layers", type=int, choices=(50, 101, 152), default=101)
+    parser.add_argument("--no-dilated", action="store_true", help="C5 with stride 2 (IMAGE_C5_DILATED false)")
+    parser.add_argument("--stride-in-3x3", action="store_true", help="IMAGE_STRIDE_IN_1x1 false")
+    parser.add_argument("--scales", type=int, nargs=2, default=(600, 1000), help="shorter, longest side in pixels")
+    parser.add_argument("--min-boxes", type=int, default=10, help="of a detector")
+    parser.add_argument("--max-boxes", type=int, default=100, help="of a detector")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least confidence of a detector's box")
+    parser.add_argument("--batch", type=int, default=1, help="pictures at a time; above 1 edges change a little")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--limit", type=int, help="only the first N pictures")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

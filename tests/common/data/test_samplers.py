@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from common.data.samplers import BatchSampler, EpochSampler, grouped_batches, sample_seed
+
+
+def permutation(length: int, epoch: int) -> list[int]:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(epoch)).tolist()
+
+
+def lists(batches: list[torch.Tensor]) -> list[list[int]]:
+    return [batch.tolist() for batch in batches]
+
+
+def test_the_default_order_is_seeded_by_the_epoch():
+    sampler = EpochSampler(10, shuffle=True)
+    assert sampler.indices(3).tolist() == permutation(10, 3)
+    assert EpochSampler(10, shuffle=True, seed=1).indices(2).tolist() == permutation(10, 3)
+    assert EpochSampler(4, shuffle=False).indices(5).tolist() == [0, 1, 2, 3]
+
+
+def test_ranks_take_contiguous_parts_of_the_wrapped_order():
+    order = permutation(10, 0)
+    parts = [EpochSampler(10, True, rank, 4).indices(0).tolist() for rank in range(4)]
+    assert sum(parts, []) == order + order[:2]
+    assert {len(part) for part in parts} == {3}
+    # A dataset smaller than the world goes round several times.
+    assert [EpochSampler(2, False, rank, 5).indices(0).tolist() for rank in range(5)] == [[0], [1], [0], [1], [0]]
+
+
+def test_evaluation_sees_each_sample_once():
+    for length in (1, 7, 8):
+        samplers = [EpochSampler(length, False, rank, 3, pad=False) for rank in range(3)]
+        assert sum((s.indices(0).tolist() for s in samplers), []) == list(range(length))
+        assert [len(s) for s in samplers] == [len(s.indices(0)) for s in samplers]
+    assert len(BatchSampler(EpochSampler(1, False, 0, 3, pad=False), 2)) == 0  # a rank without samples has no batch
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="no samples"):
+        EpochSampler(0, True)
+    with pytest.raises(ValueError, match="rank 2"):
+        EpochSampler(4, True, rank=2, world=2)
+    with pytest.raises(ValueError, match="batch size 0"):
+        BatchSampler(EpochSampler(4, True), 0)
+    with pytest.raises(ValueError, match="3 group ids"):
+        BatchSampler(EpochSampler(4, True), 2, group_ids=[0, 1, 0])
+
+
+def test_groups_are_kept_apart_and_ordered_by_their_first_sample():
+    order = torch.tensor([4, 0, 1, 5, 2, 3])
+    groups = torch.tensor([0, 1, 0, 0, 1, 0])
+    assert lists(grouped_batches(order, groups, 2)) == [[4, 1], [0, 5], [2, 3]]
+    assert lists(grouped_batches(order, groups, 3)) == [[4, 1], [0, 5, 2], [3]]
+
+
+def test_with_groups_all_ranks_have_equally_many_batches():
+    groups = [0] * 7 + [1] * 4
+    single = lists(BatchSampler(EpochSampler(11, True), 2, groups).batches(1))
+    assert len(single) == 6
+    world = [BatchSampler(EpochSampler(11, True, rank, 4), 2, groups) for rank in range(4)]
+    dealt = [lists(s.batches(1)) for s in world]
+    assert [len(s) for s in world] == [2, 2, 2, 2]
+    assert [dealt[i % 4][i // 4] for i in range(8)] == single + single[:2]
+    for epoch in range(4):
+        assert {len(s.batches(epoch)) for s in world} == {len(world[0])}
+
+
+def test_iteration_goes_on_from_the_position():
+    sampler = BatchSampler(EpochSampler(10, True), 3, base_seed=5)
+    sampler.set_position(2)
+    whole = list(sampler)
+    assert [index for batch in whole for index, _ in batch] == permutation(10, 2)
+    assert all(seed == sample_seed(5, 2, index) for batch in whole for index, seed in batch)
+    sampler.set_position(2, 3)
+    assert list(sampler) == whole[3:] and len(sampler) == 4
+
+    other = BatchSampler(EpochSampler(10, True), 3, base_seed=5)
+    other.load_state_dict(sampler.state_dict())
+    assert list(other) == whole[3:]
+    with pytest.raises(ValueError, match="batch 5"):
+        sampler.set_position(0, 5)
+
+
+def test_an_iterator_keeps_the_position_it_was_made_at():
+    sampler = BatchSampler(EpochSampler(6, True), 2)
+    first = iter(sampler)
+    sampler.set_position(1)
+    assert [index for batch in first for index, _ in batch] == permutation(6, 0)
+
+
+def test_a_position_inside_other_batches_is_refused():
+    sampler = BatchSampler(EpochSampler(12, True), 3)
+    sampler.set_position(1, 2)
+    state = sampler.state_dict()
+    with pytest.raises(ValueError, match="batch_size 3 -> 4"):
+        BatchSampler(EpochSampler(12, True), 4).load_state_dict(state)
+    other = BatchSampler(EpochSampler(12, True), 4)
+    other.load_state_dict({**state, "start_batch": 0})
+    assert other.epoch == 1
+
+
+def test_sample_seeds_are_fixed_and_differ():
+    assert sample_seed(12345, 0, 0) == 12248531701917948781
+    assert sample_seed(-1, 0, 0) == sample_seed(-1, 0, 0) != sample_seed(0, 0, 0)
+    seeds = {sample_seed(b, e, i) for b in range(3) for e in range(10) for i in range(1000)}
+    assert len(seeds) == 30_000
+    assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+class Pairs(Dataset):
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_hands_the_pairs_to_the_dataset(workers):
+    sampler = BatchSampler(EpochSampler(7, True), 3, base_seed=9)
+    loader = DataLoader(Pairs(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
+    sampler.set_position(4, 1)
+    assert list(loader) == list(sampler)
+    assert len(loader) == 3

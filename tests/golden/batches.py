@@ -1,0 +1,104 @@
+"""From the reference's positional inputs to our Batch, by task.
+
+The reference assembles text inside its modules and marks padding by values; here the same is done before the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from common.data.batch import Batch
+from common.data.collate import pad_stack
+from common.data.text import join_segments
+
+CLS, SEP, MASK = 101, 102, 103  # the golden vocabulary's, as in the public one
+
+Inputs = Mapping[str, Tensor | None]
+
+
+def to_batch(task: str, t: Inputs, cfg: object) -> Batch:
+    return {"vqa": _vqa, "refcoco": _refcoco, "vcr": _vcr}[task](t, cfg)
+
+
+def _regions(t: Inputs, mask: Tensor) -> dict[str, Tensor | None]:
+    """Boxes up to the largest number of real ones, as the reference trims them."""
+    boxes = t["boxes"][:, : int(mask.sum(1).max())]
+    mask = mask[:, : boxes.shape[1]]
+    boxes = boxes.masked_fill(~mask[..., None], 0.0)
+    features = boxes[..., 4:] if boxes.shape[-1] > 6 else None
+    return {"image": t["image"], "im_info": t["im_info"], "boxes": boxes[..., :4], "box_mask": mask, "features": features}
+
+
+def _ids(t: Tensor) -> list[int | str]:
+    return list(range(len(t)))
+
+
+def _vqa(t: Inputs, cfg: object) -> Batch:
+    regions = _regions(t, t["boxes"][..., 0] > -1.5)
+    rows = [join_segments([row[row > 0].tolist(), [MASK]], CLS, SEP) for row in t["question"]]
+    return Batch(
+        ids=_ids(t["boxes"]),
+        text_ids=pad_stack([r[0] for r in rows], 0),
+        segment_ids=pad_stack([r[1] for r in rows], 0),
+        text_mask=pad_stack([torch.ones(len(r[0]), dtype=torch.bool) for r in rows], False),
+        targets={"label": t["label"]} if t.get("label") is not None else {},
+        **regions,
+    )
+
+
+def _refcoco(t: Inputs, cfg: object) -> Batch:
+    regions = _regions(t, t["boxes"][..., 0] > -1.5)
+    rows = [join_segments([row[row > 0].tolist()], CLS, SEP) for row in t["expression"]]
+    width = regions["boxes"].shape[1]
+    return Batch(
+        ids=_ids(t["boxes"]),
+        text_ids=pad_stack([r[0] for r in rows], 0),
+        segment_ids=pad_stack([r[1] for r in rows], 0),
+        text_mask=pad_stack([torch.ones(len(r[0]), dtype=torch.bool) for r in rows], False),
+        targets={"label": t["label"][:, :width]} if t.get("label") is not None else {},
+        **regions,
+    )
+
+
+def _vcr(t: Inputs, cfg: object) -> Batch:
+    boxes = t["boxes"]
+    regions = _regions(t, boxes[..., 3] > -0.5)
+    width = regions["boxes"].shape[1]
+    choices = next(t[k] for k in t if k.endswith("_choices"))
+    text = [[_vcr_row(q, c, cfg) for c in cs] for q, cs in zip(t["question"], choices, strict=True)]
+
+    def field(i: int) -> Tensor:
+        return pad_stack([[row[i] for row in rows] for rows in text], 0)
+
+    label = next((t[k] for k in t if k.endswith("_label") and t[k] is not None), None)
+    masks = t["masks"]
+    return Batch(
+        ids=_ids(boxes),
+        text_ids=field(0),
+        segment_ids=field(1),
+        text_tags=field(2),
+        text_mask=field(3).bool(),
+        box_classes=boxes[:, :width, 5].clamp(min=0).long(),
+        box_masks=None if masks is None else masks[:, :width].clamp(min=0),
+        targets={"label": label} if label is not None else {},
+        **(regions | {"features": None}),
+    )
+
+
+def _vcr_row(query: Tensor, choice: Tensor, cfg: object) -> tuple[list[int], list[int], list[int], list[int]]:
+    """ids, segments, tags, mask of one query with one choice."""
+    network = cfg.NETWORK  # type: ignore[attr-defined]
+    q, c = query[query[:, 0] > 0.5], choice[choice[:, 0] > 0.5]
+    parts = [c, q] if network.ANSWER_FIRST else [q, c]
+    if network.QA_ONE_SENT:
+        parts = [torch.cat(parts)]
+
+    def column(i: int) -> Sequence[list[int]]:
+        return [p[:, i].tolist() for p in parts]
+
+    ids, segments = join_segments(column(0), CLS, SEP)
+    tags, _ = join_segments(column(1), 0, 0)
+    return ids, segments, tags, [1] * len(ids)

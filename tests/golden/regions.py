@@ -1,0 +1,83 @@
+"""Group C: the region feature extractor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.build import build_region_encoder
+from common.nn.fast_rcnn import FastRCNN, RegionOutput
+from tests.golden.core import Case, Report, fill_weights
+from tests.golden.models import case_config, check_gradients, without_dropout
+
+ATOL = 2e-5
+ATOL_RAW = 1e-4  # of the feature map and the pooled features
+
+
+def run(case: Case, report: Report) -> None:
+    if not case.json["average_pool"]:
+        raise ValueError("average_pool False: no user of the extractor has it, and it gives no 2048-d feature")
+    cfg = case_config(case)
+    model = build_region_encoder(cfg, case.json["enable_cnn_reg_loss"], case.json["final_dim"])
+    fill_weights(model)
+    model.eval()
+    with torch.no_grad():
+        out = _forward(case, model)
+        _compare(case, report, "eval", out)
+        if "eval.body4" in case.arrays:
+            body = model.backbone(case.tensors()["images"])
+            report.equal("body4 shape", list(body.shape), case.json["body4_full_shape"])
+            report.close("eval.body4", body[:, :: case.json["body4_stride"]], case.array("eval.body4"), ATOL_RAW)
+    model.train()
+    without_dropout(model)
+    out = _forward(case, model)
+    _compare(case, report, "train", out)
+    loss = (out.reps * case.tensors()["proj"]).sum()
+    if out.class_loss is not None:
+        loss = loss + out.class_loss.sum()
+    report.close("train.loss", loss, case.array("train.loss"), 1e-3)
+    loss.backward()
+    check_gradients(case, report, model)
+    _compare_running_stats(case, report, model)
+
+
+def _forward(case: Case, model: FastRCNN) -> RegionOutput:
+    t = case.tensors()
+    boxes = t["boxes"]
+    masked = t.get("mvrc_ops")
+    return model(
+        t["images"],
+        boxes[..., :4],
+        t["box_mask"].bool(),
+        t["im_info"],
+        features=boxes[..., 4:] if model.precomputed else None,
+        classes=t.get("classes"),
+        box_masks=t.get("segms"),
+        masked=None if masked is None else masked == 1,
+        mask_feature=t.get("mask_visual_embed"),
+    )
+
+
+def _compare(case: Case, report: Report, mode: str, out: RegionOutput) -> None:
+    got: dict[str, Any] = {
+        "obj_reps_raw": out.raw,
+        "obj_reps": out.reps,
+        "obj_logits": out.class_logits,
+        "obj_labels": out.class_labels,
+        # The reference keeps an axis of one.
+        "cnn_regularization_loss": None if out.class_loss is None else out.class_loss.reshape(1),
+    }
+    for name, value in got.items():
+        stored = f"{mode}.{name}"
+        if stored in case.arrays:
+            report.close(stored, value, case.array(stored), ATOL_RAW if name == "obj_reps_raw" else ATOL)
+
+
+def _compare_running_stats(case: Case, report: Report, model: nn.Module) -> None:
+    state = model.state_dict()
+    for key, (total, norm) in case.json.get("running_stats_after", {}).items():
+        values = state[key].double()
+        report.close(f"{key} sum", values.sum(), total, 1e-3)
+        report.close(f"{key} norm", values.norm(), norm, 1e-4)

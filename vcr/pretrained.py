@@ -1,0 +1,34 @@
+"""How VCR changes a pretraining checkpoint before it is loaded (spec 20, section 6.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+RELATIONSHIP = "vlbert._module.relationsip_head.caption_image_relationship"
+TOKEN_TYPES = "vlbert._module.token_type_embeddings.weight"
+
+
+def adapt_pretrained(cfg: Any) -> Callable[[State], State]:
+    """LOAD_REL_HEAD: the one-logit classifier starts as the difference of the two relationship logits.
+    PARTIAL_PRETRAIN_SEGMB_INIT: the second text segment starts like the first."""
+    network = cfg.NETWORK
+
+    def adapt(state: State) -> State:
+        state = dict(state)
+        if network.LOAD_REL_HEAD and f"{RELATIONSHIP}.weight" in state:
+            for leaf in ("weight", "bias"):
+                value = state[f"{RELATIONSHIP}.{leaf}"].float()
+                state[f"final_mlp.1.{leaf}"] = value[1:2] - value[0:1]
+        if network.PARTIAL_PRETRAIN_SEGMB_INIT:
+            if TOKEN_TYPES not in state:
+                raise ValueError(f"NETWORK.PARTIAL_PRETRAIN_SEGMB_INIT: the renamed checkpoint has no {TOKEN_TYPES}")
+            types = state[TOKEN_TYPES].float().clone()
+            types[1] = types[0]
+            state[TOKEN_TYPES] = types
+        return state
+
+    return adapt

@@ -1,0 +1,151 @@
+"""VCR text: names for detections, tokens with tags, truncation (spec 20, sections 2.1 to 2.4).
+
+A mixed token is a word, or a list of detections that it refers to (0-based).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from common.data.text import BertTokenizer
+
+GENDER_NEUTRAL_NAMES = (
+    *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton"),
+    *("Kerry", "Jody", "Kendall", "Frankie", "Pat", "Quinn"),
+)
+PERSON = "person"
+MAX_TOKENS = 64  # word pieces of query and choice together, without special tokens
+
+MixedToken = str | list[int]
+
+
+class TaggedToken(NamedTuple):
+    """id: in the vocabulary. tag: row of its detection in the boxes of the sample. align: number of its word."""
+
+    id: int
+    tag: int
+    align: int
+
+
+class RelevantDetections(NamedTuple):
+    """keep: old number of each detection kept, in the order of first mention; the texts with the new numbers."""
+
+    keep: list[int]
+    question: list[MixedToken]
+    answers: list[list[MixedToken]]
+    rationales: list[list[MixedToken]] | None
+
+
+class Query(NamedTuple):
+    """Truncated texts; answer is the right answer in QA -> R, and None in Q -> A, where the answers are the choices."""
+
+    question: list[TaggedToken]
+    answer: list[TaggedToken] | None
+    choices: list[list[TaggedToken]]
+
+
+def keep_relevant_detections(
+    question: Sequence[MixedToken],
+    answers: Sequence[Sequence[MixedToken]],
+    rationales: Sequence[Sequence[MixedToken]] | None,
+) -> RelevantDetections:
+    """The detections that the texts mention, renumbered by first mention (spec 20, section 2.1).
+
+    rationales: None where they are not scanned (Q -> A). The arguments are left as they are.
+    """
+    new_number: dict[int, int] = {}
+
+    def renumber(tokens: Sequence[MixedToken]) -> list[MixedToken]:
+        return [t if isinstance(t, str) else [new_number.setdefault(o, len(new_number)) for o in t] for t in tokens]
+
+    new_question = renumber(question)
+    new_answers = [renumber(answer) for answer in answers]
+    new_rationales = None if rationales is None else [renumber(rationale) for rationale in rationales]
+    return RelevantDetections(list(new_number), new_question, new_answers, new_rationales)
+
+
+def replacement_names(objects: Sequence[str], start: int = 0) -> list[str]:
+    """What each detection is called in a text: persons get the next neutral name, the others keep their category.
+
+    start: number of the first name (any integer, names go round); the next image of a stream starts at
+    `start + objects.count("person")` (spec 20, section 2.2).
+    """
+    names, person = [], start
+    for category in objects:
+        if category == PERSON:
+            names.append(GENDER_NEUTRAL_NAMES[person % len(GENDER_NEUTRAL_NAMES)])
+            person += 1
+        else:
+            names.append(category)
+    return names
+
+
+def tokenize_with_tags(
+    tokens: Sequence[MixedToken], names: Sequence[str], tokenizer: BertTokenizer, basic_align: bool, non_object_tag: int
+) -> list[TaggedToken]:
+    """Word pieces of a mixed text (spec 20, section 2.3).
+
+    names: what each detection is called. basic_align: punctuation inside a word gets an alignment number of its own.
+    non_object_tag: the tag of words, 0 when row 0 of the boxes is the whole image, else -1; detection o has the tag
+    `non_object_tag + 1 + o`.
+    """
+    words: list[tuple[list[str], int]] = []  # pieces and tag of each word, in alignment order
+    for token in tokens:
+        if isinstance(token, str):
+            parts = tokenizer.basic_tokenize(token) if basic_align else [token]
+            words += [(tokenizer.tokenize(part), non_object_tag) for part in parts]
+            continue
+        for position, detection in enumerate(token):
+            if position:
+                words.append((["and"], non_object_tag))
+            words.append((tokenizer.tokenize(names[detection]), non_object_tag + 1 + detection))
+    return [
+        TaggedToken(piece_id, tag, align)
+        for align, (pieces, tag) in enumerate(words)
+        for piece_id in tokenizer.ids(pieces)
+    ]
+
+
+def truncate_q2a(
+    question: Sequence[TaggedToken], answers: Sequence[Sequence[TaggedToken]], limit: int = MAX_TOKENS
+) -> Query:
+    """Question and answers, cut at their ends until each pair has at most `limit` tokens (spec 20, section 2.4).
+
+    The question is shared: cut for one answer, it is cut for those after it. An answer is cut while it is longer.
+    """
+    nq, lengths = len(question), []
+    for answer in answers:
+        na = len(answer)
+        while nq + na > limit:
+            if na > nq:
+                na -= 1
+            else:
+                nq -= 1
+        lengths.append(na)
+    return Query(list(question[:nq]), None, _cut(answers, lengths))
+
+
+def truncate_qa2r(
+    question: Sequence[TaggedToken],
+    answer: Sequence[TaggedToken],
+    rationales: Sequence[Sequence[TaggedToken]],
+    limit: int = MAX_TOKENS,
+) -> Query:
+    """The same with question, right answer and each rationale; the query loses its question first, up to one token."""
+    nq, na, lengths = len(question), len(answer), []
+    for rationale in rationales:
+        nr = len(rationale)
+        while nq + na + nr > limit:
+            if nr > nq + na:
+                nr -= 1
+            elif nq > 1:
+                nq -= 1
+            else:
+                na -= 1
+        lengths.append(nr)
+    return Query(list(question[:nq]), list(answer[:na]), _cut(rationales, lengths))
+
+
+def _cut(choices: Sequence[Sequence[TaggedToken]], lengths: Sequence[int]) -> list[list[TaggedToken]]:
+    return [list(choice[:length]) for choice, length in zip(choices, lengths, strict=True)]

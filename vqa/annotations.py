@@ -1,0 +1,151 @@
+"""Questions and answers of VQA v2 from the official JSON files or from imdb files (spec 30, section 2)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+from common.data.safe_pickle import load_object_array
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Where the parts of a split lie, relative to DATASET_PATH."""
+
+    split: str  # in the names of question, annotation and imdb files
+    images: str  # image folder
+    metadata: str  # COCO JSON with the sizes of the images
+    regions: str  # prefix of the region folders
+    has_answers: bool = True
+
+    @property
+    def questions_file(self) -> str:
+        return f"vqa/v2_OpenEnded_mscoco_{self.split}_questions.json"
+
+    @property
+    def annotations_file(self) -> str:
+        return f"vqa/v2_mscoco_{self.split}_annotations.json"
+
+    @property
+    def imdb_file(self) -> str:
+        return f"vqa/vqa_imdb/imdb_{self.split}.npy"
+
+
+def _image_set(split: str, images: str) -> ImageSet:
+    test = images == "test2015"
+    metadata = f"annotations/{'image_info' if test else 'instances'}_{images}.json"
+    return ImageSet(split, images, metadata, "test2015" if test else "trainval", not test)
+
+
+IMAGE_SETS = {
+    "train2014": _image_set("train2014", "train2014"),
+    "val2014": _image_set("val2014", "val2014"),
+    "minival2014": _image_set("minival2014", "val2014"),
+    "valminusminival2014": _image_set("valminusminival2014", "val2014"),
+    "test-dev2015": _image_set("test-dev2015", "test2015"),
+    "test2015": _image_set("test2015", "test2015"),
+}
+
+# DATASET.BOXES -> suffixes of the region folders of trainval and test.
+BOX_SETS = {
+    "36": ("trainval_resnet101_faster_rcnn_genome_36", "test2015_resnet101_faster_rcnn_genome_36"),
+    "10-100ada": ("trainval2014_resnet101_faster_rcnn_genome", "test2015_resnet101_faster_rcnn_genome"),
+}
+
+
+def parse_image_sets(names: str) -> list[ImageSet]:
+    """ "train2014+val2014" -> the two sets. Raises ValueError for an unknown name."""
+    sets = []
+    for name in (part.strip() for part in names.split("+")):
+        if name not in IMAGE_SETS:
+            raise ValueError(f"image set {name!r} (in {names!r}): expected names of {', '.join(IMAGE_SETS)} joined by +")
+        sets.append(IMAGE_SETS[name])
+    return sets
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question. text: the question, or its words where an imdb file gave words. answers: raw strings, empty in test mode."""
+
+    question_id: int
+    image_id: int
+    text: str | tuple[str, ...]
+    answers: tuple[str, ...]
+    image_set: ImageSet
+
+
+def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imdb: bool = False) -> list[Question]:
+    """The questions of one split in file order.
+
+    Raises FileNotFoundError for a missing file and ValueError naming file and position where questions and annotations
+    do not belong together or an entry lacks a field.
+    """
+    if with_answers and not image_set.has_answers:
+        raise ValueError(f"image set {image_set.split}: it has no answers, so it can be used for testing only")
+    if from_imdb:
+        return _from_imdb(root / image_set.imdb_file, image_set, with_answers)
+    path = root / image_set.questions_file
+    questions = read_list(path, "questions")
+    answers: list[Any] = [()] * len(questions)
+    if with_answers:
+        answers = _paired_answers(path, questions, root / image_set.annotations_file)
+    result = []
+    for i, (q, a) in enumerate(zip(questions, answers, strict=True)):
+        try:
+            result.append(Question(int(q["question_id"]), int(q["image_id"]), q["question"], a, image_set))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: questions[{i}] needs question_id, image_id and question, got {str(q)[:120]}"
+            ) from error
+    return result
+
+
+def _paired_answers(path: Path, questions: list[Any], annotation_path: Path) -> list[tuple[str, ...]]:
+    annotations = read_list(annotation_path, "annotations")
+    if len(annotations) != len(questions):
+        raise ValueError(f"{annotation_path}: {len(annotations)} annotations for the {len(questions)} questions of {path}")
+    answers = []
+    for i, (q, a) in enumerate(zip(questions, annotations, strict=True)):
+        try:
+            if q["question_id"] != a["question_id"]:
+                raise ValueError(
+                    f"{annotation_path}: annotations[{i}] is for question {a['question_id']}, "
+                    f"questions[{i}] of {path} is {q['question_id']}"
+                )
+            answers.append(tuple(intern(x["answer"]) for x in a["answers"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{annotation_path}: annotations[{i}] needs question_id and answers[].answer, got {str(a)[:120]}"
+            ) from error
+    return answers
+
+
+def _from_imdb(path: Path, image_set: ImageSet, with_answers: bool) -> list[Question]:
+    if not path.is_file():
+        raise FileNotFoundError(f"imdb file {path}: no such file (DATASET.USE_IMDB is true)")
+    result = []
+    for i, entry in enumerate(load_object_array(path)[1:], start=1):
+        try:
+            answers = tuple(intern(str(a)) for a in entry["answers"]) if with_answers else ()
+            words = tuple(intern(str(w)) for w in entry["question_tokens"])
+            result.append(Question(int(entry["question_id"]), int(entry["image_id"]), words, answers, image_set))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: entry {i} lacks or has a wrong field: {error}") from error
+    return result
+
+
+def read_list(path: Path, key: str) -> list[Any]:
+    """The list under a top-level key of a JSON file; errors name the file, and the line where the JSON breaks."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{key} file {path}: no such file")
+    with open(path, encoding="utf-8") as f:
+        try:
+            content = json.load(f)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise ValueError(f"{path}: expected an object with a list {key!r}")
+    return content[key]

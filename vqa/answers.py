@@ -1,0 +1,91 @@
+"""The answer vocabulary of VQA v2, and the soft targets that ten annotators make."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+UNKNOWN = "<unk>"
+MARKS = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+# The official evaluation passes re.UNICODE, which is 32, where a count is expected.
+_MAX_PERIODS = 32
+
+
+def remove_punctuation(text: str) -> str:
+    """The punctuation rule of the official VQA evaluation; keeps spaces, case, apostrophes and decimal points.
+
+    A mark that stands next to a space somewhere in the text is deleted, otherwise it becomes a space; with a comma
+    between digits all marks are deleted.
+    """
+    comma = _COMMA_IN_NUMBER.search(text) is not None
+    out = text
+    for mark in MARKS:
+        deleted = comma or mark + " " in text or " " + mark in text
+        out = out.replace(mark, "" if deleted else " ")
+    return _PERIOD.sub("", out, count=_MAX_PERIODS)
+
+
+def process_punctuation(text: str) -> str:
+    """`remove_punctuation` for an entry of the vocabulary: `<unk>` stays."""
+    return text if text == UNKNOWN else remove_punctuation(text)
+
+
+class AnswerVocabulary:
+    """Answers by index. Of equal entries the first is found; the later ones keep their index and are never a target.
+
+    Raises ValueError without the entry `<unk>`.
+    """
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self.answers = list(answers)
+        self._index: dict[str, int] = {}
+        for i, answer in enumerate(self.answers):
+            self._index.setdefault(answer, i)
+        if UNKNOWN not in self._index:
+            raise ValueError(f"the answer vocabulary ({len(self.answers)} entries) has no entry {UNKNOWN}")
+        self.unk_index = self._index[UNKNOWN]
+
+    @classmethod
+    def load(cls, path: str | Path, processed: bool = True) -> AnswerVocabulary:
+        """Read one answer a line, lower-cased and stripped, empty lines dropped.
+
+        processed: put the answers through `process_punctuation` (all but the imdb data do); the annotators' answers
+        that are looked up never are.
+        """
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").lower().split("\n")]
+        answers = [line for line in lines if line]
+        try:
+            return cls([process_punctuation(answer) for answer in answers] if processed else answers)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, index: int) -> str:
+        return self.answers[index]
+
+    def index(self, answer: str) -> int:
+        """Index of an answer, that of `<unk>` when it is not there."""
+        return self._index.get(answer, self.unk_index)
+
+
+def soft_target(answers: Sequence[str], vocabulary: AnswerVocabulary) -> Tensor:
+    """float32 [len(vocabulary)]: the accuracy of each answer given, over the subsets that leave one annotator out.
+
+    Answers outside the vocabulary count as annotators, but `<unk>` itself is never a target.
+    """
+    n = len(answers)
+    target = torch.zeros(len(vocabulary))
+    for i, count in Counter(vocabulary.index(answer) for answer in answers).items():
+        if i != vocabulary.unk_index:
+            left_out, kept = min(1.0, (count - 1) / 3), min(1.0, count / 3)
+            target[i] = (count * left_out + (n - count) * kept) / n
+    return target

@@ -1,0 +1,186 @@
+"""VQA v2 samples: a question about an image and its regions (spec 30, section 5)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.boxes import clip_boxes
+from common.data.batch import Sample
+from common.data.dataset import TaskDataset
+from common.data.images import load_image
+from common.data.regions import Regions, open_regions
+from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
+from common.data.transforms import Transform
+from vqa.annotations import BOX_SETS, ImageSet, Question, load_questions, parse_image_sets, read_list
+from vqa.answers import AnswerVocabulary, soft_target
+
+# Positions that a question cannot have: [CLS], [SEP], [MASK], [SEP], the regions' and END's.
+RESERVED_POSITIONS = 6
+
+
+class VQADataset(TaskDataset):
+    """Questions of one or several image sets.
+
+    root: DATASET_PATH. precomputed: region features from files instead of images. with_answers: soft targets too.
+    region_path: folder, zip or packed store of the region files; None for the folder that BOXES names.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        image_sets: str,
+        vocabulary: AnswerVocabulary,
+        tokenizer: BertTokenizer,
+        transform: Transform,
+        with_answers: bool = True,
+        precomputed: bool = True,
+        boxes: str = "36",
+        region_path: str | None = None,
+        image_box: bool = True,
+        zip_mode: bool = False,
+        from_imdb: bool = False,
+        max_positions: int = 512,
+    ) -> None:
+        if boxes not in BOX_SETS:
+            raise ValueError(f"DATASET.BOXES {boxes!r}: expected one of {', '.join(BOX_SETS)}")
+        self.root = Path(root)
+        self.image_sets = parse_image_sets(image_sets)
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.with_answers = with_answers
+        self.precomputed = precomputed
+        self.image_box = image_box
+        self.zip_mode = zip_mode
+        self.max_question = max_positions - RESERVED_POSITIONS
+        self.questions: list[Question] = []
+        for image_set in self.image_sets:
+            self.questions += load_questions(self.root, image_set, with_answers, from_imdb)
+        if not self.questions:
+            raise ValueError(f"image sets {image_sets!r} under {root} have no question")
+        self._regions = {s: open_regions(region_path or self._region_path(s, boxes), zip_mode) for s in self.image_sets}
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def sample(self, index: int, rng: random.Random) -> Sample:
+        question = self.questions[index]
+        image_set = question.image_set
+        regions = self._regions[image_set].regions(str(question.image_id), with_features=self.precomputed)
+        image = None
+        if self.precomputed:
+            width, height = self.image_size(question)
+        else:
+            image = load_image(self.image_path(question))
+            width, height = image.size
+        boxes, features = self._boxes(regions, width, height, question)
+        im_info = torch.tensor([width, height, 1.0, 1.0])
+        state = self.transform(image, boxes, im_info, None, rng)
+        boxes = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+        text_ids, segment_ids = self._text(question, state.flipped)
+        return Sample(
+            id=question.question_id,
+            im_info=state.im_info,
+            boxes=boxes,
+            image=state.image,
+            features=features,
+            text_ids=text_ids,
+            segment_ids=segment_ids,
+            targets={"label": self._target(question, state.flipped)} if self.with_answers else {},
+        )
+
+    @property
+    def group_ids(self) -> Sequence[int]:
+        sizes = (self.image_size(q) for q in self.questions)
+        return [0 if width >= height else 1 for width, height in sizes]
+
+    def image_path(self, question: Question) -> str:
+        folder = question.image_set.images
+        base = f"{folder}.zip@/{folder}" if self.zip_mode else folder
+        return f"{self.root}/{base}/COCO_{folder}_{question.image_id:012d}.jpg"
+
+    def image_size(self, question: Question) -> tuple[int, int]:
+        """Width and height in pixels by the COCO metadata. Raises KeyError for an image that it does not list."""
+        sizes = self._sizes[question.image_set.metadata]
+        if question.image_id not in sizes:
+            path = self.root / question.image_set.metadata
+            raise KeyError(f"{path}: no image {question.image_id}, which question {question.question_id} asks about")
+        return sizes[question.image_id]
+
+    @cached_property
+    def _sizes(self) -> dict[str, dict[int, tuple[int, int]]]:
+        files = {s.metadata for s in self.image_sets}
+        return {
+            f: {im["id"]: (im["width"], im["height"]) for im in read_list(self.root / f, "images")} for f in files
+        }
+
+    def _region_path(self, image_set: ImageSet, boxes: str) -> Path:
+        trainval, test = BOX_SETS[boxes]
+        return self.root / "vgbua_res101_precomputed" / (trainval if image_set.regions == "trainval" else test)
+
+    def _boxes(self, regions: Regions, width: int, height: int, question: Question) -> tuple[Tensor, Tensor | None]:
+        """Boxes [R, 4] in original pixels and features [R, 2048], the whole image first where configured."""
+        boxes, features = regions.boxes, regions.features
+        if self.precomputed and features is None:
+            raise ValueError(f"regions of image {question.image_id}: no features, NETWORK.IMAGE_FEAT_PRECOMPUTED is true")
+        if not self.image_box:
+            return boxes, features
+        boxes = torch.cat([torch.tensor([[0.0, 0.0, width - 1.0, height - 1.0]]), boxes])
+        if features is not None:
+            whole = regions.image_feature if regions.image_feature is not None else features.mean(0)
+            features = torch.cat([whole[None], features])
+        return boxes, features
+
+    def _text(self, question: Question, flipped: bool) -> tuple[Tensor, Tensor]:
+        """`[CLS] question [SEP] [MASK] [SEP]`; a flipped picture swaps left and right."""
+        words = question.text
+        if isinstance(words, tuple):  # imdb: the swap is on words, before word pieces
+            tokens = self.tokenizer.tokenize(" ".join(swap_left_right(words) if flipped else words))
+        else:
+            tokens = self.tokenizer.tokenize(words)
+            tokens = swap_left_right(tokens) if flipped else tokens
+        tokenizer = self.tokenizer
+        ids = tokenizer.ids(tokens)[: self.max_question]
+        text_ids, segment_ids = join_segments([ids, [tokenizer.mask_id]], tokenizer.cls_id, tokenizer.sep_id)
+        return torch.tensor(text_ids), torch.tensor(segment_ids)
+
+    def _target(self, question: Question, flipped: bool) -> Tensor:
+        answers: Sequence[str] = question.answers
+        if flipped:
+            answers = [" ".join(swap_left_right(a.split(" "))) for a in answers]
+        return soft_target(answers, self.vocabulary)
+
+
+def build_dataset(cfg: Any, split: str) -> VQADataset:
+    """The dataset of a config for "train", "val" or "test"; test has no answers."""
+    dataset = cfg.DATASET
+    if dataset.DATASET != "vqa":
+        raise ValueError(f"DATASET.DATASET {dataset.DATASET!r}: this task has vqa")
+    vocabulary = AnswerVocabulary.load(dataset.ANSWER_VOCAB_FILE, processed=not dataset.USE_IMDB)
+    if len(vocabulary) != dataset.ANSWER_VOCAB_SIZE:
+        raise ValueError(
+            f"{dataset.ANSWER_VOCAB_FILE}: {len(vocabulary)} answers, DATASET.ANSWER_VOCAB_SIZE is {dataset.ANSWER_VOCAB_SIZE}"
+        )
+    network = cfg.NETWORK
+    return VQADataset(
+        dataset.DATASET_PATH,
+        dataset[f"{split.upper()}_IMAGE_SET"],
+        vocabulary,
+        load_tokenizer(network.BERT_MODEL_NAME),
+        Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[split.upper()].FLIP_PROB),
+        with_answers=split != "test",
+        precomputed=network.IMAGE_FEAT_PRECOMPUTED,
+        boxes=dataset.BOXES,
+        region_path=dataset.REGION_PATH or None,
+        image_box=dataset.ADD_IMAGE_AS_A_BOX,
+        zip_mode=dataset.ZIP_MODE,
+        from_imdb=dataset.USE_IMDB,
+        max_positions=network.VLBERT.max_position_embeddings,
+    )

@@ -1,0 +1,82 @@
+"""VL-BERT for visual question answering (spec 30, section 8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.build import build_region_encoder, build_vlbert
+from common.data.batch import Batch, ModelOutput
+from common.nn.fast_rcnn import FastRCNN
+from common.nn.heads import build_classifier
+from common.nn.losses import binary_cross_entropy_sum
+from common.nn.visual_linguistic_bert import VisualLinguisticBert
+
+
+class VLBertForVQA(nn.Module):
+    """Classifies the answer at the [MASK] of `[CLS] question [SEP] [MASK] [SEP]`.
+
+    classifier: [B, H] -> [B, V]. no_grounding: words carry no visual feature.
+    """
+
+    def __init__(
+        self,
+        image_feature_extractor: FastRCNN,
+        vlbert: VisualLinguisticBert,
+        classifier: nn.Sequential,
+        no_grounding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.no_grounding = no_grounding
+        self.image_feature_extractor = image_feature_extractor
+        self.object_linguistic_embeddings = nn.Embedding(1, vlbert.sizes.hidden_size)
+        nn.init.normal_(self.object_linguistic_embeddings.weight, std=0.02)
+        self.vlbert = vlbert
+        self.final_mlp = classifier
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """Needs boxes, features or images, and text; with a target `label` [B, V] of soft scores also gives the loss.
+
+        predictions: label_logits [B, V]. losses: ans_loss.
+        """
+        regions = self.image_feature_extractor(
+            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features
+        ).reps  # (B, R, D)
+        text_visual = regions[:, :1].expand(-1, batch.text_ids.shape[1], -1)  # every word looks at the first box
+        if self.no_grounding:
+            text_visual = torch.zeros_like(text_visual)
+        encoded = self.vlbert(
+            batch.text_ids,
+            batch.segment_ids,
+            text_visual,
+            batch.text_mask,
+            regions,
+            self.object_linguistic_embeddings.weight.expand(*batch.box_mask.shape, -1),
+            batch.box_mask,
+        )
+        answer = batch.text_mask.sum(1) - 2  # [MASK] is the last word but one
+        logits = self.final_mlp(encoded.text[torch.arange(len(answer), device=answer.device), answer])
+        return self._output(logits, batch.targets.get("label"))
+
+    @staticmethod
+    def _output(logits: Tensor, label: Tensor | None) -> ModelOutput:
+        if label is None:
+            return ModelOutput({"label_logits": logits})
+        loss = binary_cross_entropy_sum(logits, label)
+        return ModelOutput({"label_logits": logits}, loss, {"ans_loss": loss})
+
+
+def build_model(cfg: Any) -> VLBertForVQA:
+    """The module of a VQA config with random weights; reads no file."""
+    network = cfg.NETWORK
+    classifier = build_classifier(
+        network.CLASSIFIER_TYPE,
+        network.VLBERT.hidden_size,
+        cfg.DATASET.ANSWER_VOCAB_SIZE,
+        network.CLASSIFIER_HIDDEN_SIZE,
+        network.CLASSIFIER_DROPOUT,
+        network.VLBERT.hidden_act,
+    )
+    return VLBertForVQA(build_region_encoder(cfg), build_vlbert(cfg), classifier, network.NO_GROUNDING)

@@ -1,0 +1,42 @@
+"""What VQA reports and writes: metrics, answers, and the result file of the evaluation server (spec 30, sections 12 and 13)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import write_text
+from common.data.batch import Batch, ModelOutput
+from common.metrics import Mean, MetricGroup, SoftAccuracy
+from vqa.dataset import VQADataset
+
+
+def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+    """SoftAcc, and in training the losses of TRAIN.LOSS_LOGGERS."""
+    losses = [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS] if training else []
+    return MetricGroup([SoftAccuracy(), *losses])
+
+
+def to_records(output: ModelOutput, batch: Batch, dataset: VQADataset) -> list[dict[str, Any]]:
+    """{"id": question id, "answer": string of the best logit} for each sample."""
+    best = output.predictions["label_logits"].argmax(1).tolist()
+    answers = dataset.vocabulary.answers
+    return [{"id": i, "answer": answers[k]} for i, k in zip(batch.ids, best, strict=True)]
+
+
+def write_answers(records: Sequence[dict[str, Any]], dataset: VQADataset, path: Path) -> None:
+    """The JSON list that the VQA server takes, in question-file order.
+
+    Raises ValueError when the records are not exactly the questions of the dataset.
+    """
+    answers = {record["id"]: record["answer"] for record in records}
+    questions = [q.question_id for q in dataset.questions]
+    if len(answers) != len(records) or answers.keys() != set(questions):
+        raise ValueError(f"{len(records)} records, {len(answers)} of them distinct, for {len(questions)} questions")
+    write_text(path, json.dumps([{"question_id": i, "answer": answers[i]} for i in questions]))
+
+
+def result_name(cfg: Any, stem: str) -> str:
+    return f"{stem}_vqa2_{cfg.DATASET.TEST_IMAGE_SET}.json"
