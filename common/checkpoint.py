@@ -10,14 +10,14 @@ import logging
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from common.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +33,6 @@ def save_file(path: Path, content: Mapping[str, Any]) -> None:
     """
     with atomic_write(path) as f:
         torch.save(dict(content), f, _use_new_zipfile_serialization=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
-    with atomic_write(path) as f:
-        f.write(text.encode("utf-8"))
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well: temporary beside it, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def link(path: Path, second: Path) -> None:

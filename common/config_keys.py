@@ -120,7 +120,7 @@ DATASET = (
         choices={"vcr": ("Q2A", "QA2R")},
     ),
     Key("DATASET.DATASET_PATH", "str", "", "folder of the data"),
-    Key("DATASET.ROOT_PATH", "str", "", "folder that receives the folder cache"),
+    Key("DATASET.ROOT_PATH", "str", "", "dead: annotations are not cached", read=NOBODY),
     Key("DATASET.TRAIN_IMAGE_SET", "str", "", "image sets of training, joined by + where several are supported"),
     Key("DATASET.VAL_IMAGE_SET", "str", "", "image sets of validation"),
     Key("DATASET.TEST_IMAGE_SET", "str", "", "image sets of test"),
@@ -136,7 +136,7 @@ DATASET = (
     Key("DATASET.ADD_IMAGE_AS_A_BOX", "bool", True, "the whole image is box 0"),
     Key("DATASET.ZIP_MODE", "bool", False, "images and features lie in zip archives"),
     Key("DATASET.CACHE_MODE", "bool", False, "images held in memory, which nobody implemented", choices=(False,)),
-    Key("DATASET.IGNORE_DB_CACHE", "bool", True, "parse the annotations anew", read=VCR + VQA + REFCOCO),
+    Key("DATASET.IGNORE_DB_CACHE", "bool", True, "dead: annotations are not cached", read=NOBODY),
     Key("DATASET.MASK_SIZE", "int", 14, "side of the instance masks, that of the C5 output", read=VCR, minimum=1),
     # vcr
     Key("DATASET.BASIC_ALIGN", "bool", False, "word pieces follow basic tokens, not those of the file", read=VCR),
@@ -455,7 +455,7 @@ VAL = (
 )
 
 TEST = (
-    Key("TEST.SHUFFLE", "bool", False, "shuffle the test data"),
+    Key("TEST.SHUFFLE", "bool", False, "dead: testing goes in order", read=NOBODY),
     Key("TEST.FLIP_PROB", "float", 0.0, "probability of a horizontal flip", minimum=0, maximum=1),
     Key("TEST.TEST_EPOCH", "int", 0, "dead", read=NOBODY),
     Key("TEST.BATCH_IMAGES", "int or list of int", 1, "samples for each device", minimum=1),

@@ -206,15 +206,14 @@ class PlateauSchedule:
         self._plateau.load_state_dict(state["plateau"])
 
 
-def build_schedule(cfg_train: Any, batches_per_epoch: int) -> Schedule:
+def build_schedule(cfg_train: Any, plan: RunPlan) -> Schedule:
     """The schedule of the TRAIN section, in optimizer steps."""
     warmup_steps = cfg_train.WARMUP_STEPS if cfg_train.WARMUP else 0
-    accumulation = _accumulation(cfg_train)
     if cfg_train.LR_SCHEDULE == "triangle":
-        return LinearSchedule(warmup_steps, _updates(cfg_train.END_EPOCH, batches_per_epoch, accumulation))
+        return LinearSchedule(warmup_steps, plan.total_updates)
     if cfg_train.LR_SCHEDULE == "step":
         return MultiStepSchedule(
-            milestones=tuple(_updates(epoch, batches_per_epoch, accumulation) for epoch in cfg_train.LR_STEP),
+            milestones=tuple(plan.updates_before(epoch) for epoch in cfg_train.LR_STEP),
             gamma=cfg_train.LR_FACTOR,
             warmup_steps=warmup_steps,
             warmup_factor=cfg_train.WARMUP_FACTOR,
@@ -238,33 +237,41 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run derives from its config and from how many processes it has.
+    """What a run derives from its config and from how many processes it has (spec 03, section 3).
 
-    replicas: processes; each computes on one device. samples: per replica and micro step, summed over datasets.
-    lr: TRAIN.LR, which is per sample. devices_named: entries of GPUS, for the notice in `describe` alone.
+    replicas: devices that the batch rule counts: processes, or the entries of GPUS in a single process, which then
+        takes their micro-batches one after the other. processes: how many there are.
+    samples: per replica and micro-batch, summed over datasets. lr: TRAIN.LR, which is per sample.
+    batches_per_epoch: of one process.
     """
 
     replicas: int
+    processes: int
     samples: int
     accumulation: int
     lr: float
     batches_per_epoch: int
     epochs: int
-    devices_named: int = 1
 
     @classmethod
-    def from_config(cls, cfg: Any, replicas: int, batches_per_epoch: int) -> RunPlan:
-        """replicas: `distributed.world_size()`. batches_per_epoch: length of one rank's training loader."""
+    def from_config(cls, cfg: Any, processes: int, batches_per_epoch: int) -> RunPlan:
+        """processes: `distributed.world_size()`. batches_per_epoch: length of one process's training loader."""
         images = cfg.TRAIN.BATCH_IMAGES
+        named = len([gpu for gpu in str(cfg.GPUS).split(",") if gpu.strip()])
         return cls(
-            replicas=replicas,
+            replicas=processes if processes > 1 else max(1, named),
+            processes=processes,
             samples=images if isinstance(images, int) else sum(images),
-            accumulation=_accumulation(cfg.TRAIN),
+            accumulation=max(1, cfg.TRAIN.GRAD_ACCUMULATE_STEPS),
             lr=cfg.TRAIN.LR,
             batches_per_epoch=batches_per_epoch,
             epochs=cfg.TRAIN.END_EPOCH,
-            devices_named=len([gpu for gpu in str(cfg.GPUS).split(",") if gpu.strip()]),
         )
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one process for an optimizer step."""
+        return self.accumulation * self.replicas // self.processes
 
     @property
     def effective_batch(self) -> int:
@@ -281,7 +288,7 @@ class RunPlan:
 
     def updates_before(self, epoch: float) -> int:
         """Optimizer steps done when `epoch` begins."""
-        return _updates(epoch, self.batches_per_epoch, self.accumulation)
+        return int(epoch * self.batches_per_epoch / self.micro_batches)
 
     def describe(self) -> str:
         """One line for the log."""
@@ -290,14 +297,9 @@ class RunPlan:
             f"effective batch {self.effective_batch}; learning rate {self.lr:g} x {self.effective_batch} = "
             f"{self.base_lr:g}; {self.epochs} epochs x {self.batches_per_epoch} batches = {self.total_updates} updates"
         )
-        if self.replicas == 1 and self.devices_named > 1:
-            line += f" (GPUS names {self.devices_named} devices, but one process uses one: start one process per GPU)"
+        if self.replicas > self.processes:
+            line += (
+                f". GPUS names {self.replicas} devices and this is one process on one device: it takes "
+                f"{self.micro_batches} micro-batches for an update, which is the same optimisation"
+            )
         return line
-
-
-def _accumulation(cfg_train: Any) -> int:
-    return max(1, cfg_train.GRAD_ACCUMULATE_STEPS)
-
-
-def _updates(epoch: float, batches_per_epoch: int, accumulation: int) -> int:
-    return int(epoch * batches_per_epoch / accumulation)

@@ -63,7 +63,7 @@ def run_training(
     trainer = Trainer(
         model=model,
         optimizer=optimizer,
-        schedule=build_schedule(cfg.TRAIN, len(loader)),
+        schedule=build_schedule(cfg.TRAIN, plan),
         precision=precision,
         loader=loader,
         metrics=task.build_metrics(cfg, True),
@@ -89,7 +89,7 @@ def trainer_settings(cfg: Any, plan: RunPlan, main_metric: str) -> TrainerSettin
     return TrainerSettings(
         begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
         end_epoch=cfg.TRAIN.END_EPOCH,
-        accumulate=plan.accumulation,
+        accumulate=plan.micro_batches,
         clip_norm=cfg.TRAIN.CLIP_GRAD_NORM,
         nonfinite=cfg.TRAIN.NONFINITE,
         log_every=cfg.LOG_FREQUENT,

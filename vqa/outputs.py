@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import write_text
 from common.data.batch import Batch, ModelOutput
+from common.files import write_text
 from common.metrics import Mean, MetricGroup, SoftAccuracy
 from vqa.dataset import VQADataset
 

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from common.data.images import exists, list_files, read_bytes
+from common.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +137,9 @@ def write_region_json(regions: Regions, name: str) -> bytes:
 
 def save_regions(folder: str | Path, name: str, regions: Regions) -> None:
     """Writes `<folder>/<name>.json`: complete or not at all."""
-    target = Path(folder) / f"{name}.json"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(write_region_json(regions, name))
-    os.replace(temporary, target)
+    # Not synced: a file cut off by a crash is found and made again when the extraction goes on.
+    with atomic_write(Path(folder) / f"{name}.json", sync=False) as f:
+        f.write(write_region_json(regions, name))
 
 
 def _decode(record: dict[str, Any], key: str, name: str, rows: int, columns: int | None) -> Tensor | None:

@@ -557,8 +557,9 @@ def test_one_warning_lists_them(caplog):
     [record] = caplog.records
     assert record.name == "common.config"
     assert record.getMessage() == (
-        "these keys have no effect in vqa: DATASET.LABEL_INDEX_IN_BATCH, DATASET.APPEND_INDEX, DATASET.MASK_SIZE, "
-        "NETWORK.BERT_FROZEN, NETWORK.VLBERT.input_transform_type, TEST.TEST_EPOCH, NETWORK.BERT_USE_LAYER"
+        "these keys have no effect in vqa: DATASET.LABEL_INDEX_IN_BATCH, DATASET.APPEND_INDEX, DATASET.ROOT_PATH, "
+        "DATASET.IGNORE_DB_CACHE, DATASET.MASK_SIZE, NETWORK.BERT_FROZEN, NETWORK.VLBERT.input_transform_type, "
+        "TEST.SHUFFLE, TEST.TEST_EPOCH, NETWORK.BERT_USE_LAYER"
     )
 
 

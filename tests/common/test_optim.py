@@ -179,13 +179,13 @@ class TestSchedules:
         assert resumed(1) == 0.25
 
     def test_build_counts_optimizer_steps(self):
-        cfg = train_section(GRAD_ACCUMULATE_STEPS=4, END_EPOCH=3)
-        assert build_schedule(cfg, 101) == LinearSchedule(4, 75)
-        cfg = train_section(GRAD_ACCUMULATE_STEPS=4, LR_SCHEDULE="step", LR_STEP=(1.0, 2.5), WARMUP=False)
-        assert build_schedule(cfg, 101) == MultiStepSchedule((25, 63), 0.1, 0, 0.0, "linear")
-        assert isinstance(build_schedule(train_section(LR_SCHEDULE="plateau"), 101), PlateauSchedule)
+        plan = RunPlan(replicas=1, processes=1, samples=1, accumulation=4, lr=1.0, batches_per_epoch=101, epochs=3)
+        assert build_schedule(train_section(), plan) == LinearSchedule(4, 75)
+        cfg = train_section(LR_SCHEDULE="step", LR_STEP=(1.0, 2.5), WARMUP=False)
+        assert build_schedule(cfg, plan) == MultiStepSchedule((25, 63), 0.1, 0, 0.0, "linear")
+        assert isinstance(build_schedule(train_section(LR_SCHEDULE="plateau"), plan), PlateauSchedule)
         with pytest.raises(ValueError, match="'cosine'"):
-            build_schedule(train_section(LR_SCHEDULE="cosine"), 101)
+            build_schedule(train_section(LR_SCHEDULE="cosine"), plan)
 
     def test_apply_lr(self):
         optimizer = build_optimizer(
@@ -221,8 +221,9 @@ def test_an_update_does_not_wait_for_the_gpu():
 class TestRunPlan:
     def test_numbers(self):
         cfg = SimpleNamespace(GPUS="0,1", TRAIN=train_section(BATCH_IMAGES=[4, 12], GRAD_ACCUMULATE_STEPS=2))
-        plan = RunPlan.from_config(cfg, replicas=3, batches_per_epoch=7)
+        plan = RunPlan.from_config(cfg, processes=3, batches_per_epoch=7)
         assert plan.effective_batch == 3 * 16 * 2
+        assert plan.micro_batches == 2
         assert plan.base_lr == pytest.approx(0.096)
         assert [plan.updates_before(1), plan.total_updates] == [3, 7]
         assert plan.describe() == (
@@ -230,7 +231,15 @@ class TestRunPlan:
             "2 epochs x 7 batches = 7 updates"
         )
 
-    def test_gpus_of_one_process_do_not_count_but_are_mentioned(self):
-        plan = RunPlan.from_config(SimpleNamespace(GPUS="0,1,2,3", TRAIN=train_section()), 1, 7)
-        assert plan.effective_batch == 4
+    def test_gpus_of_one_process_become_micro_batches(self):
+        cfg = SimpleNamespace(GPUS="0,1,2,3", TRAIN=train_section(GRAD_ACCUMULATE_STEPS=2))
+        plan = RunPlan.from_config(cfg, 1, 28)
+        assert plan.effective_batch == 4 * 4 * 2
+        assert plan.micro_batches == 8
+        assert plan.total_updates == 2 * 28 // 8
         assert "GPUS names 4 devices" in plan.describe()
+
+    @pytest.mark.parametrize("gpus", ["", "0"])
+    def test_one_device(self, gpus):
+        plan = RunPlan.from_config(SimpleNamespace(GPUS=gpus, TRAIN=train_section()), 1, 7)
+        assert (plan.replicas, plan.micro_batches) == (1, 1)

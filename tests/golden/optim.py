@@ -99,7 +99,8 @@ def scaling(case: Case, report: Report) -> None:
 
     batches = 1000  # per epoch, as the field's name says
     for row in case.json["rows"]:
-        cfg = load_config(row["cfg"].split("/")[1], REPOSITORY / row["cfg"])
+        # The rows count processes; GPUS would count in a single one.
+        cfg = load_config(row["cfg"].split("/")[1], REPOSITORY / row["cfg"], {"GPUS": "0"})
         plan = RunPlan.from_config(cfg, row["world_size"], batches)
         name = f"{row['cfg']} x{row['world_size']}"
         report.equal(f"{name} effective_batch", plan.effective_batch, row["effective_batch"])
@@ -107,7 +108,7 @@ def scaling(case: Case, report: Report) -> None:
         for key, want in (("LR", "LR"), ("CLIP_GRAD_NORM", "clip_grad_norm")):
             report.close(f"{name} {key}", cfg.TRAIN[key], row[want], **NUMBER)
         _check_optimizer(report, name, cfg, plan, row)
-        _check_schedule(report, name, build_schedule(cfg.TRAIN, batches), plan, row)
+        _check_schedule(report, name, build_schedule(cfg.TRAIN, plan), plan, row)
 
 
 def _check_optimizer(report: Report, name: str, cfg, plan: RunPlan, row: dict) -> None:

@@ -107,7 +107,7 @@ def _run_training(case: Case, report: Report, model: nn.Module, cfg: Any) -> Non
     without_dropout(model)
     start = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
-    schedule = build_schedule(cfg.TRAIN, n)
+    schedule = build_schedule(cfg.TRAIN, plan)
     metrics = load_task(task).build_metrics(cfg, True)
     apply_lr(optimizer, schedule(0))
     losses, rates, norms, parts, updates = [], [], [], [], 0
@@ -116,17 +116,17 @@ def _run_training(case: Case, report: Report, model: nn.Module, cfg: Any) -> Non
             metrics.reset()
         batch = to_batch(task, _batch_inputs(case, step % n), cfg)
         output = model(batch)
-        (output.loss / plan.accumulation).backward()
-        if (step + 1) % plan.accumulation == 0:
+        (output.loss / plan.micro_batches).backward()
+        if (step + 1) % plan.micro_batches == 0:
             updates += 1
             apply_lr(optimizer, schedule(updates))
             norms.append(float(clip_grad_norm(model.parameters(), cfg.TRAIN.CLIP_GRAD_NORM)))
             optimizer.step()
             optimizer.zero_grad()
         metrics.update(output.values(batch.targets))
-        losses.append(float(output.loss))
+        losses.append(float(output.loss.detach()))
         rates.append([group["lr"] for group in optimizer.param_groups])
-        parts.append({k: float(v) for k, v in output.losses.items()})
+        parts.append({k: float(v.detach()) for k, v in output.losses.items()})
         _compare_metrics(case, report, metrics.compute(), step)
     tolerance = case.json.get("tolerance", {})
     report.close("out.loss", losses, case.array("out.loss"), 0, tolerance.get("out.loss", 1e-4))
