@@ -105,8 +105,7 @@ class Trainer:
         self._cycle: list[dict[str, Tensor]] = []  # losses of the micro-batches since the last update
         self._loss = torch.tensor(math.nan)
         self._grad_norm: Tensor | None = None
-        self._samples = 0
-        self._since = time.perf_counter()
+        self._start_window()
         self.position.epoch = max(self.position.epoch, self.settings.begin_epoch)
 
     @property
@@ -130,7 +129,7 @@ class Trainer:
         if at.batch == 0:
             self.metrics.reset()
         self.model.train()
-        self._samples, self._since = 0, time.perf_counter()
+        self._start_window()
         bar = tqdm(
             total=len(self.loader),
             initial=at.batch,
@@ -149,7 +148,7 @@ class Trainer:
                     self._update()
                 bar.update()
                 if (at.batch - 1) % self.settings.log_every == 0 or at.batch == len(self.loader):
-                    self._report(bar)
+                    self._report()
                 if updated and self.settings.save_updates and at.updates % self.settings.save_updates == 0:
                     self.save(checkpoint.latest_path(self.directory, self.prefix))
                 self._stop_if_asked()
@@ -250,14 +249,15 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ reports
 
-    def _report(self, bar: tqdm) -> None:
+    def _start_window(self) -> None:
+        """Speed is measured from here to the next report."""
+        self._samples, self._since, self._from_step = 0, time.perf_counter(), self.position.step
+
+    def _report(self) -> None:
         at, elapsed = self.position, time.perf_counter() - self._since
-        world = distributed.world_size()
-        speed = self._samples * world / elapsed
-        total = self.settings.end_epoch * len(self.loader)
-        done = at.epoch * len(self.loader) + at.batch
-        batches_per_second = bar.format_dict["rate"] or (at.batch - bar.initial) / max(bar.format_dict["elapsed"], 1e-9)
-        eta = (total - done) / batches_per_second if batches_per_second else math.nan
+        speed = self._samples * distributed.world_size() / elapsed
+        remaining = (self.settings.end_epoch - at.epoch) * len(self.loader) - at.batch
+        eta = remaining * elapsed / max(1, at.step - self._from_step)
         values = {f"Train-{k}": v for k, v in self.metrics.compute().items()}
         values["Train-Loss"] = float(self._loss) / self.settings.accumulate
         if self._grad_norm is not None:
@@ -271,7 +271,7 @@ class Trainer:
             "Epoch[%d] Batch [%d/%d] %.1f samples/s, ETA %s: %s, lr %.3g",
             *(at.epoch, at.batch, len(self.loader), speed, _duration(eta), shown, self.optimizer.param_groups[-1]["lr"]),
         )
-        self._samples, self._since = 0, time.perf_counter()
+        self._start_window()
 
     # ------------------------------------------------------------------------------------------ stopping
 
@@ -402,7 +402,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "-"
+    """ "1d 2h 3m 4s" """
     minutes = int(seconds // 60)
-    return f"{minutes // 1440}d {minutes // 60 % 24}h {minutes % 60}m {int(seconds % 60)}s"
+    parts = {"d": minutes // 1440, "h": minutes // 60 % 24, "m": minutes % 60, "s": int(seconds % 60)}
+    return " ".join(f"{n}{unit}" for unit, n in parts.items() if n) or "0s"
