@@ -12,6 +12,7 @@ from data.scene_description import Box, Scene, overlap
 
 FEATURE_SIZE = 2048
 CROP_SIZE = 16
+CONTRAST = 40  # of 255, from which a pixel is not background
 
 
 def region_boxes(scene: Scene, rng: Random) -> np.ndarray:
@@ -24,20 +25,32 @@ def region_boxes(scene: Scene, rng: Random) -> np.ndarray:
 
 
 def region_features(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:
-    """float32 [n, 2048] from the pixels of n boxes: a fixed random projection of the crops, rectified.
+    """float32 [n, 2048] from the pixels of n boxes: random projections of silhouette and colours of the crop, rectified.
 
-    Pixels are integers and weights are +1 or -1, so every sum is exact in float32 and no BLAS can change a bit.
+    A trained detector tells shapes from colours; a plain projection of pixels would be colour nearly alone. So half
+    of the numbers see only what differs from the crop's border. Everything is exact in float32 (integers times
+    +1 or -1), so that no BLAS can change a bit.
     """
     size = (CROP_SIZE, CROP_SIZE)
     crops = [picture.resize(size, Image.Resampling.BILINEAR, box=tuple(box)) for box in boxes]
-    pixels = np.stack([np.asarray(crop, np.float32).reshape(-1) for crop in crops]) - 192.0
-    return np.maximum(pixels @ _projection(), 0) / 1024.0  # a power of two near the deviation
+    pixels = np.stack([np.asarray(crop, np.float32) for crop in crops])  # [n, 16, 16, 3]
+    silhouettes = 2.0 * _silhouettes(pixels) - 1.0
+    shape = np.maximum(silhouettes.reshape(len(boxes), -1) @ _projection(CROP_SIZE**2), 0) / 16.0
+    color = np.maximum((pixels - 192.0).reshape(len(boxes), -1) @ _projection(3 * CROP_SIZE**2), 0) / 1024.0
+    return np.concatenate([shape, color], axis=1, dtype=np.float32)  # the divisors are near the deviations
 
 
-@lru_cache(maxsize=1)
-def _projection() -> np.ndarray:
-    """float32 [768, 2048] of +1 and -1; the same in every world, as a detector's weights would be."""
-    bits = np.random.RandomState(2020).randint(0, 2, (3 * CROP_SIZE**2, FEATURE_SIZE))
+def _silhouettes(pixels: np.ndarray) -> np.ndarray:
+    """bool [n, 16, 16]: pixels that differ clearly from the median of the crop's four corners; pixels [n, 16, 16, 3]."""
+    corners = pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # [n, 4, 3]
+    background = np.sort(corners, axis=1)[:, 1]
+    return np.abs(pixels - background[:, None, None]).max(-1) > CONTRAST
+
+
+@lru_cache(maxsize=2)
+def _projection(inputs: int) -> np.ndarray:
+    """float32 [inputs, 1024] of +1 and -1; the same in every world, as a detector's weights would be."""
+    bits = np.random.RandomState(2020).randint(0, 2, (inputs, FEATURE_SIZE // 2))
     return (2 * bits - 1).astype(np.float32)
 
 

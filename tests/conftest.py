@@ -1,0 +1,33 @@
+"""Fixtures of several test files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.scenes import World, write_world
+
+KIT = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up world of a dozen pictures in the formats of the real data."""
+    folder = tmp_path_factory.mktemp("world") / "world"
+    write_world(folder, World(seed=3, train=4, val=3, test=2), force=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kit() -> Path:
+    """Real data beside the checkout; tests that need it are skipped without it."""
+    if not KIT.is_dir():
+        pytest.skip(f"no data kit in {KIT}: this test on real data did not run")
+    return KIT

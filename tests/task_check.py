@@ -1,0 +1,207 @@
+"""What every task must do, written once: a test class of a task derives from TaskCheck and says what is its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common import checkpoint
+from common.config import load_config, replace
+from common.data.batch import Batch, Sample
+from common.data.collate import collate
+from common.optim import AdamW
+from common.pretrained import load_partial
+from common.run import run_test, run_training, train_folder
+from common.task import Task
+from common.trainer import Stopped, Trainer
+
+
+class TaskCheck:
+    """Needs the fixtures `task` and `cfg_path`, a YAML of a tiny world with dropout on, flips, and two micro-batches an update.
+
+    without_gradient: parts of parameter names that rightly get none.
+    """
+
+    without_gradient: tuple[str, ...] = ()
+
+    @pytest.fixture
+    def cfg(self, task: Task, cfg_path: Path) -> Any:
+        return load_config(task.name, cfg_path)
+
+    @pytest.fixture
+    def samples(self, task: Task, cfg: Any) -> list[Sample]:
+        dataset = task.build_dataset(cfg, "train")
+        return [dataset.sample(i, random.Random(i)) for i in range(4)]
+
+    @pytest.fixture
+    def model(self, task: Task, cfg: Any) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return task.build_model(cfg)
+
+    # ------------------------------------------------------------------------------------------ data
+
+    def test_a_sample_is_a_function_of_index_and_generator(self, task, cfg):
+        dataset = task.build_dataset(cfg, "train")
+        for i in range(3):
+            assert_same(dataset.sample(i, random.Random(7)), dataset.sample(i, random.Random(7)))
+
+    def test_a_batch_has_masks_of_the_true_lengths(self, samples):
+        batch = collate(samples)
+        assert batch.box_mask.sum(1).tolist() == [len(s.boxes) for s in samples]
+        assert batch.ids == [s.id for s in samples]
+        assert batch.text_ids.shape == batch.text_mask.shape == batch.segment_ids.shape
+
+    def test_boxes_lie_in_the_image(self, samples):
+        for s in samples:
+            width, height = s.im_info[:2]
+            assert (s.boxes >= 0).all() and (s.boxes[:, 0::2] <= width - 1).all() and (s.boxes[:, 1::2] <= height - 1).all()
+
+    def test_test_samples_have_no_targets(self, task, cfg):
+        assert task.build_dataset(cfg, "test").sample(0, random.Random(0)).targets == {}
+
+    # ------------------------------------------------------------------------------------------ model
+
+    def test_every_trained_parameter_gets_a_gradient(self, model, samples):
+        output = model.train()(collate(samples))
+        assert output.loss.isfinite()
+        output.loss.backward()
+        missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert [n for n in missing if not any(part in n for part in self.without_gradient)] == []
+
+    def test_batched_equals_single(self, model, samples):
+        model.eval()
+        with torch.no_grad():
+            together = model(collate(samples)).predictions["label_logits"]
+            for i, sample in enumerate(samples):
+                alone = model(collate([sample])).predictions["label_logits"][0]
+                torch.testing.assert_close(together[i][: len(alone)], alone, atol=2e-5, rtol=1e-4)
+
+    def test_more_padding_changes_nothing(self, model, samples):
+        model.eval()
+        batch = collate(samples)
+        with torch.no_grad():
+            expected = model(batch).predictions["label_logits"]
+            got = model(padded(batch)).predictions["label_logits"]
+        torch.testing.assert_close(got[:, : expected.shape[1]], expected, atol=2e-5, rtol=1e-4)
+
+    def test_four_samples_can_be_learnt(self, model, samples):
+        batch = collate(samples)
+        optimizer = AdamW(model.parameters(), lr=2e-3)
+        losses = []
+        for _ in range(40):
+            output = model.train()(batch)
+            output.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(output.loss.item())
+        assert losses[-1] < 0.5 * losses[0]
+
+    def test_a_checkpoint_loads_partially_with_its_wrapper_prefix(self, task, cfg, model):
+        other = task.build_model(cfg)
+        report = load_partial(other, {f"module.{k}": v for k, v in model.state_dict().items()}, [], "wrapped")
+        assert report.unused == [] and report.kept == []
+        assert_same(other.state_dict(), model.state_dict())
+
+    # ------------------------------------------------------------------------------------------ runs
+
+    def test_a_stopped_run_goes_on_with_the_same_losses(self, task, cfg, cfg_path, monkeypatch, tmp_path):
+        whole = replace(cfg, {"OUTPUT_PATH": str(tmp_path / "whole")})
+        folder = run_training(task, whole, cfg_path)
+        parts = replace(cfg, {"OUTPUT_PATH": str(tmp_path / "parts"), "NUM_WORKERS_PER_GPU": 0})
+        for stop_at in (1, 3, 6):  # inside an update, inside an epoch, in the second epoch
+            with stopped_after(monkeypatch, stop_at), pytest.raises(Stopped):
+                run_training(task, parts, cfg_path)
+        resumed = run_training(task, parts, cfg_path)
+        assert train_losses(resumed) == train_losses(folder)
+        last = checkpoint.epoch_path(folder, cfg.MODEL_PREFIX, cfg.TRAIN.END_EPOCH - 1)
+        assert_same(
+            checkpoint.load_file(last)["state_dict"], checkpoint.load_file(resumed / last.name)["state_dict"]
+        )
+        assert not checkpoint.latest_path(resumed, cfg.MODEL_PREFIX).exists()
+
+    def test_results_of_a_run_can_be_read_back(self, task, cfg, cfg_path):
+        folder = run_training(task, cfg, cfg_path)
+        assert folder == train_folder(cfg, cfg_path)
+        path = run_test(task, cfg, cfg_path)
+        self.check_results(path, task.build_dataset(cfg, "test"))
+        first = path.read_bytes()
+        assert run_test(task, cfg, cfg_path, checkpoint=checkpoint.best_path(folder, cfg.MODEL_PREFIX)) == path
+        assert path.read_bytes() == first
+
+    def check_results(self, path: Path, dataset: Any) -> None:
+        """The task's own look at its result file."""
+        raise NotImplementedError
+
+
+def padded(batch: Batch, boxes: int = 3, words: int = 5) -> Batch:
+    """The batch with more padding in boxes and text, filled with values that nothing may read."""
+    fields = {}
+    for f in dataclasses.fields(batch):
+        value = getattr(batch, f.name)
+        if f.name in ("boxes", "box_mask", "features", "box_classes", "box_masks") and value is not None:
+            value = _widen(value, 1, boxes)
+        elif f.name in ("text_ids", "segment_ids", "text_mask", "text_tags") and value is not None:
+            value = _widen(value, value.dim() - 1, words)
+        fields[f.name] = value
+    return Batch(**{**fields, "targets": {}})
+
+
+def _widen(value: Tensor, axis: int, count: int) -> Tensor:
+    shape = list(value.shape)
+    shape[axis] = count
+    return torch.cat([value, torch.zeros(shape, dtype=value.dtype)], dim=axis)
+
+
+def assert_same(got: Any, want: Any) -> None:
+    """Equal to the last bit, through containers and dataclasses."""
+    if isinstance(want, Tensor):
+        assert torch.equal(got, want)
+    elif dataclasses.is_dataclass(want):
+        for f in dataclasses.fields(want):
+            assert_same(getattr(got, f.name), getattr(want, f.name))
+    elif isinstance(want, dict):
+        assert got.keys() == want.keys()
+        for key in want:
+            assert_same(got[key], want[key])
+    elif isinstance(want, list | tuple):
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            assert_same(a, b)
+    else:
+        assert got == want
+
+
+def train_losses(folder: Path) -> dict[int, float]:
+    """Loss of every training batch by its number in the run; LOG_FREQUENT must be 1."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["Train-Loss"] for line in lines if line["kind"] == "train"}
+
+
+class stopped_after:  # noqa: N801 - used as a function
+    """SIGTERM to this process after batch number `batches` of the run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+        self.monkeypatch, self.batches = monkeypatch, batches
+
+    def __enter__(self) -> None:
+        original, batches = Trainer._micro_step, self.batches
+
+        def step(trainer: Trainer, batch: Batch) -> None:
+            original(trainer, batch)
+            if trainer.position.step + 1 == batches:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        self.monkeypatch.setattr(Trainer, "_micro_step", step)
+        self.original = original
+
+    def __exit__(self, *error: Any) -> None:
+        self.monkeypatch.setattr(Trainer, "_micro_step", self.original)

@@ -1,0 +1,41 @@
+"""VQA against the shared task check, and what is VQA's own: the classifier's start and its result file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from common.data.text import BertTokenizer
+from tests.task_check import TaskCheck
+from vqa.task import init_classifier_rows
+
+
+class TestVQA(TaskCheck):
+    def check_results(self, path: Path, dataset: Any) -> None:
+        assert path.name == "tiny_vqa2_test2015.json" and path.parent.name == "test2015_test"
+        results = json.loads(path.read_text())
+        assert [r["question_id"] for r in results] == [q.question_id for q in dataset.questions]
+        assert all(r["answer"] in dataset.vocabulary.answers for r in results)
+
+
+class TestClassifierRows:
+    tokenizer = BertTokenizer({t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "dog"])})
+
+    def test_a_row_is_the_mean_of_its_pieces_and_no_pieces_leave_it_alone(self):
+        """Spec 30, section 10.6 and 17.14."""
+        words = torch.arange(14.0).view(7, 2)
+        layer = nn.Linear(2, 3)
+        before = layer.weight.detach().clone()
+        init_classifier_rows(layer, words, ["red dog", " ", "dog"], self.tokenizer)
+        assert torch.equal(layer.weight[0], (words[5] + words[6]) / 2)
+        assert torch.equal(layer.weight[1], before[1])
+        assert torch.equal(layer.weight[2], words[6])
+
+    def test_a_layer_of_another_size_is_refused(self):
+        with pytest.raises(ValueError, match="CLASSIFIER_PRETRAINED"):
+            init_classifier_rows(nn.Linear(3, 3), torch.zeros(7, 2), ["a", "b", "c"], self.tokenizer)
