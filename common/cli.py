@@ -22,7 +22,9 @@ def train(task_name: str, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log-dir", help="folder of the TensorBoard files (default: inside the run's folder)")
     parser.add_argument("--partial-pretrain", metavar="FILE", help="overrides NETWORK.PARTIAL_PRETRAIN")
     parser.add_argument("--dist", action="store_true", help="one of several processes (also recognised from torchrun)")
-    parser.add_argument("--do-test", action="store_true", help="write the test results of the best checkpoint afterwards")
+    parser.add_argument(
+        "--do-test", action="store_true", help="write the test results of the best checkpoint afterwards"
+    )
     parser.add_argument("--cudnn-off", action="store_true", help="do not use cuDNN")
     args = parser.parse_args(argv)
     if args.partial_pretrain:
@@ -48,7 +50,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ckpt", metavar="FILE", help="checkpoint (default: the best one of the config's training run)")
+    parser.add_argument(
+        "--ckpt", metavar="FILE", help="checkpoint (default: the best one of the config's training run)"
+    )
     parser.add_argument("--bs", type=int, metavar="N", help="overrides TEST.BATCH_IMAGES")
     parser.add_argument("--gpus", type=int, nargs="+", metavar="GPU", help="overrides GPUS")
     parser.add_argument("--split", help="overrides DATASET.TEST_IMAGE_SET")
@@ -64,11 +68,11 @@ def guarded(run: Any, *args: Any) -> int:
     import yaml
 
     from common import distributed
+    from common.checkpoint import CheckpointError
     from common.config import ConfigError
     from common.data.images import ImageError
     from common.data.regions import RegionError
     from common.log import setup_logging
-    from common.checkpoint import CheckpointError
     from common.trainer import Stopped
 
     setup_logging()
@@ -77,7 +81,15 @@ def guarded(run: Any, *args: Any) -> int:
     except Stopped as stop:
         log.warning("%s", stop)
         return 128 + stop.signum
-    except (ConfigError, FileNotFoundError, CheckpointError, ImageError, RegionError, FloatingPointError, yaml.YAMLError) as error:
+    except (
+        ConfigError,
+        FileNotFoundError,
+        CheckpointError,
+        ImageError,
+        RegionError,
+        FloatingPointError,
+        yaml.YAMLError,
+    ) as error:
         log.error("%s", error)
         return 1
     finally:
@@ -135,4 +147,3 @@ def load_run_config(task_name: str, args: argparse.Namespace) -> Any:
     if getattr(args, "split", None):
         changes["DATASET.TEST_IMAGE_SET"] = args.split
     return replace(cfg, changes) if changes else cfg
-

@@ -1,7 +1,7 @@
 """Every configuration key of the four tasks, once: type, default, meaning, who has it and who reads it.
 
 A key that a task lacks is an unknown key there. A key that a task has but does not read is accepted, because published
-YAML files contain it, and reported as having no effect (spec 01 sections 2 and 5). `common/config.py` loads, this file
+YAML files contain it, and reported as having no effect (spec 01 §2 and 5). `common/config.py` loads, this file
 says what is valid. Nothing here imports torch: a command line shows its help at once.
 """
 

@@ -45,7 +45,7 @@ class RunWriter:
         self._lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def write(self, kind: str, step: int, scalars: Mapping[str, float], **fields: Any) -> None:
-        """One line {"kind", "step", "time", fields..., scalars...}; NaN becomes null. `step` counts batches of the run."""
+        """One line {"kind", "step", "time", fields..., scalars...}; NaN becomes null. `step` counts batches."""
         if self._lines is None or self._tensorboard is None:
             return
         for name, value in scalars.items():

@@ -237,7 +237,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run derives from its config and from how many processes it has (spec 03, section 3).
+    """What a run derives from its config and from how many processes it has (spec 03 §3).
 
     replicas: devices that the batch rule counts: processes, or the entries of GPUS in a single process, which then
         takes their micro-batches one after the other. processes: how many there are.

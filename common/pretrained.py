@@ -1,4 +1,4 @@
-"""Other people's files: language models, ResNets and VL-BERT checkpoints into our modules (spec 02, sections 5 to 7; 03, section 11).
+"""Other people's files into our modules: language models, ResNets, VL-BERT checkpoints (spec 02 §5 to 7, 03 §11).
 
 Every loader returns a LoadReport and raises when nothing useful matched. Files are read weights-only.
 """
@@ -61,7 +61,7 @@ def read_tensors(path: Path) -> State:
 
 
 def find_language_weights(network: Any) -> Path | None:
-    """The language file that NETWORK names: BERT_PRETRAINED-%04d.model, or one in the folder BERT_MODEL_NAME, or None."""
+    """The language file of NETWORK: BERT_PRETRAINED-%04d.model, or one in the folder BERT_MODEL_NAME, or None."""
     if network.BERT_PRETRAINED:
         return Path(f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model")
     folder = Path(network.BERT_MODEL_NAME)
@@ -81,7 +81,7 @@ def language_keys(state: Mapping[str, Tensor]) -> State:
 
 
 def load_language(model: VisualLinguisticBert, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Fill the encoder, its embeddings, and where they exist pooler and heads, from a BERT or RoBERTa state dict (spec 02, section 5).
+    """Fill encoder, embeddings, and where they exist pooler and heads, from a (Ro)BERT(a) state dict (spec 02 §5).
 
     Raises CheckpointError when the embeddings or the encoder are incomplete, or a shape differs.
     """
@@ -108,7 +108,7 @@ def load_language(model: VisualLinguisticBert, state: Mapping[str, Tensor], sour
 def _token_types(model: VisualLinguisticBert, given: Tensor) -> Tensor:
     """The file's rows over the first of ours; a RoBERTa file has one row, which the text segments share.
 
-    The published pretraining class leaves the row of the regions random in that case (spec 02, section 12, no. 9).
+    The published pretraining class leaves the row of the regions random in that case (spec 02 §12 no. 9).
     """
     table = model.token_type_embeddings.weight.detach().clone()
     if len(given) == 1:
@@ -150,7 +150,7 @@ def _name_roberta_head(given: State) -> None:
 
 
 def load_head_transform(module: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport | None:
-    """Fill a PredictionHeadTransform from the `cls.predictions.transform` of a language file; None where it has none."""
+    """Fill a PredictionHeadTransform from a language file's `cls.predictions.transform`; None where it has none."""
     given = language_keys(state)
     _name_roberta_head(given)
     prefix = "cls.predictions.transform."
@@ -205,7 +205,7 @@ Adapt = Callable[[State], State]
 
 
 def rename_prefixes(state: Mapping[str, Tensor], rules: Sequence[str]) -> State:
-    """Apply "old->new" prefix rules; the first that matches a key wins (spec 03, section 11.1). ValueError for a bad rule."""
+    """Apply "old->new" prefix rules; the first that matches a key wins (spec 03 §11.1). Else ValueError."""
     pairs = []
     for rule in rules:
         old, arrow, new = rule.partition("->")
@@ -222,7 +222,7 @@ def rename_prefixes(state: Mapping[str, Tensor], rules: Sequence[str]) -> State:
 def load_partial(
     model: nn.Module, state: Mapping[str, Tensor], rules: Sequence[str], source: str, adapt: Adapt | None = None
 ) -> LoadReport:
-    """Fill what a VL-BERT checkpoint has of `model` (spec 03, section 11.1).
+    """Fill what a VL-BERT checkpoint has of `model` (spec 03 §11.1).
 
     rules: prefix changes. adapt: a task's own change of the renamed state dict, whose keys have no `module.`.
     Raises CheckpointError when no encoder layer matched or a shape differs.
@@ -279,8 +279,8 @@ def load_initial_weights(model: Any, cfg: Any, adapt: Adapt | None = None) -> li
     elif not network.BERT_RANDOM_INIT and not network.PARTIAL_PRETRAIN:
         raise FileNotFoundError(
             f"language weights: NETWORK.BERT_PRETRAINED is empty and the folder NETWORK.BERT_MODEL_NAME "
-            f"{network.BERT_MODEL_NAME!r} has none of {', '.join(LANGUAGE_FILES)}. Put them there, name another folder, "
-            f"or set NETWORK.BERT_RANDOM_INIT true to start from random weights"
+            f"{network.BERT_MODEL_NAME!r} has none of {', '.join(LANGUAGE_FILES)}. Put them there, name "
+            f"another folder, or set NETWORK.BERT_RANDOM_INIT true to start from random weights"
         )
     extractor = getattr(model, "image_feature_extractor", None)
     if extractor is not None and not network.IMAGE_FEAT_PRECOMPUTED:

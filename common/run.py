@@ -1,4 +1,4 @@
-"""Runs from a config: put the parts together, then train, test or evaluate. Used by the command line and by the demos."""
+"""Runs from a config: put the parts together, then train, test or evaluate."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ from common.trainer import Trainer, TrainerSettings
 log = logging.getLogger(__name__)
 
 
-def run_training(
-    task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True
-) -> Path:
+def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True) -> Path:
     """Train by a config, resuming where TRAIN.RESUME or AUTO_RESUME says so. Returns the folder of the run.
 
     Raises what its parts raise for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
@@ -44,7 +42,7 @@ def run_training(
         keep_config(cfg, cfg_path, folder)
 
     train_set, val_set = task.build_dataset(cfg, "train"), task.build_dataset(cfg, "val")
-    place = {"rank": distributed.rank(), "world": distributed.world_size(), "cuda": device.type == "cuda"}
+    place: dict[str, Any] = {"rank": distributed.rank(), "world": distributed.world_size(), "cuda": device.type == "cuda"}
     loader = build_loader(train_set, cfg, "train", base_seed, **place)
     val_loader = build_loader(val_set, cfg, "val", base_seed, **place)
     plan = RunPlan.from_config(cfg, distributed.world_size(), len(loader))
@@ -54,7 +52,14 @@ def run_training(
     load_initial_weights(model, cfg, task.adapt_pretrained(cfg))
     task.after_loading(model, train_set, cfg)
     model.to(device)
-    log.info("%s on %s in %s; %d train and %d val samples", model_size(model), device, precision.name, len(train_set), len(val_set))
+    log.info(
+        "%s on %s in %s; %d train and %d val samples",
+        model_size(model),
+        device,
+        precision.name,
+        len(train_set),
+        len(val_set),
+    )
     log.info("%s", plan.describe())
 
     optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
@@ -102,7 +107,7 @@ def trainer_settings(cfg: Any, plan: RunPlan, main_metric: str) -> TrainerSettin
 
 
 def resume(trainer: Trainer, cfg: Any) -> None:
-    """Load the checkpoint to go on from: the epoch before BEGIN_EPOCH with RESUME, the furthest one with AUTO_RESUME."""
+    """Load the checkpoint to go on from: with RESUME epoch BEGIN_EPOCH - 1, with AUTO_RESUME the furthest one."""
     begin = cfg.TRAIN.BEGIN_EPOCH
     if cfg.TRAIN.RESUME:
         path = checkpoint.epoch_path(trainer.directory, trainer.prefix, begin - 1)
@@ -194,7 +199,7 @@ def build_precision(task: Task, cfg: Any, device: torch.device) -> Precision:
 
 
 def seed_everything(seed: int) -> int:
-    """Seed Python, NumPy and torch; a seed below 0 draws one. Returns the seed of the samples, the same on every rank."""
+    """Seed Python, NumPy and torch; below 0 draws a seed. Returns that of the samples, the same on every rank."""
     if seed < 0:
         seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31))
     # Ranks draw different dropout masks; initial weights are made equal when the model is wrapped.
@@ -206,7 +211,7 @@ def seed_everything(seed: int) -> int:
 
 
 def train_folder(cfg: Any, cfg_path: Path) -> Path:
-    """OUTPUT_PATH/<yaml stem>/<image set>_train (spec 03, section 10)."""
+    """OUTPUT_PATH/<yaml stem>/<image set>_train (spec 03 §10)."""
     dataset = cfg.DATASET[0] if isinstance(cfg.DATASET, list | tuple) else cfg.DATASET
     return Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{dataset.TRAIN_IMAGE_SET}_train"
 

@@ -31,7 +31,7 @@ class Task:
     result_name: (cfg, config stem or --result-name) -> file name of the results.
     adapt_pretrained: (cfg) -> the task's own change of a renamed checkpoint before PARTIAL_PRETRAIN loads it, or None.
     after_loading: (model, dataset, cfg), once at the start of training, after all weights were loaded.
-    loss_scale_range: smallest and largest dynamic fp16 loss scale (spec 03, section 6).
+    loss_scale_range: smallest and largest dynamic fp16 loss scale (spec 03 §6).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The training loop of all tasks: updates, validation, checkpoints, and an exact way back into any of them (spec 03)."""
+"""The training loop of all tasks: updates, validation, checkpoints, and an exact way back into them (spec 03)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class TrainerSettings:
     """Numbers of a run; the config keys they come from in brackets.
 
     accumulate: micro-batches per update. clip_norm: largest gradient norm, off when <= 0 [TRAIN.CLIP_GRAD_NORM].
-    nonfinite: "stop" or "skip" [TRAIN.NONFINITE]. Periods: log_every in batches [LOG_FREQUENT], validate_every and save_every in
-    epochs [VAL_FREQUENT, CHECKPOINT_FREQUENT], save_updates in updates, 0 is off [CHECKPOINT_STEPS].
+    nonfinite: "stop" or "skip" [TRAIN.NONFINITE]. Periods: log_every in batches [LOG_FREQUENT], validate_every and
+    save_every in epochs [VAL_FREQUENT, CHECKPOINT_FREQUENT], save_updates in updates, 0 is off [CHECKPOINT_STEPS].
     max_updates: stop after so many, 0 is off [TRAIN.MAX_STEPS]. main_metric: chooses the best checkpoint.
     """
 
@@ -55,7 +55,8 @@ class TrainerSettings:
 
 @dataclass
 class Position:
-    """How far a run is. epoch, batch: the next batch to train on. step: batches, and updates: optimizer steps, of the whole run.
+    """How far a run is. epoch, batch: the next batch to train on. step, updates: batches and optimizer steps
+    of the whole run.
     skipped: updates left out because a loss or gradient was not finite."""
 
     epoch: int = 0
@@ -115,7 +116,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ the loop
 
     def fit(self) -> None:
-        """Train to the end epoch. Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a loss that is not finite."""
+        """Train to the end epoch. Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a non-finite loss."""
         with self._signals():
             while self.position.epoch < self.settings.end_epoch and not self._enough():
                 self._train_epoch()
@@ -168,7 +169,7 @@ class Trainer:
         self._samples += len(batch)
 
     def _update(self) -> None:
-        """One optimizer step: update k uses the learning rate of schedule(k) (spec 03, section 5)."""
+        """One optimizer step: update k uses the learning rate of schedule(k) (spec 03 §5)."""
         at = self.position
         at.updates += 1
         apply_lr(self.optimizer, self.schedule(at.updates))
@@ -183,7 +184,7 @@ class Trainer:
         self._cycle.clear()
 
     def _is_finite(self) -> bool:
-        """One look at the device for all losses since the last update, and at the gradient where nothing rescales it."""
+        """One look at the device for all losses since the last update, and the gradient where nothing rescales it."""
         values = [losses["loss"] for losses in self._cycle]
         if self._grad_norm is not None and self.precision.scaler is None:
             values.append(self._grad_norm)
@@ -193,7 +194,9 @@ class Trainer:
         at = self.position
         losses = [{k: round(float(v.mean()), 6) for k, v in one.items()} for one in self._cycle]
         norm = "" if self._grad_norm is None else f", gradient norm {float(self._grad_norm)}"
-        text = f"epoch {at.epoch} batch {at.batch - 1}, update {at.updates}: loss or gradient not finite: {losses}{norm}"
+        text = (
+            f"epoch {at.epoch} batch {at.batch - 1}, update {at.updates}: loss or gradient not finite: {losses}{norm}"
+        )
         if self.settings.nonfinite == "stop":
             raise FloatingPointError(text + ". Set TRAIN.NONFINITE skip to leave such updates out")
         at.skipped += 1
@@ -269,7 +272,15 @@ class Trainer:
         shown = ", ".join(f"{k.removeprefix('Train-')} {v:.6f}" for k, v in values.items() if k.startswith("Train-"))
         log.info(
             "Epoch[%d] Batch [%d/%d] %.1f samples/s, ETA %s: %s, lr %.3g",
-            *(at.epoch, at.batch, len(self.loader), speed, _duration(eta), shown, self.optimizer.param_groups[-1]["lr"]),
+            *(
+                at.epoch,
+                at.batch,
+                len(self.loader),
+                speed,
+                _duration(eta),
+                shown,
+                self.optimizer.param_groups[-1]["lr"],
+            ),
         )
         self._start_window()
 
@@ -278,7 +289,7 @@ class Trainer:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT ask for a stop after the current batch; a second SIGINT interrupts at once."""
-        before = {}
+        before: dict[int, Any] = {}
 
         def ask(signum: int, frame: Any) -> None:
             self._signal = signum
@@ -338,9 +349,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], source: str, epoch: int | None = None) -> None:
-        """Go on where a checkpoint was written. epoch: that of the file name, for files of the original, which know no more.
+        """Go on where a checkpoint was written. epoch: of the file name, for files of the original, which know no more.
 
-        Raises CheckpointError when the weights do not fit, ValueError when a position inside an epoch means other batches now.
+        Raises CheckpointError when the weights do not fit, ValueError when a position inside an epoch means other
+        batches now.
         """
         checkpoint.load_model(self.module, state["state_dict"], source)
         initial = [group["initial_lr"] for group in self.optimizer.param_groups]
@@ -362,9 +374,9 @@ class Trainer:
         then = (run["batches_per_epoch"], run["accumulate"])
         if position.batch and now != then:
             raise ValueError(
-                f"{source} stands inside epoch {position.epoch}, at batch {position.batch}; an epoch had {then[0]} batches "
-                f"and {then[1]} batches an update, now {now[0]} and {now[1]}. Use the same batch size and processes, or "
-                f"start from the epoch's checkpoint"
+                f"{source} stands inside epoch {position.epoch}, at batch {position.batch}; an epoch had {then[0]} "
+                f"batches and {then[1]} batches an update, now {now[0]} and {now[1]}. Use the same batch size "
+                f"and processes, or start from the epoch's checkpoint"
             )
         self.position = position
         self.loader.batch_sampler.base_seed = run["base_seed"]
@@ -383,7 +395,13 @@ def rng_state() -> dict[str, Any]:
     kind, keys, pos, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(pos), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(pos),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

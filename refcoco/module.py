@@ -1,4 +1,4 @@
-"""VL-BERT for referring expressions: a score for every region (spec 40, section 6)."""
+"""VL-BERT for referring expressions: a score for every region (spec 40 §6)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VLBertForReferring(nn.Module):
     """Scores regions against `[CLS] expression [SEP]`.
 
     score_padding: leave the head's value on padded regions, as the original did; such a region can then win the argmax
-    (spec 40, section 12, no. 1). By default padded regions get -10000.
+    (spec 40 §12 no. 1). By default padded regions get -10000.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class VLBertForReferring(nn.Module):
         )
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """Needs boxes, images and text; with a target `label` [B, R] (1 where a box covers the referent) gives the loss.
+        """Needs boxes, images and text; a target `label` [B, R] (1 where a box covers the referent) gives the loss.
 
         predictions: label_logits [B, R]; pred_boxes [B, 4], the best region, xyxy in pixels of the original image.
         losses: cls_loss.

@@ -26,7 +26,7 @@ from common.trainer import Stopped, Trainer
 
 
 class TaskCheck:
-    """Needs the fixtures `task` and `cfg_path`, a YAML of a tiny world with dropout on, flips, and two micro-batches an update.
+    """Needs the fixtures `task` and `cfg_path`, a YAML of a tiny world: dropout, flips, two micro-batches an update.
 
     without_gradient: parts of parameter names that rightly get none.
     """
@@ -63,7 +63,11 @@ class TaskCheck:
     def test_boxes_lie_in_the_image(self, samples):
         for s in samples:
             width, height = s.im_info[:2]
-            assert (s.boxes >= 0).all() and (s.boxes[:, 0::2] <= width - 1).all() and (s.boxes[:, 1::2] <= height - 1).all()
+            assert (
+                (s.boxes >= 0).all()
+                and (s.boxes[:, 0::2] <= width - 1).all()
+                and (s.boxes[:, 1::2] <= height - 1).all()
+            )
 
     def test_test_samples_have_no_targets(self, task, cfg):
         assert task.build_dataset(cfg, "test").sample(0, random.Random(0)).targets == {}
@@ -123,9 +127,7 @@ class TaskCheck:
         resumed = run_training(task, parts, cfg_path)
         assert train_losses(resumed) == train_losses(folder)
         last = checkpoint.epoch_path(folder, cfg.MODEL_PREFIX, cfg.TRAIN.END_EPOCH - 1)
-        assert_same(
-            checkpoint.load_file(last)["state_dict"], checkpoint.load_file(resumed / last.name)["state_dict"]
-        )
+        assert_same(checkpoint.load_file(last)["state_dict"], checkpoint.load_file(resumed / last.name)["state_dict"])
         assert not checkpoint.latest_path(resumed, cfg.MODEL_PREFIX).exists()
 
     def test_results_of_a_run_can_be_read_back(self, task, cfg, cfg_path):

@@ -1,4 +1,4 @@
-"""VL-BERT for visual commonsense reasoning: four choices as an axis of one batch (spec 20, section 5)."""
+"""VL-BERT for visual commonsense reasoning: four choices as an axis of one batch (spec 20 §5)."""
 
 from __future__ import annotations
 
@@ -168,13 +168,13 @@ class VLBertForVCR(nn.Module):
 
 
 def build_model(cfg: Any) -> VLBertForVCR:
-    """The module of a VCR config with random weights; reads no file. Raises ValueError for switches that exclude each other."""
+    """The module of a VCR config with random weights; reads no file. ValueError for switches at odds."""
     network = cfg.NETWORK
     regulariser = network.ENABLE_CNN_REG_LOSS
     if not network.VLBERT.with_pooler:
         raise ValueError("NETWORK.VLBERT.with_pooler false: VCR classifies the pooled state and needs it true")
     if network.BLIND and (regulariser or network.VLBERT.visual_ln):
-        raise ValueError("NETWORK.BLIND needs ENABLE_CNN_REG_LOSS false and VLBERT.visual_ln false (spec 20, section 5.1)")
+        raise ValueError("NETWORK.BLIND needs ENABLE_CNN_REG_LOSS false and VLBERT.visual_ln false (spec 20 §5.1)")
     if network.CLASSIFIER_TYPE not in ("1fc", "2fc"):
         raise ValueError(f"NETWORK.CLASSIFIER_TYPE {network.CLASSIFIER_TYPE!r}: VCR has 1fc and 2fc")
     classifier = build_classifier(

@@ -1,4 +1,4 @@
-"""How VCR changes a pretraining checkpoint before it is loaded (spec 20, section 6.4)."""
+"""How VCR changes a pretraining checkpoint before it is loaded (spec 20 §6.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VCR text: names for detections, tokens with tags, truncation (spec 20, sections 2.1 to 2.4).
+"""VCR text: names for detections, tokens with tags, truncation (spec 20 §2.1 to 2.4).
 
 A mixed token is a word, or a list of detections that it refers to (0-based).
 """
@@ -50,7 +50,7 @@ def keep_relevant_detections(
     answers: Sequence[Sequence[MixedToken]],
     rationales: Sequence[Sequence[MixedToken]] | None,
 ) -> RelevantDetections:
-    """The detections that the texts mention, renumbered by first mention (spec 20, section 2.1).
+    """The detections that the texts mention, renumbered by first mention (spec 20 §2.1).
 
     rationales: None where they are not scanned (Q -> A). The arguments are left as they are.
     """
@@ -69,7 +69,7 @@ def replacement_names(objects: Sequence[str], start: int = 0) -> list[str]:
     """What each detection is called in a text: persons get the next neutral name, the others keep their category.
 
     start: number of the first name (any integer, names go round); the next image of a stream starts at
-    `start + objects.count("person")` (spec 20, section 2.2).
+    `start + objects.count("person")` (spec 20 §2.2).
     """
     names, person = [], start
     for category in objects:
@@ -84,7 +84,7 @@ def replacement_names(objects: Sequence[str], start: int = 0) -> list[str]:
 def tokenize_with_tags(
     tokens: Sequence[MixedToken], names: Sequence[str], tokenizer: BertTokenizer, basic_align: bool, non_object_tag: int
 ) -> list[TaggedToken]:
-    """Word pieces of a mixed text (spec 20, section 2.3).
+    """Word pieces of a mixed text (spec 20 §2.3).
 
     names: what each detection is called. basic_align: punctuation inside a word gets an alignment number of its own.
     non_object_tag: the tag of words, 0 when row 0 of the boxes is the whole image, else -1; detection o has the tag
@@ -110,7 +110,7 @@ def tokenize_with_tags(
 def truncate_q2a(
     question: Sequence[TaggedToken], answers: Sequence[Sequence[TaggedToken]], limit: int = MAX_TOKENS
 ) -> Query:
-    """Question and answers, cut at their ends until each pair has at most `limit` tokens (spec 20, section 2.4).
+    """Question and answers, cut at their ends until each pair has at most `limit` tokens (spec 20 §2.4).
 
     The question is shared: cut for one answer, it is cut for those after it. An answer is cut while it is longer.
     """

@@ -1,4 +1,4 @@
-"""Questions and answers of VQA v2 from the official JSON files or from imdb files (spec 30, section 2)."""
+"""Questions and answers of VQA v2 from the official JSON files or from imdb files (spec 30 §2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+from common.data.dataset import DataError
 from common.data.safe_pickle import load_object_array
 
 
@@ -57,18 +58,20 @@ BOX_SETS = {
 
 
 def parse_image_sets(names: str) -> list[ImageSet]:
-    """ "train2014+val2014" -> the two sets. Raises ValueError for an unknown name."""
+    """ "train2014+val2014" -> the two sets. Raises DataError for an unknown name."""
     sets = []
     for name in (part.strip() for part in names.split("+")):
         if name not in IMAGE_SETS:
-            raise ValueError(f"image set {name!r} (in {names!r}): expected names of {', '.join(IMAGE_SETS)} joined by +")
+            raise DataError(
+                f"image set {name!r} (in {names!r}): expected names of {', '.join(IMAGE_SETS)} joined by +"
+            )
         sets.append(IMAGE_SETS[name])
     return sets
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. text: the question, or its words where an imdb file gave words. answers: raw strings, empty in test mode."""
+    """One question. text: a string, or words from an imdb file. answers: raw strings, empty in test mode."""
 
     question_id: int
     image_id: int
@@ -80,11 +83,11 @@ class Question:
 def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imdb: bool = False) -> list[Question]:
     """The questions of one split in file order.
 
-    Raises FileNotFoundError for a missing file and ValueError naming file and position where questions and annotations
+    Raises FileNotFoundError for a missing file and DataError naming file and position where questions and annotations
     do not belong together or an entry lacks a field.
     """
     if with_answers and not image_set.has_answers:
-        raise ValueError(f"image set {image_set.split}: it has no answers, so it can be used for testing only")
+        raise DataError(f"image set {image_set.split}: it has no answers, so it can be used for testing only")
     if from_imdb:
         return _from_imdb(root / image_set.imdb_file, image_set, with_answers)
     path = root / image_set.questions_file
@@ -97,7 +100,7 @@ def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imd
         try:
             result.append(Question(int(q["question_id"]), int(q["image_id"]), q["question"], a, image_set))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise DataError(
                 f"{path}: questions[{i}] needs question_id, image_id and question, got {str(q)[:120]}"
             ) from error
     return result
@@ -106,18 +109,20 @@ def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imd
 def _paired_answers(path: Path, questions: list[Any], annotation_path: Path) -> list[tuple[str, ...]]:
     annotations = read_list(annotation_path, "annotations")
     if len(annotations) != len(questions):
-        raise ValueError(f"{annotation_path}: {len(annotations)} annotations for the {len(questions)} questions of {path}")
+        raise DataError(
+            f"{annotation_path}: {len(annotations)} annotations for the {len(questions)} questions of {path}"
+        )
     answers = []
     for i, (q, a) in enumerate(zip(questions, annotations, strict=True)):
         try:
             if q["question_id"] != a["question_id"]:
-                raise ValueError(
+                raise DataError(
                     f"{annotation_path}: annotations[{i}] is for question {a['question_id']}, "
                     f"questions[{i}] of {path} is {q['question_id']}"
                 )
             answers.append(tuple(intern(x["answer"]) for x in a["answers"]))
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise DataError(
                 f"{annotation_path}: annotations[{i}] needs question_id and answers[].answer, got {str(a)[:120]}"
             ) from error
     return answers
@@ -133,7 +138,7 @@ def _from_imdb(path: Path, image_set: ImageSet, with_answers: bool) -> list[Ques
             words = tuple(intern(str(w)) for w in entry["question_tokens"])
             result.append(Question(int(entry["question_id"]), int(entry["image_id"]), words, answers, image_set))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: entry {i} lacks or has a wrong field: {error}") from error
+            raise DataError(f"{path}: entry {i} lacks or has a wrong field: {error}") from error
     return result
 
 
@@ -145,7 +150,7 @@ def read_list(path: Path, key: str) -> list[Any]:
         try:
             content = json.load(f)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+            raise DataError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise ValueError(f"{path}: expected an object with a list {key!r}")
+        raise DataError(f"{path}: expected an object with a list {key!r}")
     return content[key]

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.data.dataset import DataError
+
 UNKNOWN = "<unk>"
 MARKS = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -40,7 +42,7 @@ def process_punctuation(text: str) -> str:
 class AnswerVocabulary:
     """Answers by index. Of equal entries the first is found; the later ones keep their index and are never a target.
 
-    Raises ValueError without the entry `<unk>`.
+    Raises DataError without the entry `<unk>`.
     """
 
     def __init__(self, answers: Sequence[str]) -> None:
@@ -49,7 +51,7 @@ class AnswerVocabulary:
         for i, answer in enumerate(self.answers):
             self._index.setdefault(answer, i)
         if UNKNOWN not in self._index:
-            raise ValueError(f"the answer vocabulary ({len(self.answers)} entries) has no entry {UNKNOWN}")
+            raise DataError(f"the answer vocabulary ({len(self.answers)} entries) has no entry {UNKNOWN}")
         self.unk_index = self._index[UNKNOWN]
 
     @classmethod
@@ -57,14 +59,16 @@ class AnswerVocabulary:
         """Read one answer a line, lower-cased and stripped, empty lines dropped.
 
         processed: put the answers through `process_punctuation` (all but the imdb data do); the annotators' answers
-        that are looked up never are.
+        that are looked up never are. Raises FileNotFoundError, and DataError without the entry `<unk>`.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"answer vocabulary {path} (DATASET.ANSWER_VOCAB_FILE): no such file")
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").lower().split("\n")]
         answers = [line for line in lines if line]
         try:
             return cls([process_punctuation(answer) for answer in answers] if processed else answers)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.answers)

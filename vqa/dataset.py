@@ -1,4 +1,4 @@
-"""VQA v2 samples: a question about an image and its regions (spec 30, section 5)."""
+"""VQA v2 samples: a question about an image and its regions (spec 30 §5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.boxes import clip_boxes
 from common.data.batch import Sample
-from common.data.dataset import TaskDataset
+from common.data.dataset import DataError, TaskDataset
 from common.data.images import load_image
 from common.data.regions import Regions, open_regions
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
@@ -49,7 +49,7 @@ class VQADataset(TaskDataset):
         max_positions: int = 512,
     ) -> None:
         if boxes not in BOX_SETS:
-            raise ValueError(f"DATASET.BOXES {boxes!r}: expected one of {', '.join(BOX_SETS)}")
+            raise DataError(f"DATASET.BOXES {boxes!r}: expected one of {', '.join(BOX_SETS)}")
         self.root = Path(root)
         self.image_sets = parse_image_sets(image_sets)
         self.vocabulary = vocabulary
@@ -64,7 +64,7 @@ class VQADataset(TaskDataset):
         for image_set in self.image_sets:
             self.questions += load_questions(self.root, image_set, with_answers, from_imdb)
         if not self.questions:
-            raise ValueError(f"image sets {image_sets!r} under {root} have no question")
+            raise DataError(f"image sets {image_sets!r} under {root} have no question")
         self._regions = {s: open_regions(region_path or self._region_path(s, boxes), zip_mode) for s in self.image_sets}
 
     def __len__(self) -> int:
@@ -107,19 +107,17 @@ class VQADataset(TaskDataset):
         return f"{self.root}/{base}/COCO_{folder}_{question.image_id:012d}.jpg"
 
     def image_size(self, question: Question) -> tuple[int, int]:
-        """Width and height in pixels by the COCO metadata. Raises KeyError for an image that it does not list."""
+        """Width and height in pixels by the COCO metadata. Raises DataError for an image that it does not list."""
         sizes = self._sizes[question.image_set.metadata]
         if question.image_id not in sizes:
             path = self.root / question.image_set.metadata
-            raise KeyError(f"{path}: no image {question.image_id}, which question {question.question_id} asks about")
+            raise DataError(f"{path}: no image {question.image_id}, which question {question.question_id} asks about")
         return sizes[question.image_id]
 
     @cached_property
     def _sizes(self) -> dict[str, dict[int, tuple[int, int]]]:
         files = {s.metadata for s in self.image_sets}
-        return {
-            f: {im["id"]: (im["width"], im["height"]) for im in read_list(self.root / f, "images")} for f in files
-        }
+        return {f: {im["id"]: (im["width"], im["height"]) for im in read_list(self.root / f, "images")} for f in files}
 
     def _region_path(self, image_set: ImageSet, boxes: str) -> Path:
         trainval, test = BOX_SETS[boxes]
@@ -129,7 +127,9 @@ class VQADataset(TaskDataset):
         """Boxes [R, 4] in original pixels and features [R, 2048], the whole image first where configured."""
         boxes, features = regions.boxes, regions.features
         if self.precomputed and features is None:
-            raise ValueError(f"regions of image {question.image_id}: no features, NETWORK.IMAGE_FEAT_PRECOMPUTED is true")
+            raise DataError(
+                f"regions of image {question.image_id}: no features, NETWORK.IMAGE_FEAT_PRECOMPUTED is true"
+            )
         if not self.image_box:
             return boxes, features
         boxes = torch.cat([torch.tensor([[0.0, 0.0, width - 1.0, height - 1.0]]), boxes])
@@ -162,11 +162,12 @@ def build_dataset(cfg: Any, split: str) -> VQADataset:
     """The dataset of a config for "train", "val" or "test"; test has no answers."""
     dataset = cfg.DATASET
     if dataset.DATASET != "vqa":
-        raise ValueError(f"DATASET.DATASET {dataset.DATASET!r}: this task has vqa")
+        raise DataError(f"DATASET.DATASET {dataset.DATASET!r}: this task has vqa")
     vocabulary = AnswerVocabulary.load(dataset.ANSWER_VOCAB_FILE, processed=not dataset.USE_IMDB)
     if len(vocabulary) != dataset.ANSWER_VOCAB_SIZE:
-        raise ValueError(
-            f"{dataset.ANSWER_VOCAB_FILE}: {len(vocabulary)} answers, DATASET.ANSWER_VOCAB_SIZE is {dataset.ANSWER_VOCAB_SIZE}"
+        raise DataError(
+            f"{dataset.ANSWER_VOCAB_FILE}: {len(vocabulary)} answers, "
+            f"DATASET.ANSWER_VOCAB_SIZE is {dataset.ANSWER_VOCAB_SIZE}"
         )
     network = cfg.NETWORK
     return VQADataset(
@@ -182,5 +183,5 @@ def build_dataset(cfg: Any, split: str) -> VQADataset:
         image_box=dataset.ADD_IMAGE_AS_A_BOX,
         zip_mode=dataset.ZIP_MODE,
         from_imdb=dataset.USE_IMDB,
-        max_positions=network.VLBERT.max_position_embeddings,
+        max_positions=network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 1,
     )

@@ -1,4 +1,4 @@
-"""VL-BERT for visual question answering (spec 30, section 8)."""
+"""VL-BERT for visual question answering (spec 30 §8)."""
 
 from __future__ import annotations
 

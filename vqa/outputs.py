@@ -1,4 +1,4 @@
-"""What VQA reports and writes: metrics, answers, and the result file of the evaluation server (spec 30, sections 12 and 13)."""
+"""What VQA reports and writes: metrics, and the result file of the evaluation server (spec 30 §12 and 13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visual question answering as a task (paper section 4.2.2; spec 30)."""
+"""Visual question answering as a task (paper §4.2.2; spec 30)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def after_loading(model: VLBertForVQA, dataset: VQADataset, cfg: Any) -> None:
-    """The classifier's start: CLASSIFIER_PRETRAINED fills its rows with word embeddings, "mlm" its transform with BERT's."""
+    """CLASSIFIER_PRETRAINED fills the classifier's rows with word embeddings, "mlm" its transform with BERT's."""
     network = cfg.NETWORK
     if network.CLASSIFIER_TYPE == "mlm" and not network.PARTIAL_PRETRAIN:
         language = find_language_weights(network)
-        report = language and load_head_transform(model.final_mlp[0], read_tensors(language), f"{language} (answer head)")
+        report = language and load_head_transform(
+            model.final_mlp[0], read_tensors(language), f"{language} (answer head)"
+        )
         log.info("%s", report or "no masked-language head to start the answer head from: it starts random")
     if network.CLASSIFIER_PRETRAINED:
         words = model.vlbert.word_embeddings.weight.detach()
@@ -34,15 +36,16 @@ def after_loading(model: VLBertForVQA, dataset: VQADataset, cfg: Any) -> None:
 def init_classifier_rows(
     classifier: nn.Linear, words: torch.Tensor, answers: Sequence[str], tokenizer: BertTokenizer
 ) -> None:
-    """Row of an answer = mean of its word-piece embeddings (spec 30, section 10.6); an answer without pieces keeps its row.
+    """Row of an answer = mean of its word-piece embeddings (spec 30 §10.6); no pieces: unchanged.
 
     classifier: [V, H] weights. words: [vocabulary, H]. Raises ValueError when the sizes do not belong together.
     """
     expected = (len(answers), words.shape[1])
     if tuple(classifier.weight.shape) != expected:
         raise ValueError(
-            f"NETWORK.CLASSIFIER_PRETRAINED: the last layer is {tuple(classifier.weight.shape)}, answers and word embeddings "
-            f"need {expected}; use CLASSIFIER_TYPE mlm or 1fc, or 2fc with CLASSIFIER_HIDDEN_SIZE = hidden_size"
+            f"NETWORK.CLASSIFIER_PRETRAINED: the last layer is {tuple(classifier.weight.shape)}, answers and "
+            f"word embeddings need {expected}; use CLASSIFIER_TYPE mlm or 1fc, "
+            f"or 2fc with CLASSIFIER_HIDDEN_SIZE = hidden_size"
         )
     with torch.no_grad():
         for row, answer in zip(classifier.weight, answers, strict=True):

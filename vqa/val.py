@@ -1,7 +1,7 @@
 """Score answers with the official VQA v2 accuracy, by answer type and question type.
 
-    python vqa/val.py --cfg cfgs/vqa/base_4x16G_fp32.yaml --ckpt FILE        run the model on DATASET.VAL_IMAGE_SET
-    python vqa/val.py --cfg cfgs/vqa/base_4x16G_fp32.yaml --result FILE      score a result file of vqa/test.py
+python vqa/val.py --cfg cfgs/vqa/base_4x16G_fp32.yaml --ckpt FILE        run the model on DATASET.VAL_IMAGE_SET
+python vqa/val.py --cfg cfgs/vqa/base_4x16G_fp32.yaml --result FILE      score a result file of vqa/test.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from common.cli import add_config_arguments, guarded, load_run_config
 def main() -> None:
     parser = argparse.ArgumentParser(description="Official VQA v2 accuracy of a checkpoint or of a result file.")
     add_config_arguments(parser)
-    parser.add_argument("--ckpt", metavar="FILE", help="checkpoint (default: the best one of the config's training run)")
+    parser.add_argument(
+        "--ckpt", metavar="FILE", help="checkpoint (default: the best one of the config's training run)"
+    )
     parser.add_argument("--result", metavar="FILE", help="score this result file instead of running a model")
     parser.add_argument("--split", help="overrides DATASET.VAL_IMAGE_SET")
     parser.add_argument("--batch", type=int, metavar="N", help="overrides VAL.BATCH_IMAGES")
@@ -74,7 +76,9 @@ def _read_result(path: Path) -> list[dict[str, Any]]:
 def format_scores(scores: dict[str, Any]) -> str:
     """Accuracy in percent and number of questions, by answer type, by question type, and overall."""
     rows = [("answer type", "questions", "accuracy %")]
-    rows += _rows(scores["answer_type"]) + [("question type", "questions", "accuracy %")] + _rows(scores["question_type"])
+    rows += (
+        _rows(scores["answer_type"]) + [("question type", "questions", "accuracy %")] + _rows(scores["question_type"])
+    )
     rows += _rows({"overall": scores["overall"]})
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"{name:<{width}}  {count:>9}  {accuracy:>10}" for name, count, accuracy in rows)

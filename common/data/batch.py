@@ -37,9 +37,11 @@ class Sample:
     features: float32 [R, 2048] precomputed region features, or None.
     box_classes: int64 [R] category of each box, or None.
     box_masks: float32 [R, S, S] instance masks relative to their box, or None.
-    text_ids: int64 [T] (or [C, T]) word pieces with special tokens. segment_ids, text_tags: the same shape; a tag is the
+    text_ids: int64 [T] (or [C, T]) word pieces with special tokens. segment_ids, text_tags: the same shape; a tag is
+    the
         row of `boxes` that a token is tied to.
-    text_lengths: set by `collate` from text_ids; C lists may differ in length, so text fields may be lists of [T] tensors.
+    text_lengths: set by `collate` from text_ids; C lists may differ in length, so text fields may be lists of [T]
+    tensors.
     targets: tensors by name; empty where the split has no labels. A target's padding value stands in `target_pads`.
     """
 

@@ -56,7 +56,7 @@ def pad_stack(items: Sequence[Any], value: float) -> Tensor:
 
 
 def clip_pad(x: Tensor, shape: Sequence[int], value: float) -> Tensor:
-    """`x` cut or padded at the end of every axis to `shape`; the dtype is kept (spec 04, section 4.3)."""
+    """`x` cut or padded at the end of every axis to `shape`; the dtype is kept (spec 04 §4.3)."""
     out = x.new_full(tuple(shape), value)
     overlap = tuple(slice(min(a, b)) for a, b in zip(x.shape, shape, strict=True))
     out[overlap] = x[overlap]

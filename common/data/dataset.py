@@ -11,6 +11,10 @@ from torch.utils.data import Dataset
 from common.data.batch import Sample
 
 
+class DataError(ValueError):
+    """Data files that cannot be used as they are, or that do not fit the config; the message names the file or key."""
+
+
 class TaskDataset(Dataset[Sample]):
     """Samples by index, where everything random about one comes from the generator that is passed in."""
 

@@ -81,5 +81,3 @@ def build_loader(
         world=world,
         pin_memory=cuda,
     )
-
-

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from common.data.dataset import DataError
+
 # What data files of this field are made of; anything else is refused by name.
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -35,21 +37,23 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_pickle(path: Path | str, encoding: str = "ASCII") -> Any:
-    """Read a pickle of plain data. Raises ValueError naming the file when it is broken or asks for anything else."""
+    """Read a pickle of plain data. Raises DataError naming the file when it is broken or asks for anything else."""
     return _load(Path(path).read_bytes(), path, encoding)
 
 
 def load_object_array(path: Path | str) -> np.ndarray:
-    """Read a .npy file of pickled objects (the imdb files of VQA). Raises ValueError as load_pickle does."""
+    """Read a .npy file of pickled objects (the imdb files of VQA). Raises DataError as load_pickle does."""
     with open(path, "rb") as f:
         try:
             version = np.lib.format.read_magic(f)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = read_header(f)
         except ValueError as error:
-            raise ValueError(f"{path}: not a .npy file ({error})") from error
+            raise DataError(f"{path}: not a .npy file ({error})") from error
         if not dtype.hasobject:
-            raise ValueError(f"{path}: expected an array of objects, found dtype {dtype}")
+            raise DataError(f"{path}: expected an array of objects, found dtype {dtype}")
         return _load(f.read(), path, "latin1").reshape(shape)
 
 
@@ -57,4 +61,4 @@ def _load(content: bytes, path: Path | str, encoding: str) -> Any:
     try:
         return _Unpickler(io.BytesIO(content), encoding=encoding).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as plain data: {error}") from error
+        raise DataError(f"{path}: cannot be read as plain data: {error}") from error

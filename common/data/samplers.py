@@ -1,6 +1,6 @@
 """The order of samples: a function of seed, epoch and position, so that a run can stop and go on anywhere.
 
-See spec 04, section 3.
+See spec 04 §3.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def plain_batches(order: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def grouped_batches(order: Tensor, group_ids: Tensor, batch_size: int) -> list[Tensor]:
-    """Batches with samples of one group each, ordered by the position of their first sample (spec 04, section 3.2).
+    """Batches with samples of one group each, ordered by the position of their first sample (spec 04 §3.2).
 
     order: int64 [n] dataset indices. group_ids: int64 [length of the dataset], for example 0 wide and 1 upright.
     The last batch of a group may be shorter.

@@ -1,4 +1,4 @@
-"""Text: the BERT tokenizer, joining segments, aligning word pieces with words (spec 04, sections 7 and 8)."""
+"""Text: the BERT tokenizer, joining segments, aligning word pieces with words (spec 04 §7 and 8)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MIRRORED = {"left": "right", "right": "left"}
 
 
 class BertTokenizer:
-    """Uncased BERT word pieces, without special tokens added (spec 04, section 8.1).
+    """Uncased BERT word pieces, without special tokens added (spec 04 §8.1).
 
     A special token is recognised only where it stands alone between whitespace: "[MASK]" is one, "[MASK]." is not.
 
@@ -108,7 +108,7 @@ def swap_left_right(tokens: Sequence[str]) -> list[str]:
 
 
 def align_matrix(ids: Sequence[int]) -> Tensor:
-    """Mean pooling of word pieces into words: float32 [max(ids) + 1, len(ids)] (spec 04, section 7).
+    """Mean pooling of word pieces into words: float32 [max(ids) + 1, len(ids)] (spec 04 §7).
 
     ids: the word of each piece. Row k is 1 / count(k) at the pieces of word k; a word without pieces is a row of zeros.
     """

@@ -1,4 +1,4 @@
-"""Functions on an image or its boxes, and `Transform`, the chain of them that a dataset runs (spec 04, section 2)."""
+"""Functions on an image or its boxes, and `Transform`, the chain of them that a dataset runs (spec 04 §2)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Transform:
 def resize_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
     """Width and height after the shorter side became `min_size`, less where the longer would pass `max_size`.
 
-    Truncates everywhere; an image whose shorter side already fits stays as it is (spec 04, section 2.1).
+    Truncates everywhere; an image whose shorter side already fits stays as it is (spec 04 §2.1).
     """
     short, long = min(width, height), max(width, height)
     size = min_size
@@ -96,7 +96,7 @@ def resize_size(width: int, height: int, min_size: int, max_size: int) -> tuple[
 
 
 def resize_ratios(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Float32 [2], new by old width and height. The reciprocal comes first, as in the original (spec 30, section 6)."""
+    """Float32 [2], new by old width and height. The reciprocal comes first, as in the original (spec 30 §6)."""
     return torch.tensor(old, dtype=torch.float32).reciprocal() * torch.tensor(new, dtype=torch.float32)
 
 
@@ -118,7 +118,7 @@ def normalise(image: Tensor, means: tuple[float, ...], stds: tuple[float, ...]) 
 
 
 def pad_to_canvas(image: Tensor, short: int, long: int) -> Tensor:
-    """The image [3, h, w] at the top left of zeros, `short` high and `long` wide or upright (spec 04, section 2.4)."""
+    """The image [3, h, w] at the top left of zeros, `short` high and `long` wide or upright (spec 04 §2.4)."""
     height, width = image.shape[1:]
     canvas = image.new_zeros((3, short, long) if height <= width else (3, long, short))
     canvas[:, :height, :width] = image

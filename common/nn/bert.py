@@ -1,4 +1,4 @@
-"""The BERT encoder: post-norm transformer layers with the parameter names of the published checkpoints (spec 02, section 2)."""
+"""The BERT encoder: post-norm layers with the parameter names of the published checkpoints (spec 02 §2)."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ class Encoder(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor, all_layers: bool = False, with_probs: bool = False) -> EncoderOutput:
+    def forward(
+        self, hidden: Tensor, mask: Tensor, all_layers: bool = False, with_probs: bool = False
+    ) -> EncoderOutput:
         """hidden [B, L, H], mask bool [B, L] (True is real) -> EncoderOutput.
 
         A masked key gets -10000 added to its score, as in the original; masked queries are computed and meaningless.
@@ -174,7 +176,7 @@ class PredictionHeadTransform(nn.Module):
 
 
 def init_weights(module: nn.Module, std: float) -> None:
-    """The BERT rule for every sub-module: Normal(0, std) weights, zero biases, LayerNorm 1 and 0 (spec 02, section 3.6)."""
+    """The BERT rule for every sub-module: Normal(0, std) weights, zero biases, LayerNorm 1 and 0 (spec 02 §3.6)."""
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Embedding):
             nn.init.normal_(m.weight, std=std)

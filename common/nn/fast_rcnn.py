@@ -1,4 +1,4 @@
-"""Fast R-CNN region features: what each box shows and where it is (paper section 3.2; spec 02, section 6)."""
+"""Fast R-CNN region features: what each box shows and where it is (paper §3.2; spec 02 §6)."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class FastRCNN(nn.Module):
     """Region feature extractor, end to end from pixels or on precomputed features.
 
     num_layers: ResNet depth 50, 101 or 152. dilated_c5, stride_in_1x1: variants of the RoI head and of the bottlenecks.
-    frozen_bn: batch norms use running statistics and do not train. frozen_stages: 1 is the stem, 2..4 layer1..layer3, 5 the
+    frozen_bn: batch norms use running statistics and do not train. frozen_stages: 1 is the stem, 2..4 layer1..layer3,
+    5 the
     RoI head. precomputed: no CNN; `features` come with the batch. final_dim: width D of a region embedding.
     semantic: concatenate an embedding of the box's class. class_regulariser: predict that class from the CNN feature.
-    State-dict keys are the original's; the RoI head is listed under two names (spec 02, section 10.3).
+    State-dict keys are the original's; the RoI head is listed under two names (spec 02 §10.3).
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class FastRCNN(nn.Module):
         """Embed regions.
 
         images: [B, 3, h, w] normalised, None in precomputed mode. boxes: [B, R, 4] xyxy in pixels of the resized image.
-        box_mask: bool [B, R]. im_info: [B, >= 2], width and height of the resized image. features: [B, R, 2048], precomputed.
+        box_mask: bool [B, R]. im_info: [B, >= 2], width and height of the resized image. features: [B, R, 2048],
+        precomputed.
         classes: [B, R] class of each box. box_masks: [B, R, S, S] instance masks on the RoI head's output.
         masked: bool [B, R], regions whose appearance is replaced by mask_feature [2048].
         Raises ValueError where an input that the configuration needs is missing.
@@ -138,7 +140,7 @@ def roi_align_features(feature_map: Tensor, boxes: Tensor, box_mask: Tensor) -> 
     """RoIAlign of the real boxes in float32: [B, 1024, h/16, w/16], [B, R, 4] in image pixels -> [K, 1024, 14, 14].
 
     One sample a bin, no half-pixel shift, sides of at least one cell: the convention the weights were trained with
-    (spec 02, section 6.4).
+    (spec 02 §6.4).
     """
     image_index = box_mask.nonzero()[:, :1]
     with torch.autocast(feature_map.device.type, enabled=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-# A row of soft labels is a target when it sums to one within this margin (spec 04, section 9).
+# A row of soft labels is a target when it sums to one within this margin (spec 04 §9).
 SOFT_LABEL_MARGIN = 0.1
 
 
@@ -15,10 +15,11 @@ def soft_label_mask(target: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross entropy against soft labels over the rows whose labels sum to about one (spec 04, section 9).
+    """Cross entropy against soft labels over the rows whose labels sum to about one (spec 04 §9).
 
     logits, target: [N, C]. reduction: mean or sum over the valid rows, or none for [N] with 0 in invalid rows.
-    Without a valid row the result is 0 and still carries a (zero) gradient, so that every rank takes part in a backward.
+    Without a valid row the result is 0 and still carries a (zero) gradient, so that every rank takes part in a
+    backward.
     Raises ValueError for another reduction.
     """
     mask = soft_label_mask(target)
@@ -34,5 +35,5 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") 
 
 
 def binary_cross_entropy_sum(logits: Tensor, target: Tensor) -> Tensor:
-    """BCE with logits, summed over the last axis and averaged over the rest: [B, V] -> scalar (spec 30, section 8.5)."""
+    """BCE with logits, summed over the last axis and averaged over the rest: [B, V] -> scalar (spec 30 §8.5)."""
     return F.binary_cross_entropy_with_logits(logits.float(), target.float()) * target.shape[-1]

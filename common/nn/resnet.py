@@ -1,4 +1,4 @@
-"""ResNet with the stride and dilation choices of the detector family (spec 02, section 7).
+"""ResNet with the stride and dilation choices of the detector family (spec 02 §7).
 
 Parameter names are torchvision's (conv1, bn1, layer1.0.conv1, ...), so its checkpoints load as they are.
 """
@@ -65,9 +65,7 @@ def build_layer(
 ) -> nn.Sequential:
     """One residual stage; only its first block strides, every block dilates."""
     blocks = [Bottleneck(in_channels, planes, stride, dilation, stride_in_1x1, norm)]
-    blocks += [
-        Bottleneck(planes * EXPANSION, planes, 1, dilation, stride_in_1x1, norm) for _ in range(num_blocks - 1)
-    ]
+    blocks += [Bottleneck(planes * EXPANSION, planes, 1, dilation, stride_in_1x1, norm) for _ in range(num_blocks - 1)]
     return nn.Sequential(*blocks)
 
 
@@ -115,5 +113,3 @@ def freeze(modules: list[nn.Module]) -> None:
     for m in modules:
         for p in m.parameters():
             p.requires_grad_(False)
-
-

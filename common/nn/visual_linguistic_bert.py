@@ -1,4 +1,4 @@
-"""VL-BERT: words and regions packed into one sequence and encoded by BERT (paper figure 1; spec 02, sections 3 and 4)."""
+"""VL-BERT: words and regions packed into one sequence and encoded by BERT (paper figure 1; spec 02 §3 and 4)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class VLBertSizes:
 
 
 class Packed(NamedTuple):
-    """embeddings [B, L, H]; mask, text_mask, object_mask bool [B, L]: real positions, those of words, those of regions."""
+    """embeddings [B, L, H]; mask, text_mask, object_mask bool [B, L]: real positions, of words, of regions."""
 
     embeddings: Tensor
     mask: Tensor
@@ -51,7 +51,8 @@ class Packed(NamedTuple):
 
 class VLBertOutput(NamedTuple):
     """layers: encoder outputs, each [B, L, H], the last one last (all layers only if asked for).
-    text: [B, min(T, L), H], the first T packed positions (those after a sample's own words hold its regions or padding).
+    text: [B, min(T, L), H], the first T packed positions (those after a sample's own words hold its regions or
+    padding).
     objects: [B, R, H], aligned with the given regions, zero where the mask is False.
     pooled: [B, H] or None without a pooler. attention: per layer [B, heads, L, L], or None. mask: bool [B, L]."""
 
@@ -64,7 +65,7 @@ class VLBertOutput(NamedTuple):
 
 
 class VisualLinguisticBert(nn.Module):
-    """The encoder. State-dict keys and parameter order are those of the published checkpoints (spec 02, section 10.1)."""
+    """The encoder. State-dict keys and parameter order are those of the published checkpoints (spec 02 §10.1)."""
 
     def __init__(self, sizes: VLBertSizes) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ class VisualLinguisticBert(nn.Module):
         object_linguistic: Tensor,
         object_mask: Tensor,
     ) -> Packed:
-        """The packed input of the encoder: words, regions, END, padding (spec 02, section 3.3). Arguments as in forward."""
+        """The packed input of the encoder: words, regions, END, padding (spec 02 §3.3). Arguments as in forward."""
         text = self._words(text_ids) + self._text_visual(text_visual)
         objects = object_linguistic + self._object_visual(object_visual)
         num_text, num_objects = text_mask.sum(1, keepdim=True), object_mask.sum(1, keepdim=True)  # (B, 1)
@@ -187,8 +188,10 @@ class VisualLinguisticBert(nn.Module):
         ids = torch.where(position < num_text, position, num_text)
         ids = torch.where(position == end, num_text + 1, ids)
         ids = torch.where(position > end, position, ids)
-        # Padding may lie beyond the table; its id does not matter (spec 02, section 12, no. 6).
-        limit = torch.where(position > end, self.sizes.max_position_embeddings - 1, ids + self.sizes.position_padding_idx + 1)
+        # Padding may lie beyond the table; its id does not matter (spec 02 §12 no. 6).
+        limit = torch.where(
+            position > end, self.sizes.max_position_embeddings - 1, ids + self.sizes.position_padding_idx + 1
+        )
         return torch.minimum(ids + self.sizes.position_padding_idx + 1, limit)
 
     def _words(self, ids: Tensor) -> Tensor:
@@ -208,7 +211,7 @@ class VisualLinguisticBert(nn.Module):
 
 
 class VisualLinguisticBertForPretraining(VisualLinguisticBert):
-    """The encoder with its pretraining heads (spec 02, section 4).
+    """The encoder with its pretraining heads (spec 02 §4).
 
     with_relationship, with_mlm, with_mvrc: which heads exist. num_region_classes: width of the region head.
     """

@@ -193,7 +193,7 @@ def test_shipped_file_loads(task, name):
     assert "_BASE_" not in text and not re.search(r": \d+e-", text)  # also loads in the original, and as numbers
 
 
-# Spec 01 section 4, "Derived quantities": GPUs, effective batch, base learning rate.
+# Spec 01 §4, "Derived quantities": GPUs, effective batch, base learning rate.
 DERIVED = [
     ("pretrain/base_e2e_16x16G_fp16", 16, 256, 2.56e-5),
     ("pretrain/base_prec_4x16G_fp32", 4, 256, 2.56e-5),

@@ -29,7 +29,13 @@ def _regions(t: Inputs, mask: Tensor) -> dict[str, Tensor | None]:
     mask = mask[:, : boxes.shape[1]]
     boxes = boxes.masked_fill(~mask[..., None], 0.0)
     features = boxes[..., 4:] if boxes.shape[-1] > 6 else None
-    return {"image": t["image"], "im_info": t["im_info"], "boxes": boxes[..., :4], "box_mask": mask, "features": features}
+    return {
+        "image": t["image"],
+        "im_info": t["im_info"],
+        "boxes": boxes[..., :4],
+        "box_mask": mask,
+        "features": features,
+    }
 
 
 def _ids(t: Tensor) -> list[int | str]:

@@ -25,7 +25,9 @@ def run(case: Case, report: Report) -> None:
         model = build_vlbert(cfg)
     elif name == "VisualLinguisticBertForPretraining":
         heads = case.json["heads"]
-        model = build_vlbert_for_pretraining(cfg, heads["with_rel_head"], heads["with_mlm_head"], heads["with_mvrc_head"])
+        model = build_vlbert_for_pretraining(
+            cfg, heads["with_rel_head"], heads["with_mlm_head"], heads["with_mvrc_head"]
+        )
     else:
         model = build_task_model(name, case.json["task"], cfg)
     fill_weights(model)
@@ -50,7 +52,7 @@ def _final_dim(case: Case) -> int:
 
 
 def _checkpoint(case: Case) -> dict[str, Tensor]:
-    """The weight rule on "checkpoint:" + key; a tied decoder or second name of the RoI head has the first key's values."""
+    """The weight rule on "checkpoint:" + key; second names of a tensor have the first one's values."""
     keys = [key for key, _ in case.json["checkpoint"]]
     state = {}
     for key, shape in case.json["checkpoint"]:

@@ -91,7 +91,9 @@ def write_regions(instances: Path, folder: Path) -> None:
     for image in content["images"]:
         i, width, height = image["id"], image["width"], image["height"]
         rows = [a["bbox"] for a in content["annotations"] if a["image_id"] == i]
-        boxes = np.array([[x, y, x + w - 1, y + h - 1] for x, y, w, h in rows] or [[0, 0, width - 1, height - 1]], float)
+        boxes = np.array(
+            [[x, y, x + w - 1, y + h - 1] for x, y, w, h in rows] or [[0, 0, width - 1, height - 1]], float
+        )
         boxes[:, 0::2] = boxes[:, 0::2].clip(0, width - 1)
         boxes[:, 1::2] = boxes[:, 1::2].clip(0, height - 1)
         features = np.abs(np.random.default_rng(i).standard_normal((len(boxes), FEATURE_DIM)))
@@ -104,7 +106,7 @@ def write_regions(instances: Path, folder: Path) -> None:
         save_regions(folder, str(i), regions)
 
 
-# ---------------------------------------------------------------------------------------------- our samples as the reference's
+# ---------------------------------------------------------------------------------------------- our samples as theirs
 
 
 class VQAEncoder:

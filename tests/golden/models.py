@@ -42,11 +42,13 @@ def without_dropout(model: nn.Module) -> None:
 
 
 def check_gradients(case: Case, report: Report, model: nn.Module) -> None:
-    """Norms within 1e-3 of the stored ones (CNN parameters 3e-3), with a floor from the total; same parameters without any."""
+    """Norms within 1e-3 of the stored ones (CNN parameters 3e-3), floored by the total; same parameters without any."""
     wanted: Mapping[str, float] = case.json["grad_norm"]
     total = sum(v * v for v in wanted.values()) ** 0.5
     grads = {name: p.grad for name, p in model.named_parameters()}
-    report.equal("parameters without gradient", sorted(n for n, g in grads.items() if g is None), sorted(case.json["no_grad"]))
+    report.equal(
+        "parameters without gradient", sorted(n for n, g in grads.items() if g is None), sorted(case.json["no_grad"])
+    )
     for name, want in wanted.items():
         if name.endswith("attention.self.key.bias"):  # mathematically zero
             continue

@@ -247,7 +247,7 @@ def _text(case: Case, report: Report) -> None:
         got = tokenize_with_tags(row["tokens"], names, tokenizer, row["basic_align"], tag)
         report.equal(f"vcr_retokenize.{i}", [list(token) for token in got], row["ids_tags_align"])
     if "vcr_retokenize" in data:
-        report.note("vcr_retokenize raw words: nothing reads them (spec 20, section 2.3)")
+        report.note("vcr_retokenize raw words: nothing reads them (spec 20 §2.3)")
     for i, row in enumerate(data.get("vcr_keep_only_relevant_dets", [])):
         kept = keep_relevant_detections(row["question"], row["answers"], row["rationales"])
         report.equal(f"vcr_keep_only_relevant_dets.{i}.dets_to_use", kept.keep, row["dets_to_use"])

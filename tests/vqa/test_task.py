@@ -24,10 +24,12 @@ class TestVQA(TaskCheck):
 
 
 class TestClassifierRows:
-    tokenizer = BertTokenizer({t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "dog"])})
+    tokenizer = BertTokenizer(
+        {t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "dog"])}
+    )
 
     def test_a_row_is_the_mean_of_its_pieces_and_no_pieces_leave_it_alone(self):
-        """Spec 30, section 10.6 and 17.14."""
+        """Spec 30 §10.6 and 17.14."""
         words = torch.arange(14.0).view(7, 2)
         layer = nn.Linear(2, 3)
         before = layer.weight.detach().clone()

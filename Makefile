@@ -1,0 +1,45 @@
+# Everything runs from a bare machine with Python >= 3.10: each target first makes .venv and installs into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow golden lint format doctor clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# Generates a small world of coloured shapes, trains VL-BERT on questions about it, prints its accuracy.
+demo: setup
+	$(BIN)/python scripts/demo_vqa.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+# Reference numbers: make golden GOLDEN=<folder> (a folder with the layout of tests/golden/cases).
+GOLDEN ?= tests/golden/cases
+golden: setup
+	$(BIN)/python -m tests.golden $(GOLDEN)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: setup
+	$(BIN)/python -m common.doctor
+
+clean:
+	rm -rf output cache .pytest_cache .mypy_cache .ruff_cache
