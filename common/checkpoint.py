@@ -57,9 +57,8 @@ def load_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(
-            f"checkpoint {path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+        why = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])  # some have no text
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({why})") from error
 
 
 def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,16 +112,16 @@ def find_resume(directory: Path, prefix: str, begin_epoch: int, end_epoch: int) 
     log and passed over.
     """
     epochs = {epoch_of(p, prefix): p for p in directory.glob(f"{prefix}-*.model")} if directory.is_dir() else {}
-    latest = latest_path(directory, prefix)
-    found = [(latest, _readable(latest))] if latest.is_file() else []
-    reached = _position(found[0][1]) if found and found[0][1] else (-1, -1)
+    path = latest_path(directory, prefix)
+    latest = _readable(path, "run") if path.is_file() else None
+    reached = _position(latest) if latest is not None else (-1, -1)
     for epoch in sorted((e for e in epochs if e is not None and begin_epoch <= e < end_epoch), reverse=True):
         if (epoch + 1, 0) < reached:
             break
         content = _readable(epochs[epoch])
         if content is not None:
             return epochs[epoch], content
-    return next(((path, content) for path, content in found if content is not None), None)
+    return None if latest is None else (path, latest)
 
 
 def _position(content: dict[str, Any]) -> tuple[int, int]:
@@ -130,13 +129,15 @@ def _position(content: dict[str, Any]) -> tuple[int, int]:
     return position["epoch"], position["batch"]
 
 
-def _readable(path: Path) -> dict[str, Any] | None:
+def _readable(path: Path, *also: str) -> dict[str, Any] | None:
+    """The content of a checkpoint that can be loaded and has `state_dict` and the entries `also`; else None, logged."""
     try:
         content = load_file(path)
     except CheckpointError as error:
         log.warning("%s; trying the one before", error)
         return None
-    if isinstance(content, dict) and "state_dict" in content:
+    missing = [k for k in ("state_dict", *also) if not isinstance(content, dict) or k not in content]
+    if not missing:
         return content
-    log.warning("checkpoint %s: has no state_dict; trying the one before", path)
+    log.warning("checkpoint %s: has no %s; trying the one before", path, " and no ".join(missing))
     return None

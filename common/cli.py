@@ -70,6 +70,7 @@ def guarded(run: Any, *args: Any) -> int:
     from common import distributed
     from common.checkpoint import CheckpointError
     from common.config import ConfigError
+    from common.data.dataset import DataError
     from common.data.images import ImageError
     from common.data.regions import RegionError
     from common.log import setup_logging
@@ -85,16 +86,25 @@ def guarded(run: Any, *args: Any) -> int:
         ConfigError,
         FileNotFoundError,
         CheckpointError,
+        DataError,
         ImageError,
         RegionError,
         FloatingPointError,
         yaml.YAMLError,
     ) as error:
-        log.error("%s", error)
+        log.error("%s", one_line(error))
         return 1
     finally:
         distributed.shutdown()
     return 0
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks; of one from a loader's worker only what was raised there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[1].startswith("Original Traceback"):
+        return lines[-1].partition(": ")[2]
+    return " ".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------- what the entries run
@@ -136,14 +146,12 @@ def load_run_config(task_name: str, args: argparse.Namespace) -> Any:
     """The config of a command line: file, `--set`, and the flags that stand for keys."""
     from common.config import load_config, replace
 
-    cfg = load_config(task_name, args.cfg, args.set)
-    changes: dict[str, Any] = {}
-    if args.model_dir:
-        changes["OUTPUT_PATH"] = str(Path(args.model_dir) / cfg.OUTPUT_PATH)
+    overrides = list(args.set)
     if getattr(args, "bs", None) is not None:
-        changes["TEST.BATCH_IMAGES"] = args.bs
+        overrides.append(f"TEST.BATCH_IMAGES={args.bs}")
     if getattr(args, "gpus", None):
-        changes["GPUS"] = ",".join(map(str, args.gpus))
+        overrides.append(f"GPUS={','.join(map(str, args.gpus))}")
     if getattr(args, "split", None):
-        changes["DATASET.TEST_IMAGE_SET"] = args.split
-    return replace(cfg, changes) if changes else cfg
+        overrides.append(f"DATASET.TEST_IMAGE_SET={args.split}")
+    cfg = load_config(task_name, args.cfg, overrides)
+    return replace(cfg, {"OUTPUT_PATH": str(Path(args.model_dir) / cfg.OUTPUT_PATH)}) if args.model_dir else cfg

@@ -24,7 +24,7 @@ class Precision:
     """How forward, backward and optimizer step treat number formats.
 
     One update is: `with autocast()` around each forward, `backward(loss)` for each micro step, then
-    `unscale(optimizer)` before clipping, then `step(optimizer)`.
+    `unscale(optimizer)` before clipping, then `step(optimizer)` or `skip()`.
 
     name: fp32, bf16 or fp16.
     loss_scale: of fp16 only. A number stays what it is; "dynamic" halves on overflow and doubles after 2000 good steps.
@@ -83,6 +83,11 @@ class Precision:
         hook.remove()
         self._update_scale(self.scaler)
         return bool(stepped)
+
+    def skip(self) -> None:
+        """Leave a step out after `unscale`: a dynamic scale takes note of gradients that are not finite."""
+        if self.scaler is not None:
+            self._update_scale(self.scaler)
 
     def scale(self) -> float:
         """The loss scale now; 1 without fp16. Waits for the device."""

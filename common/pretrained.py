@@ -46,9 +46,13 @@ def read_tensors(path: Path) -> State:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise FileNotFoundError(f"weights {path}: no such file")
+        from safetensors import SafetensorError
         from safetensors.torch import load_file as load_safetensors
 
-        return load_safetensors(path)
+        try:
+            return load_safetensors(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"weights {path}: cannot be read ({error})") from error
     content = load_file(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -111,6 +115,8 @@ def _token_types(model: VisualLinguisticBert, given: Tensor) -> Tensor:
     The published pretraining class leaves the row of the regions random in that case (spec 02 §12 no. 9).
     """
     table = model.token_type_embeddings.weight.detach().clone()
+    if given.shape[1:] != table.shape[1:] or len(given) > len(table):
+        return given  # _assign names the difference
     if len(given) == 1:
         rows = 2 if isinstance(model, VisualLinguisticBertForPretraining) else len(table)
         table[:rows] = given
@@ -154,10 +160,8 @@ def load_head_transform(module: nn.Module, state: Mapping[str, Tensor], source: 
     given = language_keys(state)
     _name_roberta_head(given)
     prefix = "cls.predictions.transform."
-    new = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
-    if not new:
-        return None
-    return _assign(module, new, source)
+    new = _complete(given, {prefix + key: key for key in module.state_dict()}, source)
+    return _assign(module, new, source) if new else None
 
 
 def _take(given: State, key: str, source: str) -> Tensor:

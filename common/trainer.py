@@ -199,6 +199,7 @@ class Trainer:
         )
         if self.settings.nonfinite == "stop":
             raise FloatingPointError(text + ". Set TRAIN.NONFINITE skip to leave such updates out")
+        self.precision.skip()
         at.skipped += 1
         log.warning("%s; update left out, %d so far", text, at.skipped)
 
@@ -207,7 +208,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Validate, save, and move on to the next epoch."""
         at, s = self.position, self.settings
-        last = at.epoch + 1 == s.end_epoch
+        last = at.epoch + 1 == s.end_epoch or self._enough()
         improved = self._validate() if last or (at.epoch + 1) % s.validate_every == 0 else False
         epoch = at.epoch
         at.epoch, at.batch = epoch + 1, 0
@@ -297,8 +298,8 @@ class Trainer:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
         try:
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                before[signum] = signal.signal(signum, ask)
+            for kind in (signal.SIGTERM, signal.SIGINT):
+                before[kind] = signal.signal(kind, ask)
         except ValueError:  # only the main thread may handle signals
             before = {}
         try:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from common.data.dataset import DataError
 from vqa.answers import remove_punctuation
 
 NUMBER_WORDS = {
@@ -72,7 +73,7 @@ def evaluate_answers(
     annotations: the list `annotations` of the official file.
     Returns {"overall": s, "answer_type": {type: s}, "question_type": {type: s}}, where s is
         {"accuracy": percent, "count": number of questions}.
-    Raises ValueError when a question is missing, unknown or there twice.
+    Raises DataError when a question is missing, unknown or there twice.
     """
     if not isinstance(predictions, Mapping):
         predictions = _by_id(predictions, "the predictions", "answer")
@@ -110,7 +111,7 @@ def _by_id(records: Iterable[Mapping[str, Any]], what: str, field: str | None = 
 def _reject(problem: str, question_ids: set[int]) -> None:
     if question_ids:
         some = ", ".join(str(question_id) for question_id in sorted(question_ids)[:5])
-        raise ValueError(
+        raise DataError(
             f"{len(question_ids)} question ids {problem}: {some}{', ...' if len(question_ids) > 5 else ''}"
         )
 

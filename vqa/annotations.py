@@ -98,6 +98,8 @@ def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imd
     result = []
     for i, (q, a) in enumerate(zip(questions, answers, strict=True)):
         try:
+            if not isinstance(q["question"], str):
+                raise TypeError
             result.append(Question(int(q["question_id"]), int(q["image_id"]), q["question"], a, image_set))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(

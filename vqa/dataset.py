@@ -116,8 +116,14 @@ class VQADataset(TaskDataset):
 
     @cached_property
     def _sizes(self) -> dict[str, dict[int, tuple[int, int]]]:
-        files = {s.metadata for s in self.image_sets}
-        return {f: {im["id"]: (im["width"], im["height"]) for im in read_list(self.root / f, "images")} for f in files}
+        sizes = {}
+        for file in {s.metadata for s in self.image_sets}:
+            try:
+                images = read_list(self.root / file, "images")
+                sizes[file] = {image["id"]: (image["width"], image["height"]) for image in images}
+            except (KeyError, TypeError) as error:
+                raise DataError(f"{self.root / file}: an image needs id, width and height") from error
+        return sizes
 
     def _region_path(self, image_set: ImageSet, boxes: str) -> Path:
         trainval, test = BOX_SETS[boxes]
@@ -147,7 +153,8 @@ class VQADataset(TaskDataset):
             tokens = self.tokenizer.tokenize(words)
             tokens = swap_left_right(tokens) if flipped else tokens
         tokenizer = self.tokenizer
-        ids = tokenizer.ids(tokens)[: self.max_question]
+        ids = [i for i in tokenizer.ids(tokens) if i != tokenizer.pad_id]  # of a written-out "[PAD]" (spec 30 §8.2)
+        ids = ids[: self.max_question]
         text_ids, segment_ids = join_segments([ids, [tokenizer.mask_id]], tokenizer.cls_id, tokenizer.sep_id)
         return torch.tensor(text_ids), torch.tensor(segment_ids)
 

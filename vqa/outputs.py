@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.batch import Batch, ModelOutput
+from common.data.dataset import DataError
 from common.files import write_text
 from common.metrics import Mean, MetricGroup, SoftAccuracy
 from vqa.dataset import VQADataset
@@ -29,12 +30,12 @@ def to_records(output: ModelOutput, batch: Batch, dataset: VQADataset) -> list[d
 def write_answers(records: Sequence[dict[str, Any]], dataset: VQADataset, path: Path) -> None:
     """The JSON list that the VQA server takes, in question-file order.
 
-    Raises ValueError when the records are not exactly the questions of the dataset.
+    Raises DataError when the records are not exactly the questions of the dataset.
     """
     answers = {record["id"]: record["answer"] for record in records}
     questions = [q.question_id for q in dataset.questions]
     if len(answers) != len(records) or answers.keys() != set(questions):
-        raise ValueError(f"{len(records)} records, {len(answers)} of them distinct, for {len(questions)} questions")
+        raise DataError(f"{len(records)} records, {len(answers)} of them distinct, for {len(questions)} questions")
     write_text(path, json.dumps([{"question_id": i, "answer": answers[i]} for i in questions]))
 
 

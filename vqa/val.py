@@ -23,17 +23,18 @@ def main() -> None:
     )
     parser.add_argument("--result", metavar="FILE", help="score this result file instead of running a model")
     parser.add_argument("--split", help="overrides DATASET.VAL_IMAGE_SET")
-    parser.add_argument("--batch", type=int, metavar="N", help="overrides VAL.BATCH_IMAGES")
+    parser.add_argument("--bs", type=int, metavar="N", help="overrides VAL.BATCH_IMAGES")
     parser.add_argument("--gpus", type=int, nargs="+", metavar="GPU", help="overrides GPUS")
     parser.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
     args = parser.parse_args()
     args.set += [f"DATASET.VAL_IMAGE_SET={args.split}"] if args.split else []
-    args.set += [f"VAL.BATCH_IMAGES={args.batch}"] if args.batch else []
-    args.split = None  # a flag of test.py with another meaning
+    args.set += [f"VAL.BATCH_IMAGES={args.bs}"] if args.bs is not None else []
+    args.split = args.bs = None  # flags of test.py with another meaning
     sys.exit(guarded(_run, args))
 
 
 def _run(args: argparse.Namespace) -> None:
+    from common.data.dataset import DataError
     from common.files import write_text
     from vqa.accuracy import evaluate_answers
     from vqa.annotations import parse_image_sets, read_list
@@ -43,7 +44,10 @@ def _run(args: argparse.Namespace) -> None:
     sets = parse_image_sets(cfg.DATASET.VAL_IMAGE_SET)
     annotations = [a for s in sets for a in read_list(root / s.annotations_file, "annotations")]
     answers = _read_result(Path(args.result)) if args.result else _predict(cfg, args)
-    scores = evaluate_answers(answers, annotations)
+    try:
+        scores = evaluate_answers(answers, annotations)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the annotations of {cfg.DATASET.VAL_IMAGE_SET}: an entry lacks {error}") from error
     print(format_scores(scores))
     if args.out:
         write_text(Path(args.out), json.dumps(scores, indent=2) + "\n")
@@ -60,16 +64,20 @@ def _predict(cfg: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _read_result(path: Path) -> list[dict[str, Any]]:
-    """A result file. Raises ValueError naming the entry that is not {question_id, answer}."""
+    """A result file. Raises DataError naming the entry that is not {question_id, answer}."""
+    from common.data.dataset import DataError
+
     if not path.is_file():
         raise FileNotFoundError(f"result file {path}: no such file")
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+        raise DataError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected a list of results, found {type(records).__name__}")
     for i, record in enumerate(records):
         if not isinstance(record, dict) or not isinstance(record.get("answer"), str) or "question_id" not in record:
-            raise ValueError(f"{path}: entry {i} is {str(record)[:80]}, expected question_id and answer")
+            raise DataError(f"{path}: entry {i} is {str(record)[:80]}, expected question_id and answer")
     return records
 
 

@@ -17,6 +17,8 @@ _ALLOWED = {
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),  # arrays under protocol 5
+    ("numpy._core.numeric", "_frombuffer"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("_codecs", "encode"),
@@ -24,8 +26,10 @@ _ALLOWED = {
     ("collections", "defaultdict"),
     ("builtins", "list"),
     ("builtins", "dict"),
+    ("builtins", "set"),
     ("__builtin__", "list"),
     ("__builtin__", "dict"),
+    ("__builtin__", "set"),
 }
 
 
@@ -54,11 +58,14 @@ def load_object_array(path: Path | str) -> np.ndarray:
             raise DataError(f"{path}: not a .npy file ({error})") from error
         if not dtype.hasobject:
             raise DataError(f"{path}: expected an array of objects, found dtype {dtype}")
-        return _load(f.read(), path, "latin1").reshape(shape)
+        array = _load(f.read(), path, "latin1")
+    if not isinstance(array, np.ndarray) or array.size != np.prod(shape):
+        raise DataError(f"{path}: expected an array of shape {shape} inside, found {type(array).__name__}")
+    return array.reshape(shape)
 
 
 def _load(content: bytes, path: Path | str, encoding: str) -> Any:
     try:
         return _Unpickler(io.BytesIO(content), encoding=encoding).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, UnicodeDecodeError) as error:
+    except Exception as error:  # a damaged pickle may fail in any way
         raise DataError(f"{path}: cannot be read as plain data: {error}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.build import build_vlbert, build_vlbert_for_pretraining
 from common.nn.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
 from tests.golden.core import Case, Report, fill_weights
-from tests.golden.models import case_config, check_gradients, without_dropout
+from tests.golden.models import case_config, check_gradients, tolerance, without_dropout
 
 HEADS = ("relationship_logits", "mlm_logits", "mvrc_logits")
 
@@ -18,10 +18,10 @@ HEADS = ("relationship_logits", "mlm_logits", "mvrc_logits")
 def run(case: Case, report: Report) -> None:
     cfg = case_config(case)
     if case.json["class"] == "VisualLinguisticBert":
-        _run_encoder(case, report, build_vlbert(cfg))
+        _run_encoder(case, report, build_vlbert(cfg), tolerance(cfg))
     elif case.json["class"] == "VisualLinguisticBertForPretraining":
         heads = (case.json[k] for k in ("with_rel_head", "with_mlm_head", "with_mvrc_head"))
-        _run_pretraining(case, report, build_vlbert_for_pretraining(cfg, *heads))
+        _run_pretraining(case, report, build_vlbert_for_pretraining(cfg, *heads), tolerance(cfg))
     else:
         raise ValueError(f"no adapter for class {case.json['class']}")
 
@@ -42,7 +42,7 @@ def _inputs(case: Case, model: VisualLinguisticBert) -> dict[str, Any]:
     }
 
 
-def _run_encoder(case: Case, report: Report, model: VisualLinguisticBert) -> None:
+def _run_encoder(case: Case, report: Report, model: VisualLinguisticBert, atol: float) -> None:
     report.equal("aliases", fill_weights(model), case.json["aliases"])
     model.eval()
     with torch.no_grad():
@@ -68,7 +68,7 @@ def _run_encoder(case: Case, report: Report, model: VisualLinguisticBert) -> Non
         if "value" in output and output["value"] is None:
             report.equal(f"{name} is None", got[name] is None, True)
         else:
-            report.close(name, got[name], case.array(name))
+            report.close(name, got[name], case.array(name), atol)
     model.train()
     without_dropout(model)
     out = model(**_inputs(case, model))
@@ -81,7 +81,7 @@ def _run_encoder(case: Case, report: Report, model: VisualLinguisticBert) -> Non
     check_gradients(case, report, model)
 
 
-def _run_pretraining(case: Case, report: Report, model: VisualLinguisticBertForPretraining) -> None:
+def _run_pretraining(case: Case, report: Report, model: VisualLinguisticBertForPretraining, atol: float) -> None:
     report.equal("aliases", fill_weights(model), case.json["aliases"])
     model.eval()
     with torch.no_grad():
@@ -89,7 +89,7 @@ def _run_pretraining(case: Case, report: Report, model: VisualLinguisticBertForP
     for name in HEADS:
         stored = f"eval.{name}"
         if stored in case.arrays:
-            report.close(stored, got[name], case.array(stored))
+            report.close(stored, got[name], case.array(stored), atol)
         else:
             report.equal(f"{stored} is absent", name in got, False)
     model.train()

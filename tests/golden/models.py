@@ -20,6 +20,16 @@ BUILDERS = {
 }
 
 
+FULL_SIZE = 256  # hidden sizes from here on have the tolerance of models of the shipped size
+
+
+def tolerance(cfg: Any, cnn: bool = False) -> float:
+    """Absolute tolerance of a forward: tiny models, tiny models behind a CNN, models of the shipped size."""
+    if cfg.NETWORK.VLBERT.hidden_size >= FULL_SIZE:
+        return 1e-4
+    return 2e-5 if cnn else 1e-5
+
+
 def case_config(case: Case) -> Any:
     """The config of a case: task defaults, then its YAML, then its overrides."""
     path = REPOSITORY / case.json["cfg"] if case.json.get("cfg") else None

@@ -13,9 +13,8 @@ from common.optim import RunPlan, apply_lr, build_optimizer, build_schedule, cli
 from common.task import load_task
 from tests.golden.batches import to_batch
 from tests.golden.core import Case, Report, fill_weights
-from tests.golden.models import build_task_model, case_config, check_gradients, without_dropout
+from tests.golden.models import build_task_model, case_config, check_gradients, tolerance, without_dropout
 
-FULL_SIZE = 256  # hidden sizes from here on have the tolerance of full models
 SCORE_PADDING = "spec 40 no. 1: compared with score_padding, the original's scores of padded boxes"
 
 
@@ -32,18 +31,12 @@ def run(case: Case, report: Report) -> None:
         _run_forward(case, report, model, cfg)
 
 
-def _tolerance(cfg: Any) -> float:
-    if cfg.NETWORK.VLBERT.hidden_size >= FULL_SIZE:
-        return 1e-4
-    return 1e-5 if cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED else 2e-5
-
-
 # ---------------------------------------------------------------------------------------------- D
 
 
 def _run_forward(case: Case, report: Report, model: nn.Module, cfg: Any) -> None:
     task = case.json["task"]
-    atol = _tolerance(cfg)
+    atol = tolerance(cfg, cnn=not cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED)
     model.eval()
     with torch.no_grad():
         inputs = {k: v for k, v in case.tensors().items() if k in case.json["eval_call"]}
@@ -128,15 +121,15 @@ def _run_training(case: Case, report: Report, model: nn.Module, cfg: Any) -> Non
         rates.append([group["lr"] for group in optimizer.param_groups])
         parts.append({k: float(v.detach()) for k, v in output.losses.items()})
         _compare_metrics(case, report, metrics.compute(), step)
-    tolerance = case.json.get("tolerance", {})
-    report.close("out.loss", losses, case.array("out.loss"), 0, tolerance.get("out.loss", 1e-4))
+    limits = case.json.get("tolerance", {})
+    report.close("out.loss", losses, case.array("out.loss"), 0, limits.get("out.loss", 1e-4))
     report.close("out.lr", rates, case.array("out.lr"), 1e-9, 0)
-    report.close("out.total_norm", norms, case.array("out.total_norm"), 0, tolerance.get("out.total_norm", 1e-3))
+    report.close("out.total_norm", norms, case.array("out.total_norm"), 0, limits.get("out.total_norm", 1e-3))
     for stored in (k for k in case.arrays if k.startswith("out.component.")):
         got = [p[stored.removeprefix("out.component.")] for p in parts]
-        report.close(stored, got, case.array(stored), 1e-6, tolerance.get(stored, 1e-4))
-    _compare_parameters(case, report, model, start, tolerance)
-    _compare_trained(case, report, model, cfg, tolerance)
+        report.close(stored, got, case.array(stored), 1e-6, limits.get(stored, 1e-4))
+    _compare_parameters(case, report, model, start, limits)
+    _compare_trained(case, report, model, cfg, limits)
 
 
 def _batch_inputs(case: Case, index: int) -> dict[str, Tensor | None]:
@@ -149,18 +142,18 @@ def _compare_metrics(case: Case, report: Report, got: dict[str, float], step: in
         report.close(f"metric {name} at {step}", got[name], want, 1e-5, 1e-4)
 
 
-def _compare_parameters(case: Case, report: Report, model: nn.Module, start: dict, tolerance: dict) -> None:
+def _compare_parameters(case: Case, report: Report, model: nn.Module, start: dict, limits: dict) -> None:
     parameters = dict(model.named_parameters())
     for name, want in case.json["param_checksums"].items():
         if name.endswith("key.bias"):  # mathematically zero gradient, so only noise moves them
             continue
         value = parameters[name].detach().double()
-        report.close(f"{name} l2", value.norm(), want["l2"], 0, tolerance.get("param_l2", 1e-4))
+        report.close(f"{name} l2", value.norm(), want["l2"], 0, limits.get("param_l2", 1e-4))
         moved = (value - start[name]).norm()
-        report.close(f"{name} delta_l2", moved, want["delta_l2"], 1e-12, tolerance.get("param_delta_l2", 1e-3))
+        report.close(f"{name} delta_l2", moved, want["delta_l2"], 1e-12, limits.get("param_delta_l2", 1e-3))
 
 
-def _compare_trained(case: Case, report: Report, model: nn.Module, cfg: Any, tolerance: dict) -> None:
+def _compare_trained(case: Case, report: Report, model: nn.Module, cfg: Any, limits: dict) -> None:
     if "eval_call" not in case.json:
         return
     inputs = {k: v for k, v in _batch_inputs(case, 0).items() if k in case.json["eval_call"]}
@@ -168,5 +161,5 @@ def _compare_trained(case: Case, report: Report, model: nn.Module, cfg: Any, tol
     with torch.no_grad():
         got = _reference_outputs(model(to_batch(case.json["task"], inputs, cfg)), inputs)
     for stored in (k for k in case.arrays if k.startswith("eval.")):
-        limit = tolerance.get(stored, 1e-4)
+        limit = limits.get(stored, 1e-4)
         report.close(stored, got[stored.removeprefix("eval.")], case.array(stored), limit, 0)
