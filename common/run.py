@@ -42,7 +42,11 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
         keep_config(cfg, cfg_path, folder)
 
     train_set, val_set = task.build_dataset(cfg, "train"), task.build_dataset(cfg, "val")
-    place: dict[str, Any] = {"rank": distributed.rank(), "world": distributed.world_size(), "cuda": device.type == "cuda"}
+    place: dict[str, Any] = {
+        "rank": distributed.rank(),
+        "world": distributed.world_size(),
+        "cuda": device.type == "cuda",
+    }
     loader = build_loader(train_set, cfg, "train", base_seed, **place)
     val_loader = build_loader(val_set, cfg, "val", base_seed, **place)
     plan = RunPlan.from_config(cfg, distributed.world_size(), len(loader))

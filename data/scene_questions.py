@@ -14,10 +14,9 @@ from random import Random
 
 from data.scene_description import COLORS, MAX_THINGS, SHAPES, Scene, Thing
 
-import os
-HALF,REL=eval(os.environ.get("HR","2,5"))
-CLEAR = 24.0  # pixels between two centres from which one is plainly left of (or above) the other
-ANSWERS = ("yes", "no", *(str(n) for n in range(MAX_THINGS + 1)), *COLORS, *SHAPES, "left", "right", "above", "below")
+CLEAR = 0.2  # of the picture, from the middle to a centre that is plainly left of it (or above)
+_DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
+ANSWERS = ("yes", "no", *(str(n) for n in range(MAX_THINGS + 1)), *COLORS, *SHAPES, *_DIRECTIONS)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Question:
 
 
 def ask(scene: Scene, rng: Random) -> list[Question]:
-    """About eleven different questions on a scene, in random order; fewer where the scene cannot carry a kind."""
+    """About ten different questions on a scene, in random order; fewer where the scene cannot carry a kind."""
     questions: dict[str, Question] = {}
     for make in _PLAN:
         question = make(scene, rng)
@@ -74,15 +73,11 @@ def ask(scene: Scene, rng: Random) -> list[Question]:
     return rng.sample(list(questions.values()), len(questions))
 
 
-def is_beyond(thing: Thing, direction: str, other: Thing) -> bool:
-    """Whether thing lies plainly to the left of, right of, above or below other."""
+def is_beyond_middle(scene: Scene, thing: Thing, direction: str) -> bool:
+    """Whether thing lies plainly to the left of, right of, above or below the middle of the picture."""
     axis, sign = _DIRECTIONS[direction]
-    return sign * (thing.center[axis] - other.center[axis]) >= CLEAR
-
-
-_DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-_WORDING = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+    side = (scene.width, scene.height)[axis]
+    return sign * (thing.center[axis] - side / 2) >= CLEAR * side
 
 
 def _ask_color(scene: Scene, rng: Random) -> Question | None:
@@ -127,32 +122,17 @@ def _ask_presence(scene: Scene, rng: Random) -> Question | None:
     return Question(f"Is there {phrase.with_article}?", answer, "is there", tuple(phrase.find(scene)))
 
 
-def _ask_relation(scene: Scene, rng: Random) -> Question | None:
-    """ "Is the red thing left of the circle?", as often true as not."""
-    direction, answer = rng.choice(tuple(_DIRECTIONS)), rng.choice(("yes", "no"))
-    pairs = _pairs(scene, direction if answer == "yes" else _OPPOSITE[direction])
-    if not pairs:
-        return None
-    (a, phrase_a), (b, phrase_b) = rng.choice(pairs)
-    return Question(f"Is the {phrase_a} {_WORDING[direction]} the {phrase_b}?", answer, direction, (a, b))
-
-
-def _ask_side(scene: Scene, rng: Random) -> Question | None:
-    """ "Is the red thing left or right of the circle?", with every side equally often the answer."""
+def _ask_position(scene: Scene, rng: Random) -> Question | None:
+    """ "Is the star left or right of the middle?", with every side equally often the answer."""
     side = rng.choice(tuple(_DIRECTIONS))
-    pairs = _pairs(scene, side)
-    if not pairs:
+    named = _named_things(scene, "color") + _named_things(scene, "shape")
+    named = [(i, phrase) for i, phrase in named if is_beyond_middle(scene, scene.things[i], side)]
+    if not named:
         return None
-    (a, phrase_a), (b, phrase_b) = rng.choice(pairs)
+    index, phrase = rng.choice(named)
     kind = "left or right" if side in ("left", "right") else "above or below"
     of = " of" if kind == "left or right" else ""
-    return Question(f"Is the {phrase_a} {kind}{of} the {phrase_b}?", side, kind, (a, b))
-
-
-def _pairs(scene: Scene, direction: str) -> list[tuple[tuple[int, Phrase], tuple[int, Phrase]]]:
-    """Pairs of things of which the first, named by colour, lies plainly in `direction` of the second, named by shape."""
-    by_color, by_shape = _named_things(scene, "color"), _named_things(scene, "shape")
-    return [(a, b) for a in by_color for b in by_shape if is_beyond(scene.things[a[0]], direction, scene.things[b[0]])]
+    return Question(f"Is the {phrase} {kind}{of} the middle?", side, kind, (index,))
 
 
 def _named_things(scene: Scene, *attributes: str) -> list[tuple[int, Phrase]]:
@@ -167,6 +147,5 @@ _PLAN: tuple[Callable[[Scene, Random], Question | None], ...] = (
     *(_ask_shape,) * 2,
     *(_ask_count,) * 2,
     *(_ask_presence,) * 2,
-    *(_ask_side,) * HALF,
-    *(_ask_relation,) * REL,
+    *(_ask_position,) * 3,
 )

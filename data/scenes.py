@@ -34,7 +34,7 @@ class World:
     """What a world is made from: the seed, and the number of pictures of each split."""
 
     seed: int = 0
-    train: int = 1500
+    train: int = 2500
     val: int = 200
     test: int = 50
 
@@ -111,6 +111,7 @@ def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[
     for folder in FOLDERS:
         (out / folder).mkdir()
     counts = {name: _write_split(out, world, name) for name in SPLITS}
+    _pack_regions(out)
     (out / "vqa/answers_vqa.txt").write_text("\n".join(("<unk>", *ANSWERS)) + "\n", encoding="utf-8")
     (out / "bert/vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     _write_marker(out, world, complete=True)
@@ -157,6 +158,16 @@ def _write_split(out: Path, world: World, name: str) -> dict[str, int]:
         "questions": sum(len(asked) for asked in questions.values()),
         "regions": region_count,
     }
+
+
+def _pack_regions(out: Path) -> None:
+    """The packed store beside each folder of region files: what a training run reads."""
+    from common.data.regions import open_regions, pack  # here, so that `--help` answers at once
+
+    for folder in {split.region_folder for split in SPLITS.values()}:
+        store = open_regions(out / "vgbua_res101_precomputed" / folder)
+        if store.names():
+            pack(store, out / "vgbua_res101_precomputed" / f"{folder}.packed", "float32")
 
 
 def coco_record(split: Split, scenes: Sequence[Scene]) -> dict[str, Any]:

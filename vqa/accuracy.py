@@ -111,9 +111,7 @@ def _by_id(records: Iterable[Mapping[str, Any]], what: str, field: str | None = 
 def _reject(problem: str, question_ids: set[int]) -> None:
     if question_ids:
         some = ", ".join(str(question_id) for question_id in sorted(question_ids)[:5])
-        raise DataError(
-            f"{len(question_ids)} question ids {problem}: {some}{', ...' if len(question_ids) > 5 else ''}"
-        )
+        raise DataError(f"{len(question_ids)} question ids {problem}: {some}{', ...' if len(question_ids) > 5 else ''}")
 
 
 def _summary(accuracies: list[float]) -> dict[str, float]:

@@ -62,9 +62,7 @@ def parse_image_sets(names: str) -> list[ImageSet]:
     sets = []
     for name in (part.strip() for part in names.split("+")):
         if name not in IMAGE_SETS:
-            raise DataError(
-                f"image set {name!r} (in {names!r}): expected names of {', '.join(IMAGE_SETS)} joined by +"
-            )
+            raise DataError(f"image set {name!r} (in {names!r}): expected names of {', '.join(IMAGE_SETS)} joined by +")
         sets.append(IMAGE_SETS[name])
     return sets
 
