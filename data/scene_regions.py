@@ -25,7 +25,7 @@ def region_boxes(scene: Scene, rng: Random) -> np.ndarray:
 
 
 def region_features(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:
-    """float32 [n, 2048] from the pixels of n boxes: random projections of silhouette and colours of the crop, rectified.
+    """float32 [n, 2048] from the pixels of n boxes: rectified random projections of a crop's silhouette and colours.
 
     A trained detector tells shapes from colours; a plain projection of pixels would be colour nearly alone. So half
     of the numbers see only what differs from the crop's border. Everything is exact in float32 (integers times
@@ -41,7 +41,7 @@ def region_features(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:
 
 
 def _silhouettes(pixels: np.ndarray) -> np.ndarray:
-    """bool [n, 16, 16]: pixels that differ clearly from the median of the crop's four corners; pixels [n, 16, 16, 3]."""
+    """bool [n, 16, 16]: pixels that differ clearly from the crop's corners; pixels [n, 16, 16, 3]."""
     corners = pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # [n, 4, 3]
     background = np.sort(corners, axis=1)[:, 1]
     return np.abs(pixels - background[:, None, None]).max(-1) > CONTRAST

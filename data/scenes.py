@@ -130,7 +130,7 @@ def vocabulary() -> list[str]:
         "what how many is are was there the a an of and or not in on at to with this that it its he she they who why "
     )
     words += "color shape size left right above below next near between thing things only same other because "
-    words += "top bottom half picture image yes no one two three four five six zero"
+    words += "middle top bottom half picture image yes no one two three four five six zero"
     lines += [*words.split(), *SIZES, *COLORS, *SHAPES, *(Phrase(shape=s).plural for s in SHAPES)]
     return list(dict.fromkeys(lines))  # "a" is a letter and a word
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 from common import checkpoint
 from common.config import load_config
-from common.data.regions import open_regions, pack
 from common.run import load_trained, predict, run_test, run_training, train_folder
 from common.task import load_task
 from data.contact_sheet import Tile, contact_sheet
@@ -68,15 +66,10 @@ def world_keys(root: Path) -> dict[str, str]:
 
 
 def make_world(root: Path, world: World) -> None:
-    """Write the world unless it is there, and pack its region files: packed ones load three times as fast."""
+    """Write the world unless it is there."""
     counts = write_world(root, world)
     made = "is there" if counts is None else f"made: {counts['train']['questions']} training questions"
     print(f"world {root} {made}", flush=True)
-    for name in sorted({split.region_folder for split in SPLITS.values()}):
-        source = root / "vgbua_res101_precomputed" / name
-        packed = source.with_name(f"{name}.packed")
-        if not packed.exists():
-            pack(open_regions(source), packed)
 
 
 def run(cfg: Any, root: Path, start: float) -> None:

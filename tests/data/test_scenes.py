@@ -58,7 +58,7 @@ def test_another_seed_gives_another_world(world, tmp_path):
     write_world(tmp_path / "other", World(seed=4, train=6, val=3, test=2))
     ours, other = digests(world), digests(tmp_path / "other")
     assert ours.keys() == other.keys()
-    same = {name for name in ours if ours[name] == other[name]}
+    same = {name for name in ours if ours[name] == other[name] and ".packed/" not in name}
     assert same == {"bert/vocab.txt", "vqa/answers_vqa.txt"}
 
 
