@@ -10,7 +10,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.run import TestRun
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +35,23 @@ def train(task_name: str, argv: Sequence[str] | None = None) -> None:
     sys.exit(guarded(_train, task_name, args))
 
 
-def test(task_name: str, argv: Sequence[str] | None = None) -> None:
-    """Entry point of testing: writes the result file of one split."""
+def test(
+    task_name: str,
+    argv: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    default_split: str | None = None,
+) -> None:
+    """Entry point of testing: writes the result file of one split.
+
+    splits: the values of --split, None for any. default_split: without --split; None leaves DATASET.TEST_IMAGE_SET.
+    """
     parser = argparse.ArgumentParser(description=f"Write the {task_name} results of a checkpoint.")
     add_config_arguments(parser)
     add_test_arguments(parser)
+    default = f"default: {default_split}" if default_split else "default: that of the config"
+    parser.add_argument("--split", choices=splits, default=default_split, help=f"DATASET.TEST_IMAGE_SET ({default})")
     args = parser.parse_args(argv)
-    sys.exit(guarded(_test, task_name, args))
+    sys.exit(guarded_on(args.gpus, _test, task_name, args))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +68,20 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bs", type=int, metavar="N", help="overrides TEST.BATCH_IMAGES")
     parser.add_argument("--gpus", type=int, nargs="+", metavar="GPU", help="overrides GPUS")
-    parser.add_argument("--split", help="overrides DATASET.TEST_IMAGE_SET")
     parser.add_argument("--result-path", metavar="DIR", help="folder of the results (default: beside the training run)")
     parser.add_argument("--result-name", metavar="NAME", help="stem of the result file (default: that of the config)")
+
+
+def guarded_on(gpus: Sequence[int] | None, run: Any, *args: Any) -> int:
+    """`guarded`, in one process for each entry of `gpus` where there are several.
+
+    The processes form a group on this machine, and process r has GPU gpus[r]; without CUDA they run on the CPU.
+    """
+    if not gpus or len(gpus) == 1:
+        return guarded(run, *args)
+    from common.launch import run_local
+
+    return run_local(gpus, guarded, run, *args)
 
 
 def guarded(run: Any, *args: Any) -> int:
@@ -115,14 +139,13 @@ def _train(task_name: str, args: argparse.Namespace) -> None:
 
     task = load_task(task_name)
     cfg = load_run_config(task_name, args)
-    from common import distributed
     from common.run import run_training
 
     run_training(task, cfg, Path(args.cfg), log_dir=args.log_dir, cudnn=not args.cudnn_off)
-    if args.do_test and distributed.is_main():
+    if args.do_test:
         from common.run import run_test
 
-        print(run_test(task, cfg, Path(args.cfg)))
+        show(run_test(task, cfg, Path(args.cfg)))
 
 
 def _test(task_name: str, args: argparse.Namespace) -> None:
@@ -130,16 +153,24 @@ def _test(task_name: str, args: argparse.Namespace) -> None:
     from common.task import load_task
 
     task = load_task(task_name)
-    print(
+    show(
         run_test(
             task,
             load_run_config(task_name, args),
             Path(args.cfg),
-            checkpoint=args.ckpt and Path(args.ckpt),
+            ckpt=args.ckpt and Path(args.ckpt),
             result_path=args.result_path and Path(args.result_path),
             result_name=args.result_name,
         )
     )
+
+
+def show(result: TestRun) -> None:
+    """The summary of a test run and the path of its file, on rank 0."""
+    from common import distributed
+
+    if distributed.is_main():
+        print(*([result.summary] if result.summary else []), result.path, sep="\n")
 
 
 def load_run_config(task_name: str, args: argparse.Namespace) -> Any:

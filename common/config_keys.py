@@ -106,7 +106,7 @@ DATASET = (
             "pretrain": ("conceptual_captions", "coco_captions", "general_corpus"),
             "vcr": ("", "vcr"),
             "vqa": ("", "vqa"),
-            "refcoco": ("", "refcoco+"),
+            "refcoco": ("", "refcoco+", "refcoco", "refcocog"),
         },
     ),
     Key("DATASET.LABEL_INDEX_IN_BATCH", "int", -1, "dead: our batches have names", defaults={"vcr": 7}, read=NOBODY),
@@ -143,6 +143,15 @@ DATASET = (
     Key("DATASET.ONLY_USE_RELEVANT_DETS", "bool", True, "keep the detections that the text mentions", read=VCR),
     Key("DATASET.QA2R_NOQ", "bool", False, "the query of QA2R leaves out the question", read=VCR),
     Key("DATASET.QA2R_AUG", "bool", False, "augmentation that nobody implemented", choices=(False,)),
+    Key(
+        "DATASET.PERSON_NAMES",
+        "str",
+        "sample",
+        "first neutral name of an image: from the sample alone, or walk: where the sample before it stopped",
+        tasks=VCR,
+        choices=("sample", "walk"),
+        ours=True,
+    ),
     # vqa
     Key(
         "DATASET.ANSWER_VOCAB_FILE",
@@ -175,6 +184,7 @@ DATASET = (
         tasks=REFCOCO,
         choices=("official", "vg"),
     ),
+    Key("DATASET.SPLIT_BY", "str", "unc", "whose split: the name in refs(<name>).p", tasks=REFCOCO, ours=True),
     # pretrain
     Key(
         "DATASET.SEQ_LEN",
@@ -190,7 +200,6 @@ DATASET = (
         "str",
         "",
         "folder, zip or packed store of region files, instead of the one that the other keys imply",
-        tasks=PRETRAIN + VQA + REFCOCO,
         ours=True,
     ),
 )
@@ -221,8 +230,7 @@ NETWORK = (
         "NETWORK.IMAGE_FEAT_PRECOMPUTED",
         "bool",
         False,
-        "region features come from files, not from the CNN",
-        choices={"vcr": (False,), "refcoco": (False,)},
+        "region features come from files, not from the CNN; for vcr and refcoco they are those of REGION_PATH",
     ),
     Key("NETWORK.IMAGE_NUM_LAYERS", "int", 50, "depth of the ResNet", choices=(50, 101, 152)),
     Key("NETWORK.IMAGE_C5_DILATED", "bool", False, "C5 head with stride 1 and dilation 2"),
@@ -263,6 +271,14 @@ NETWORK = (
     Key("NETWORK.BERT_USE_LAYER", "int", -2, "dead", read=NOBODY),
     Key("NETWORK.BERT_WITH_NSP_LOSS", "bool", False, "dead", read=NOBODY),
     Key("NETWORK.BERT_WITH_MLM_LOSS", "bool", False, "dead", read=NOBODY),
+    Key(
+        "NETWORK.SCORE_PADDING",
+        "bool",
+        False,
+        "a padded region of the batch keeps its score and may win, as in the original's figures",
+        tasks=REFCOCO,
+        ours=True,
+    ),
     Key("NETWORK.QA_ONE_SENT", "bool", False, "question and answer are one segment without [SEP]", tasks=VCR),
     Key("NETWORK.ANSWER_FIRST", "bool", False, "the answer comes before the question", tasks=VCR),
     # losses of the fine-tuning tasks
@@ -561,6 +577,18 @@ def _check_pretrain(cfg: Mapping[str, Any]) -> None:
 def _check_vcr(cfg: Mapping[str, Any]) -> None:
     _check_batch_sizes(cfg)
     _check_no_grouping(cfg)
+    _check_features(cfg)
+
+
+def _check_refcoco(cfg: Mapping[str, Any]) -> None:
+    _check_batch_sizes(cfg)
+    _check_features(cfg)
+
+
+def _check_features(cfg: Mapping[str, Any]) -> None:
+    """Ours: these tasks have no precomputed features of their own, so somebody must say where they are."""
+    if cfg["NETWORK"]["IMAGE_FEAT_PRECOMPUTED"] and not cfg["DATASET"]["REGION_PATH"]:
+        raise _error("DATASET.REGION_PATH", "", "the region store, because NETWORK.IMAGE_FEAT_PRECOMPUTED is true")
 
 
 def _check_vqa(cfg: Mapping[str, Any]) -> None:
@@ -595,7 +623,7 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "pretrain": _check_pretrain,
     "vcr": _check_vcr,
     "vqa": _check_vqa,
-    "refcoco": _check_batch_sizes,
+    "refcoco": _check_refcoco,
 }
 
 

@@ -20,8 +20,11 @@ def init_from_env(cuda: bool | None = None) -> bool:
 
     cuda: whether this run computes on GPUs (nccl beside gloo); None asks torch. The process then
         owns GPU `local_rank()`.
-    Returns whether there is a group: False, and nothing done, without WORLD_SIZE or with a world of one.
+    Returns whether there is a group: False, and nothing done, without WORLD_SIZE or with a world of one. A second call
+    does nothing.
     """
+    if is_distributed():
+        return True
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     if torch.cuda.is_available() if cuda is None else cuda:

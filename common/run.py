@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from common import checkpoint, distributed
+from common.config import ConfigError
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader, build_loader
 from common.evaluator import evaluate
@@ -33,8 +34,8 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
     Raises what its parts raise for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
     """
     torch.backends.cudnn.enabled = cudnn
+    distributed.init_from_env(cuda=wants_cuda(cfg))
     device = pick_device(cfg)
-    distributed.init_from_env(cuda=device.type == "cuda")
     folder = train_folder(cfg, cfg_path)
     setup_logging(folder / f"{cfg_path.stem}.log")
     base_seed = seed_everything(cfg.RNG_SEED)
@@ -143,6 +144,7 @@ class Loaded:
 
 def load_trained(task: Task, cfg: Any, cfg_path: Path, ckpt: Path | None = None) -> Loaded:
     """The model of a config with the weights of `ckpt`, by default the best checkpoint of the config's training run."""
+    distributed.init_from_env(cuda=wants_cuda(cfg))
     source = ckpt or checkpoint.best_path(train_folder(cfg, cfg_path), cfg.MODEL_PREFIX)
     state = checkpoint.load_file(source)
     if not isinstance(state, dict) or "state_dict" not in state:
@@ -154,9 +156,20 @@ def load_trained(task: Task, cfg: Any, cfg_path: Path, ckpt: Path | None = None)
 
 
 def predict(task: Task, cfg: Any, loaded: Loaded, split: str) -> tuple[list[Record], Any]:
-    """Records of every sample of "val" or "test" in the order of the dataset, and the dataset."""
+    """Records of every sample of "val" or "test" in the order of the dataset, and the dataset.
+
+    Several processes share the samples; rank 0 gets the records of all, the others none.
+    """
     dataset: TaskDataset = task.build_dataset(cfg, split)
-    loader: BatchLoader = build_loader(dataset, cfg, split, cuda=loaded.device.type == "cuda")
+    loader: BatchLoader = build_loader(
+        dataset,
+        cfg,
+        split,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        cuda=loaded.device.type == "cuda",
+        in_order=True,
+    )
     to_records: Callable[..., list[Record]] = lambda output, batch: task.to_records(output, batch, dataset)  # noqa: E731
     _, records = evaluate(
         loaded.model, loader, loaded.device, loaded.precision, to_records=to_records, title=f"predict {split}"
@@ -164,42 +177,63 @@ def predict(task: Task, cfg: Any, loaded: Loaded, split: str) -> tuple[list[Reco
     return records, dataset
 
 
+@dataclass(frozen=True)
+class TestRun:
+    """path: the result file. summary: what the task tells about it, maybe nothing."""
+
+    path: Path
+    summary: str
+
+
 def run_test(
     task: Task,
     cfg: Any,
     cfg_path: Path,
-    checkpoint: Path | None = None,
+    ckpt: Path | None = None,
     result_path: Path | None = None,
     result_name: str | None = None,
-) -> Path:
-    """Write the result file of DATASET.TEST_IMAGE_SET and return its path."""
-    loaded = load_trained(task, cfg, cfg_path, checkpoint)
+) -> TestRun:
+    """Write the result file of DATASET.TEST_IMAGE_SET, and the checkpoint that it came from beside it.
+
+    Every process of a group calls this; rank 0 writes, the others return an empty summary.
+    """
+    loaded = load_trained(task, cfg, cfg_path, ckpt)
     records, dataset = predict(task, cfg, loaded, "test")
     folder = result_path or Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{cfg.DATASET.TEST_IMAGE_SET}_test"
+    path = folder / task.result_name(cfg, result_name or task.result_stem(cfg, cfg_path.stem))
+    if not distributed.is_main():
+        return TestRun(path, "")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / task.result_name(cfg, result_name or cfg_path.stem)
     task.write_results(records, dataset, path)
+    checkpoint.link(loaded.source, folder / f"{cfg.MODEL_PREFIX}_test_ckpt_{cfg.DATASET.TASK}.model")
     log.info("%d results of %s in %s", len(records), loaded.source, path)
-    return path
+    return TestRun(path, task.summary(records, dataset))
 
 
 # ---------------------------------------------------------------------------------------------- parts of both
 
 
+def wants_cuda(cfg: Any) -> bool:
+    return cfg.DEVICE != "cpu" and torch.cuda.is_available()
+
+
 def pick_device(cfg: Any) -> torch.device:
-    """DEVICE auto is this process's GPU where there is one. Raises ValueError for cuda without one."""
-    if cfg.DEVICE == "cpu" or (cfg.DEVICE == "auto" and not torch.cuda.is_available()):
+    """DEVICE auto is this process's GPU where there is one. Raises ConfigError for cuda without one."""
+    if not wants_cuda(cfg):
+        if cfg.DEVICE == "cuda":
+            raise ConfigError("DEVICE cuda: PyTorch finds no CUDA device")
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("DEVICE cuda: PyTorch finds no CUDA device")
-    if distributed.local_rank() or not cfg.GPUS:
+    if distributed.is_distributed() or not cfg.GPUS:
         return torch.device("cuda", distributed.local_rank())
     return torch.device("cuda", int(str(cfg.GPUS).split(",")[0]) % torch.cuda.device_count())
 
 
 def build_precision(task: Task, cfg: Any, device: torch.device) -> Precision:
     low, high = task.loss_scale_range
-    return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
+    try:
+        return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def seed_everything(seed: int) -> int:

@@ -28,7 +28,8 @@ class Task:
     build_metrics: (cfg, training) -> metrics. main_metric: the one that chooses the best checkpoint; larger is better.
     to_records: one JSON-able dict with an "id" for every sample of a batch, from the model's output.
     write_results: (records, dataset, path) -> the result file in the benchmark's format, records in dataset order.
-    result_name: (cfg, config stem or --result-name) -> file name of the results.
+    result_name: (cfg, stem) -> file name of the results. result_stem: (cfg, stem of the YAML) -> its default stem.
+    summary: (records, dataset) -> what to tell about the results beside their path; empty for nothing.
     adapt_pretrained: (cfg) -> the task's own change of a renamed checkpoint before PARTIAL_PRETRAIN loads it, or None.
     after_loading: (model, dataset, cfg), once at the start of training, after all weights were loaded.
     loss_scale_range: smallest and largest dynamic fp16 loss scale (spec 03 §6).
@@ -42,6 +43,8 @@ class Task:
     to_records: Callable[[ModelOutput, Batch, Any], list[Record]]
     write_results: Callable[[Sequence[Record], Any, Path], None]
     result_name: Callable[[Any, str], str]
+    result_stem: Callable[[Any, str], str] = lambda cfg, yaml_stem: yaml_stem
+    summary: Callable[[Sequence[Record], Any], str] = lambda records, dataset: ""
     adapt_pretrained: Callable[[Any], Callable[[dict[str, Any]], dict[str, Any]] | None] = lambda cfg: None
     after_loading: Callable[[Any, Any, Any], None] = lambda model, dataset, cfg: None
     loss_scale_range: tuple[float, float | None] = (1.0, None)

@@ -82,4 +82,7 @@ def _best_boxes(batch: Batch, logits: Tensor) -> Tensor:
 
 def build_model(cfg: Any) -> VLBertForReferring:
     """The module of a RefCOCO+ config with random weights; reads no file."""
-    return VLBertForReferring(build_region_encoder(cfg), build_vlbert(cfg), cfg.NETWORK.CLASSIFIER_DROPOUT)
+    network = cfg.NETWORK
+    return VLBertForReferring(
+        build_region_encoder(cfg), build_vlbert(cfg), network.CLASSIFIER_DROPOUT, network.SCORE_PADDING
+    )

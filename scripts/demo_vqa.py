@@ -82,7 +82,7 @@ def run(cfg: Any, root: Path, start: float) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # from here on the table is the news
     loaded = load_trained(task, cfg, CFG)
     records, _ = predict(task, cfg, loaded, "val")
-    result = run_test(task, cfg, CFG)
+    result = run_test(task, cfg, CFG).path
 
     train, val = read_rows(root, "train"), read_rows(root, "val")
     answers = {

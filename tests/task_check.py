@@ -133,10 +133,10 @@ class TaskCheck:
     def test_results_of_a_run_can_be_read_back(self, task, cfg, cfg_path):
         folder = run_training(task, cfg, cfg_path)
         assert folder == train_folder(cfg, cfg_path)
-        path = run_test(task, cfg, cfg_path)
+        path = run_test(task, cfg, cfg_path).path
         self.check_results(path, task.build_dataset(cfg, "test"))
         first = path.read_bytes()
-        assert run_test(task, cfg, cfg_path, checkpoint=checkpoint.best_path(folder, cfg.MODEL_PREFIX)) == path
+        assert run_test(task, cfg, cfg_path, checkpoint.best_path(folder, cfg.MODEL_PREFIX)).path == path
         assert path.read_bytes() == first
 
     def check_results(self, path: Path, dataset: Any) -> None:

@@ -15,7 +15,7 @@ from common.boxes import clip_boxes
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
 from common.data.images import load_image
-from common.data.regions import Regions, open_regions
+from common.data.regions import Regions, open_regions, with_image_box
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
 from vqa.annotations import BOX_SETS, ImageSet, Question, load_questions, parse_image_sets, read_list
@@ -138,11 +138,7 @@ class VQADataset(TaskDataset):
             )
         if not self.image_box:
             return boxes, features
-        boxes = torch.cat([torch.tensor([[0.0, 0.0, width - 1.0, height - 1.0]]), boxes])
-        if features is not None:
-            whole = regions.image_feature if regions.image_feature is not None else features.mean(0)
-            features = torch.cat([whole[None], features])
-        return boxes, features
+        return with_image_box(boxes, features, regions.image_feature, width, height)
 
     def _text(self, question: Question, flipped: bool) -> tuple[Tensor, Tensor]:
         """`[CLS] question [SEP] [MASK] [SEP]`; a flipped picture swaps left and right."""

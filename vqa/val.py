@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.cli import add_config_arguments, guarded, load_run_config
+from common.cli import add_config_arguments, guarded_on, load_run_config
 
 
 def main() -> None:
@@ -30,10 +30,11 @@ def main() -> None:
     args.set += [f"DATASET.VAL_IMAGE_SET={args.split}"] if args.split else []
     args.set += [f"VAL.BATCH_IMAGES={args.bs}"] if args.bs is not None else []
     args.split = args.bs = None  # flags of test.py with another meaning
-    sys.exit(guarded(_run, args))
+    sys.exit(guarded_on(None if args.result else args.gpus, _run, args))
 
 
 def _run(args: argparse.Namespace) -> None:
+    from common import distributed
     from common.data.dataset import DataError
     from common.files import write_text
     from vqa.accuracy import evaluate_answers
@@ -44,6 +45,8 @@ def _run(args: argparse.Namespace) -> None:
     sets = parse_image_sets(cfg.DATASET.VAL_IMAGE_SET)
     annotations = [a for s in sets for a in read_list(root / s.annotations_file, "annotations")]
     answers = _read_result(Path(args.result)) if args.result else _predict(cfg, args)
+    if not distributed.is_main():
+        return
     try:
         scores = evaluate_answers(answers, annotations)
     except (KeyError, TypeError) as error:

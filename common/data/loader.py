@@ -64,15 +64,22 @@ class BatchLoader:
 
 
 def build_loader(
-    dataset: TaskDataset, cfg: Any, split: str, base_seed: int = 0, rank: int = 0, world: int = 1, cuda: bool = False
+    dataset: TaskDataset,
+    cfg: Any,
+    split: str,
+    base_seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    cuda: bool = False,
+    in_order: bool = False,
 ) -> BatchLoader:
-    """The loader of a config for "train", "val" or "test"; testing is never shuffled."""
+    """The loader of a config for "train", "val" or "test". in_order: whatever SHUFFLE says; testing always is."""
     section = cfg[split.upper()]
     workers = min(cfg.NUM_WORKERS_PER_GPU, os.cpu_count() or 1)
     return BatchLoader(
         dataset,
         section.BATCH_IMAGES,
-        shuffle=section.SHUFFLE and split != "test",
+        shuffle=section.SHUFFLE and not in_order and split != "test",
         training=split == "train",
         aspect_grouping=split == "train" and section.ASPECT_GROUPING,
         num_workers=workers,

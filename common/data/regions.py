@@ -73,6 +73,20 @@ class Regions:
     height: int | None = None
 
 
+def with_image_box(
+    boxes: Tensor, features: Tensor | None, image_feature: Tensor | None, width: int, height: int
+) -> tuple[Tensor, Tensor | None]:
+    """The whole image (0, 0, width - 1, height - 1) before the boxes [R, 4] and the features [R, 2048].
+
+    Its feature is image_feature [2048], or the mean of the others (spec 30 §5).
+    """
+    boxes = torch.cat([torch.tensor([[0.0, 0.0, width - 1.0, height - 1.0]]), boxes])
+    if features is not None:
+        whole = features.mean(0) if image_feature is None else image_feature
+        features = torch.cat([whole[None], features])
+    return boxes, features
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is wrong with the regions of image `name`."""

@@ -27,58 +27,20 @@ from common.run import (
     seed_everything,
     train_folder,
 )
-from data.scene_questions import ANSWERS
 from tests.common.toy import PREFIX, toy_trainer
+from tests.tiny import tiny_vqa, write_settings
 from vqa.task import TASK
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def cfg_path(tiny_world: Path, tmp_path: Path) -> Path:
     """The YAML of a VQA run of two epochs without dropout."""
-    vocabulary = (tiny_world / "bert/vocab.txt").read_text().splitlines()
-    settings = {
-        "_BASE_": str(ROOT / "cfgs/vqa/base_4x16G_fp32.yaml"),
-        "RNG_SEED": 5,
-        "OUTPUT_PATH": str(tmp_path / "out"),
-        "GPUS": "0",
-        "DEVICE": "cpu",
-        "LOG_FREQUENT": 1,
-        "MODEL_PREFIX": "tiny",
-        "NUM_WORKERS_PER_GPU": 0,
-        "DATASET": {
-            "DATASET_PATH": str(tiny_world),
-            "ANSWER_VOCAB_FILE": str(tiny_world / "vqa/answers_vqa.txt"),
-            "ANSWER_VOCAB_SIZE": len(ANSWERS) + 1,
-            "TRAIN_IMAGE_SET": "train2014",
-        },
-        "NETWORK": {
-            "PARTIAL_PRETRAIN": "",
-            "BERT_MODEL_NAME": str(tiny_world / "bert"),
-            "BERT_RANDOM_INIT": True,
-            "IMAGE_FINAL_DIM": 24,
-            "CLASSIFIER_PRETRAINED": False,
-            "CLASSIFIER_DROPOUT": 0.0,
-            "VLBERT": {
-                "vocab_size": len(vocabulary),
-                "hidden_size": 16,
-                "visual_size": 24,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "intermediate_size": 32,
-                "visual_scale_object_init": 1.0,
-                "hidden_dropout_prob": 0.0,
-                "attention_probs_dropout_prob": 0.0,
-            },
-        },
-        "TRAIN": {"BATCH_IMAGES": 8, "GRAD_ACCUMULATE_STEPS": 1, "END_EPOCH": 2, "LR": 3e-4, "WARMUP_STEPS": 1},
-        "VAL": {"BATCH_IMAGES": 8},
-        "TEST": {"BATCH_IMAGES": 8},
-    }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    settings = tiny_vqa(tiny_world, tmp_path / "out")
+    settings["NUM_WORKERS_PER_GPU"] = 0
+    settings["NETWORK"]["CLASSIFIER_DROPOUT"] = 0.0
+    settings["NETWORK"]["VLBERT"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    settings["TRAIN"] |= {"GRAD_ACCUMULATE_STEPS": 1, "LR": 3e-4, "WARMUP_STEPS": 1}
+    return write_settings(settings, tmp_path / "tiny.yaml")
 
 
 def run(cfg_path: Path, name: str, **changes) -> tuple[Path, list[float]]:
@@ -271,7 +233,7 @@ class TestLoadTrained:
 def test_a_result_goes_where_it_is_sent(cfg_path, tmp_path):
     cfg = load_config("vqa", cfg_path)
     checkpoint.save_file(tmp_path / "c", {"state_dict": TASK.build_model(cfg).state_dict()})
-    path = run_test(TASK, cfg, cfg_path, tmp_path / "c", tmp_path / "deep/results", "mine")
+    path = run_test(TASK, cfg, cfg_path, tmp_path / "c", tmp_path / "deep/results", "mine").path
     assert path == tmp_path / "deep/results/mine_vqa2_test2015.json" and json.loads(path.read_text())
 
 

@@ -12,7 +12,7 @@ import torch
 from common.config import load_config
 from common.data.collate import collate
 from common.data.loader import BatchLoader
-from tests.golden.datasets import linked_coco
+from tests.golden.kit_coco import linked_coco
 from vqa.accuracy import evaluate_answers
 from vqa.dataset import VQADataset, build_dataset
 
