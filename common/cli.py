@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from common.run import TestRun
+    from common.run import WrittenResults
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _test(task_name: str, args: argparse.Namespace) -> None:
     )
 
 
-def show(result: TestRun) -> None:
+def show(result: WrittenResults) -> None:
     """The summary of a test run and the path of its file, on rank 0."""
     from common import distributed
 

@@ -178,7 +178,7 @@ def predict(task: Task, cfg: Any, loaded: Loaded, split: str) -> tuple[list[Reco
 
 
 @dataclass(frozen=True)
-class TestRun:
+class WrittenResults:
     """path: the result file. summary: what the task tells about it, maybe nothing."""
 
     path: Path
@@ -192,7 +192,7 @@ def run_test(
     ckpt: Path | None = None,
     result_path: Path | None = None,
     result_name: str | None = None,
-) -> TestRun:
+) -> WrittenResults:
     """Write the result file of DATASET.TEST_IMAGE_SET, and the checkpoint that it came from beside it.
 
     Every process of a group calls this; rank 0 writes, the others return an empty summary.
@@ -202,12 +202,12 @@ def run_test(
     folder = result_path or Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{cfg.DATASET.TEST_IMAGE_SET}_test"
     path = folder / task.result_name(cfg, result_name or task.result_stem(cfg, cfg_path.stem))
     if not distributed.is_main():
-        return TestRun(path, "")
+        return WrittenResults(path, "")
     folder.mkdir(parents=True, exist_ok=True)
     task.write_results(records, dataset, path)
     checkpoint.link(loaded.source, folder / f"{cfg.MODEL_PREFIX}_test_ckpt_{cfg.DATASET.TASK}.model")
     log.info("%d results of %s in %s", len(records), loaded.source, path)
-    return TestRun(path, task.summary(records, dataset))
+    return WrittenResults(path, task.summary(records, dataset))
 
 
 # ---------------------------------------------------------------------------------------------- parts of both

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.checkpoint import CheckpointError
 from common.config import load_config, replace
 from common.data.loader import BatchLoader
@@ -76,6 +76,7 @@ class TestDevice:
 
     def test_a_process_of_several_takes_its_own(self, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setattr(distributed, "is_distributed", lambda: True)
         assert self.pick(monkeypatch, "auto", "0", 4) == torch.device("cuda", 1)
 
 

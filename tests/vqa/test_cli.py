@@ -95,6 +95,23 @@ class TestProcesses:
         result = tmp_path / "out/tiny/test2015_test/tiny_vqa2_test2015.json"
         assert out == f"{result}\n" and json.loads(result.read_text())
 
+    def test_two_processes_write_the_file_of_one(self, command, trained, cfg_path, tmp_path, capsys):
+        assert command(TEST, "--result-path", tmp_path / "one") == 0
+        run = process(TEST, "--cfg", cfg_path, "--gpus", 0, 1, "--result-path", tmp_path / "two")
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+        assert out == f"{tmp_path}/two/tiny_vqa2_test2015.json\n"  # said once
+        name = "tiny_vqa2_test2015.json"
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+        run = process(VAL, "--cfg", cfg_path, "--gpus", 0, 1)
+        assert command(VAL) == 0
+        assert run.communicate(timeout=120)[0] == capsys.readouterr().out.split("\n", 1)[1]
+
+    def test_a_mistake_in_two_processes(self, cfg_path, tmp_path):
+        run = process(TEST, "--cfg", cfg_path, "--gpus", 0, 1, "--ckpt", tmp_path / "none.model")
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 1 and "none.model: no such file" in err and "Traceback" not in err
+
     def test_sigterm_keeps_the_position_and_the_same_command_goes_on(self, command, cfg_path, tmp_path, tiny_world):
         folder, epochs = tmp_path / "out/tiny/train2014_train", 12
         run = process("-m", "vqa.train_end2end", "--cfg", cfg_path, "--set", f"TRAIN.END_EPOCH={epochs}")
@@ -157,7 +174,7 @@ class TestTest:
         place = ("--result-path", tmp_path / "a/b", "--result-name", "mine")
         assert command(TEST, "--ckpt", moved, *place) == 0
         assert capsys.readouterr().out == f"{tmp_path}/a/b/mine_vqa2_test2015.json\n"
-        assert files(tmp_path / "a/b") == {"mine_vqa2_test2015.json"}
+        assert files(tmp_path / "a/b") == {"mine_vqa2_test2015.json", "tiny_test_ckpt_Q2AR.model"}
 
     def test_split_and_batch_size(self, command, trained, tmp_path, tiny_world, capsys):
         """17.20: without --split the image set of the YAML; a split with annotations can be tested too."""
