@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from common.config import ConfigError
+
 logger = logging.getLogger(__name__)
 
 Schedule = Callable[[int], float]  # optimizer step, 1 for the first update of a fresh run -> factor on initial_lr
@@ -108,7 +110,7 @@ def parameter_groups(
         seen.add(id(parameter))
         matches = [i for i, (substring, _) in enumerate(lr_mult) if substring in name]
         if len(matches) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"TRAIN.LR_MULT is ambiguous: parameter {name!r} contains {[lr_mult[i][0] for i in matches]}; "
                 "make the substrings longer"
             )
@@ -130,7 +132,7 @@ def build_optimizer(cfg_train: Any, named_parameters: Iterable[tuple[str, nn.Par
     elif cfg_train.OPTIMIZER == "AdamW":
         optimizer = AdamW(groups, lr=base_lr, weight_decay=cfg_train.WD)
     else:
-        raise ValueError(f"TRAIN.OPTIMIZER {cfg_train.OPTIMIZER!r} is not one of SGD, Adam, AdamW")
+        raise ConfigError(f"TRAIN.OPTIMIZER {cfg_train.OPTIMIZER!r} is not one of SGD, Adam, AdamW")
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -161,9 +163,9 @@ class MultiStepSchedule:
 
     def __post_init__(self) -> None:
         if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"the milestones of TRAIN.LR_STEP must be sorted, not {self.milestones}")
+            raise ConfigError(f"the milestones of TRAIN.LR_STEP must be sorted, not {self.milestones}")
         if self.warmup_method not in ("constant", "linear"):
-            raise ValueError(f"TRAIN.WARMUP_METHOD {self.warmup_method!r} is not one of constant, linear")
+            raise ConfigError(f"TRAIN.WARMUP_METHOD {self.warmup_method!r} is not one of constant, linear")
 
     def __call__(self, step: int) -> float:
         return self._warmup(step) * self.gamma ** bisect_right(self.milestones, step)
@@ -221,7 +223,7 @@ def build_schedule(cfg_train: Any, plan: RunPlan) -> Schedule:
         )
     if cfg_train.LR_SCHEDULE == "plateau":
         return PlateauSchedule(cfg_train.LR_FACTOR)
-    raise ValueError(f"TRAIN.LR_SCHEDULE {cfg_train.LR_SCHEDULE!r} is not one of triangle, step, plateau")
+    raise ConfigError(f"TRAIN.LR_SCHEDULE {cfg_train.LR_SCHEDULE!r} is not one of triangle, step, plateau")
 
 
 def apply_lr(optimizer: Optimizer, factor: float) -> None:

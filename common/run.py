@@ -259,7 +259,8 @@ def keep_config(cfg: Any, cfg_path: Path, folder: Path) -> None:
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / cfg_path.name).write_bytes(cfg_path.read_bytes())
+    if cfg_path.name != "config.yaml":
+        (folder / cfg_path.name).write_bytes(cfg_path.read_bytes())
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False), encoding="utf-8")
 
 

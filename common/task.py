@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.config import ConfigError
+
 if TYPE_CHECKING:  # heavy imports would slow down `--help`
     from torch import nn
 
@@ -50,10 +52,13 @@ class Task:
     loss_scale_range: tuple[float, float | None] = (1.0, None)
 
     def build_model(self, cfg: Any) -> nn.Module:
-        """The module that MODULE names. Raises ValueError with the names there are."""
+        """The module that MODULE names. Raises ConfigError with the names there are, or for switches at odds."""
         if cfg.MODULE not in self.modules:
-            raise ValueError(f"MODULE {cfg.MODULE!r}: {self.name} has {', '.join(self.modules)}")
-        return self.modules[cfg.MODULE](cfg)
+            raise ConfigError(f"MODULE {cfg.MODULE!r}: {self.name} has {', '.join(self.modules)}")
+        try:
+            return self.modules[cfg.MODULE](cfg)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def load_task(name: str) -> Task:

@@ -352,12 +352,19 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], source: str, epoch: int | None = None) -> None:
         """Go on where a checkpoint was written. epoch: of the file name, for files of the original, which know no more.
 
-        Raises CheckpointError when the weights do not fit, ValueError when a position inside an epoch means other
+        Raises CheckpointError when weights or optimizer do not fit, or when a position inside an epoch means other
         batches now.
         """
         checkpoint.load_model(self.module, state["state_dict"], source)
         initial = [group["initial_lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" not in state:
+            raise checkpoint.CheckpointError(f"{source} has no optimizer to go on with: give it as PARTIAL_PRETRAIN")
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, ValueError) as error:
+            raise checkpoint.CheckpointError(
+                f"{source}: its optimizer is not the configured one ({error}); TRAIN.OPTIMIZER and LR_MULT must stay"
+            ) from error
         for group, lr in zip(self.optimizer.param_groups, initial, strict=True):
             group["initial_lr"] = lr  # the learning rate of the config, not that of the file
         monitor = state.get("validation_monitor") or {}
@@ -374,7 +381,7 @@ class Trainer:
         now = (len(self.loader), self.settings.accumulate)
         then = (run["batches_per_epoch"], run["accumulate"])
         if position.batch and now != then:
-            raise ValueError(
+            raise checkpoint.CheckpointError(
                 f"{source} stands inside epoch {position.epoch}, at batch {position.batch}; an epoch had {then[0]} "
                 f"batches and {then[1]} batches an update, now {now[0]} and {now[1]}. Use the same batch size "
                 f"and processes, or start from the epoch's checkpoint"

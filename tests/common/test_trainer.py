@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common import checkpoint
-from common.checkpoint import best_path, epoch_path, latest_path, load_file
+from common.checkpoint import CheckpointError, best_path, epoch_path, latest_path, load_file
 from common.optim import PlateauSchedule
 from common.precision import Precision
 from common.trainer import Stopped, Trainer, rng_state, set_rng_state
@@ -364,6 +364,22 @@ class TestSignals:
 
 
 class TestResumeErrors:
+    def test_a_file_of_weights_only(self, tmp_path):
+        toy_trainer(tmp_path).fit()
+        path = epoch_path(tmp_path, PREFIX, 0)
+        content = load_file(path)
+        del content["optimizer"]
+        with pytest.raises(CheckpointError, match="has no optimizer"):
+            toy_trainer(tmp_path).load_state_dict(content, str(path))
+
+    def test_another_optimizer(self, tmp_path):
+        toy_trainer(tmp_path).fit()
+        path = epoch_path(tmp_path, PREFIX, 0)
+        content = load_file(path)
+        content["optimizer"]["param_groups"] *= 2
+        with pytest.raises(CheckpointError, match="its optimizer is not the configured one"):
+            toy_trainer(tmp_path).load_state_dict(content, str(path))
+
     def test_other_batches_inside_an_epoch_are_refused(self, tmp_path):
         toy_trainer(tmp_path, max_updates=3).fit()
         path = latest_path(tmp_path, PREFIX)
