@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ Color = tuple[int, int, int]
 
 WHITE, INK, GREY = (255, 255, 255), (32, 33, 36), (95, 99, 104)
 GREEN, RED, FRAME = (30, 142, 62), (217, 48, 37), (218, 220, 224)
+BAR = (232, 240, 254)  # pale, to be written on
 MARGIN, GAP, BORDER, BADGE_SIZE = 24, 24, 3, 22
 TITLE_SIZE, LINE_SIZE, LABEL_SIZE = 17, 15, 13
 
@@ -27,6 +28,15 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Line:
+    """Words under a picture. share: of a bar behind them, from 0 to 1; None for no bar."""
+
+    text: str
+    color: Color = GREY
+    share: float | None = None
+
+
+@dataclass(frozen=True)
 class Tile:
     """One picture of the sheet.
 
@@ -36,7 +46,7 @@ class Tile:
 
     image: Image.Image | Path | str
     title: str
-    lines: Sequence[str] = ()
+    lines: Sequence[str | Line] = ()
     correct: bool | None = None
     marks: Sequence[Mark] = ()
 
@@ -72,7 +82,7 @@ def _draw_row(row: Sequence[Tile], width: int) -> list[Image.Image]:
 def _draw_tile(tile: Tile, picture: Image.Image, width: int, frame_height: int) -> Image.Image:
     indent = 0 if tile.correct is None else BADGE_SIZE + 8
     title = _wrap(tile.title, _font(TITLE_SIZE), width - indent)
-    lines = [part for line in tile.lines for part in _wrap(line, _font(LINE_SIZE), width - indent)]
+    lines = [part for line in tile.lines for part in _wrap_line(line, width - indent)]
     title_step, line_step = TITLE_SIZE + 5, LINE_SIZE + 5
     top = frame_height + 10
     lines_top = top + len(title) * title_step + 2
@@ -88,8 +98,11 @@ def _draw_tile(tile: Tile, picture: Image.Image, width: int, frame_height: int) 
         image.paste(badge, (0, top), badge)
     for i, part in enumerate(title):
         draw.text((indent, top + i * title_step), part, INK, _font(TITLE_SIZE))
-    for i, part in enumerate(lines):
-        draw.text((indent, lines_top + i * line_step), part, GREY, _font(LINE_SIZE))
+    for i, line in enumerate(lines):
+        y = lines_top + i * line_step
+        if line.share:
+            draw.rectangle((indent, y, indent + line.share * (width - indent - 1), y + line_step - 2), fill=BAR)
+        draw.text((indent, y), line.text, line.color, _font(LINE_SIZE))
     return image
 
 
@@ -127,6 +140,12 @@ def _badge(correct: bool) -> Image.Image:
     for stroke in strokes:
         draw.line([(x * side, y * side) for x, y in stroke], fill=WHITE, width=10, joint="curve")
     return badge.reduce(scale)
+
+
+def _wrap_line(line: str | Line, width: int) -> list[Line]:
+    """The parts of a line, each with its colour and bar."""
+    line = Line(line) if isinstance(line, str) else line
+    return [replace(line, text=part) for part in _wrap(line.text, _font(LINE_SIZE), width)]
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -41,7 +41,7 @@ class Problem:
 
 
 def pose(scene: Scene, rng: Random) -> list[Problem]:
-    """Up to six different problems on a scene, in random order; fewer where the scene cannot carry a kind."""
+    """Up to nine different problems on a scene, in random order; fewer where the scene cannot carry a kind."""
     problems: dict[str, Problem] = {}
     for make in _PLAN:
         problem = make(scene, rng)
@@ -180,7 +180,7 @@ def _shuffle(texts: Sequence[Tokens], rng: Random) -> Choices:
 
 _PLAN: tuple[Callable[[Scene, Random], Problem | None], ...] = (
     *(_ask_what,) * 2,
-    *(_ask_which,) * 2,
-    _ask_pair,
+    *(_ask_which,) * 4,  # these two need four things, which half of the scenes have
+    *(_ask_pair,) * 3,
     _ask_where,
 )

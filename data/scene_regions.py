@@ -17,11 +17,15 @@ CONTRAST = 40  # of 255, from which a pixel is not background
 
 def region_boxes(scene: Scene, rng: Random) -> np.ndarray:
     """What a detector might return: float32 [n, 4], slightly wrong boxes of all things, and 0 to 2 of background."""
-    boxes = [tuple(x + rng.uniform(-1.5, 1.5) for x in thing.box) for thing in scene.things]
+    boxes = _shaken_boxes(scene, rng)
     boxes += _background_boxes(scene, rng, rng.choice((0, 0, 1, 1, 2)))
     rng.shuffle(boxes)
-    limits = (scene.width - 1, scene.height - 1) * 2
-    return np.clip(np.array(boxes, np.float32), 0, np.array(limits, np.float32))
+    return _inside(scene, boxes)
+
+
+def thing_boxes(scene: Scene, rng: Random) -> np.ndarray:
+    """float32 [n, 4], slightly wrong boxes of all things and of nothing else, in the order of the scene."""
+    return _inside(scene, _shaken_boxes(scene, rng))
 
 
 def region_features(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:
@@ -52,6 +56,19 @@ def _projection(inputs: int) -> np.ndarray:
     """float32 [inputs, 1024] of +1 and -1; the same in every world, as a detector's weights would be."""
     bits = np.random.RandomState(2020).randint(0, 2, (inputs, FEATURE_SIZE // 2))
     return (2 * bits - 1).astype(np.float32)
+
+
+def _shaken_boxes(scene: Scene, rng: Random) -> list[Box]:
+    boxes = []
+    for thing in scene.things:
+        x1, y1, x2, y2 = (value + rng.uniform(-1.5, 1.5) for value in thing.box)
+        boxes.append((x1, y1, x2, y2))
+    return boxes
+
+
+def _inside(scene: Scene, boxes: list[Box]) -> np.ndarray:
+    limits = (scene.width - 1, scene.height - 1) * 2
+    return np.clip(np.array(boxes, np.float32), 0, np.array(limits, np.float32))
 
 
 def _background_boxes(scene: Scene, rng: Random, count: int) -> list[Box]:

@@ -1,7 +1,8 @@
 """Write a small made-up world in the formats of the real data sets: `python -m data.scenes --out data/scenes-world`.
 
-The folder can stand in for ./data/coco: pictures, COCO instances, VQA v2 questions and answers, region files with boxes
-and features, an answer vocabulary and a word-piece vocabulary. The same parameters give the same bytes.
+The folder can stand in for ./data/coco and ./data/vcr: pictures, COCO instances, VQA v2 questions and answers, VCR
+questions with answers and rationales, RefCOCO+ expressions and detections, regions with boxes and features, an answer
+vocabulary and a word-piece vocabulary. The same parameters give the same bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import pickle
 import shutil
 import string
 import time
@@ -22,11 +24,27 @@ import numpy as np
 from PIL import Image
 
 from data.scene_description import COLORS, SHAPES, SIZES, Scene, generate_scene, render
-from data.scene_questions import ANSWERS, Phrase, Question, ask
-from data.scene_regions import region_boxes, region_features
+from data.scene_expressions import Expression, refer
+from data.scene_phrases import Phrase
+from data.scene_questions import ANSWERS, Question, ask
+from data.scene_reasoning import Problem, pose
+from data.scene_records import (
+    SPLITS,
+    answers_record,
+    coco_record,
+    detection_records,
+    image_name,
+    questions_record,
+    reference_records,
+    vcr_metadata,
+    vcr_rows,
+)
+from data.scene_regions import region_boxes, region_features, thing_boxes
 
 MARKER = "world.json"
-FOLDERS = ("train2014", "val2014", "test2015", "annotations", "vqa", "vgbua_res101_precomputed", "bert")
+FORMAT = 2  # of the files; a folder of another format is not this world
+FOLDERS: tuple[str, ...] = ("train2014", "val2014", "test2015", "annotations", "bert")
+FOLDERS += ("vqa", "vcr", "refcoco+", "vgbua_res101_precomputed")
 
 
 @dataclass(frozen=True)
@@ -37,24 +55,6 @@ class World:
     train: int = 2500
     val: int = 200
     test: int = 50
-
-
-@dataclass(frozen=True)
-class Split:
-    """Names of one split on disk. Image ids start at first_id, so a split does not depend on the size of another."""
-
-    name: str
-    first_id: int
-    images_json: str
-    region_folder: str
-    has_answers: bool = True
-
-
-SPLITS = {
-    "train": Split("train2014", 1, "instances_train2014", "trainval2014_resnet101_faster_rcnn_genome"),
-    "val": Split("val2014", 500_001, "instances_val2014", "trainval2014_resnet101_faster_rcnn_genome"),
-    "test": Split("test2015", 900_001, "image_info_test2015", "test2015_resnet101_faster_rcnn_genome", False),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     megabytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file()) / 1e6
     for name, count in counts.items():
-        print(f"{name:5} {count['pictures']:6} pictures {count['questions']:7} questions {count['regions']:7} regions")
+        print(f"{name:5} " + " ".join(f"{number:7} {what}" for what, number in count.items()))
     print(f"{args.out}: {megabytes:.0f} MB in {time.perf_counter() - start:.1f} s, {len(ANSWERS) + 1} answers")
 
 
@@ -96,11 +96,23 @@ def make_questions(world: World, scene: Scene) -> list[Question]:
     return ask(scene, _rng(world, "questions", scene.image_id))
 
 
+def make_problems(world: World, scene: Scene) -> list[Problem]:
+    """The questions with answers and rationales that a world asks about one of its scenes."""
+    return pose(scene, _rng(world, "problems", scene.image_id))
+
+
+def make_expressions(world: World, scene: Scene) -> list[list[Expression]]:
+    """The expressions of a world for each thing of one of its scenes."""
+    rng = _rng(world, "expressions", scene.image_id)
+    return [refer(scene, i, rng) for i in range(len(scene.things))]
+
+
 def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[str, int]] | None:
     """Write all files of a world.
 
-    Returns the number of pictures, questions and regions by split, or None when the folder already held this world.
-    Raises FileExistsError when the folder has other things in it, ValueError for a size that cannot be written.
+    Returns the numbers of pictures, questions, problems, expressions and regions by split, or None when the folder
+    already held this world. Raises FileExistsError when the folder has other things in it, ValueError for a size that
+    cannot be written.
     """
     limit = SPLITS["val"].first_id - SPLITS["train"].first_id
     if min(world.train, world.val, world.test) < 0 or max(world.train, world.val, world.test) >= limit:
@@ -110,8 +122,11 @@ def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[
     _write_marker(out, world, complete=False)
     for folder in FOLDERS:
         (out / folder).mkdir()
-    counts = {name: _write_split(out, world, name) for name in SPLITS}
+    scenes = {name: make_scenes(world, name) for name in SPLITS}
+    counts = {name: _write_pictures(out, world, name, scenes[name]) for name in SPLITS}
     _pack_regions(out)
+    _write_vcr(out, world, scenes, counts)
+    _write_refcoco(out, world, scenes["train"], counts)
     (out / "vqa/answers_vqa.txt").write_text("\n".join(("<unk>", *ANSWERS)) + "\n", encoding="utf-8")
     (out / "bert/vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     _write_marker(out, world, complete=True)
@@ -130,33 +145,38 @@ def vocabulary() -> list[str]:
         "what how many is are was there the a an of and or not in on at to with this that it its he she they who why "
     )
     words += "color shape size left right above below next near between thing things only same other because "
-    words += "middle top bottom half picture image yes no one two three four five six zero"
+    words += "middle top bottom half picture image yes no one two three four five six zero "
+    words += "which where have both from its over under seen person "
+    words += "casey riley jessie jackie avery jaime peyton kerry jody kendall frankie pat quinn"  # of persons in VCR
     lines += [*words.split(), *SIZES, *COLORS, *SHAPES, *(Phrase(shape=s).plural for s in SHAPES)]
     return list(dict.fromkeys(lines))  # "a" is a letter and a word
 
 
-def _write_split(out: Path, world: World, name: str) -> dict[str, int]:
+def _write_pictures(out: Path, world: World, name: str, scenes: Sequence[Scene]) -> dict[str, int]:
+    """The pictures of a split with their regions, COCO annotations and VQA v2 questions."""
     split = SPLITS[name]
-    scenes = make_scenes(world, name)
     questions = {scene.image_id: make_questions(world, scene) for scene in scenes}
     regions = out / "vgbua_res101_precomputed" / split.region_folder
     regions.mkdir(exist_ok=True)
     region_count = 0
     for scene in scenes:
         picture = render(scene)
-        picture.save(out / split.name / _file_name(split, scene), quality=92, subsampling=0)
+        path = out / split.name / f"{image_name(split, scene.image_id)}.jpg"
+        picture.save(path, quality=92, subsampling=0)
         boxes = region_boxes(scene, _rng(world, "regions", scene.image_id))
         _write_json(regions / f"{scene.image_id}.json", _region_record(scene, picture, boxes))
         region_count += len(boxes)
     _write_json(out / "annotations" / f"{split.images_json}.json", coco_record(split, scenes))
     vqa = out / "vqa"
-    _write_json(vqa / f"v2_OpenEnded_mscoco_{split.name}_questions.json", _questions_record(split, questions))
+    _write_json(vqa / f"v2_OpenEnded_mscoco_{split.name}_questions.json", questions_record(split, questions))
     if split.has_answers:
-        _write_json(vqa / f"v2_mscoco_{split.name}_annotations.json", _answers_record(split, questions))
+        _write_json(vqa / f"v2_mscoco_{split.name}_annotations.json", answers_record(split, questions))
     return {
         "pictures": len(scenes),
-        "questions": sum(len(asked) for asked in questions.values()),
         "regions": region_count,
+        "questions": sum(len(asked) for asked in questions.values()),
+        "problems": 0,
+        "expressions": 0,
     }
 
 
@@ -170,59 +190,56 @@ def _pack_regions(out: Path) -> None:
             pack(store, out / "vgbua_res101_precomputed" / f"{folder}.packed", "float32")
 
 
-def coco_record(split: Split, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """COCO instances of a split; one without answers has images and categories only."""
-    record: dict[str, Any] = {
-        "info": {"description": f"scenes {split.name}"},
-        "licenses": [],
-        "images": [
-            {"id": s.image_id, "width": s.width, "height": s.height, "file_name": _file_name(split, s)} for s in scenes
-        ],
-        "categories": [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)],
-    }
-    if not split.has_answers:
-        return record
-    record["annotations"] = [
-        {
-            "id": scene.image_id * 10 + i,
-            "image_id": scene.image_id,
-            "category_id": SHAPES.index(thing.shape) + 1,
-            "segmentation": [[value for point in thing.polygon for value in point]],
-            "area": round(_polygon_area(thing.polygon), 2),
-            "bbox": [thing.box[0], thing.box[1], thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]],
-            "iscrowd": 0,
-        }
-        for scene in scenes
-        for i, thing in enumerate(scene.things)
-    ]
-    return record
+def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: dict[str, dict[str, int]]) -> None:
+    """Annotations of each split, metadata beside the pictures, and the features of the metadata's boxes."""
+    entries: dict[str, tuple[Scene, np.ndarray]] = {}
+    for name, split in SPLITS.items():
+        rows: list[dict[str, Any]] = []
+        for scene in scenes[name]:
+            rng = _rng(world, "vcr boxes", scene.image_id)
+            boxes = thing_boxes(scene, rng)
+            scores = [round(rng.uniform(0.7, 1.0), 4) for _ in boxes]
+            stem = image_name(split, scene.image_id)
+            _write_json(out / split.name / f"{stem}.json", vcr_metadata(scene, boxes, scores))
+            entries[stem] = (scene, boxes)
+            rows += vcr_rows(split, scene, make_problems(world, scene), first=len(rows))
+        lines = [json.dumps(row, separators=(",", ":")) + "\n" for row in rows]
+        (out / "vcr" / f"{split.vcr}.jsonl").write_text("".join(lines), encoding="utf-8")
+        counts[name]["problems"] = len(rows)
+    _pack_scenes(out / "vcr/regions.packed", entries)
 
 
-def _questions_record(split: Split, questions: dict[int, list[Question]]) -> dict[str, Any]:
-    rows = [
-        {"image_id": image_id, "question": question.text, "question_id": image_id * 1000 + i}
-        for image_id, asked in questions.items()
-        for i, question in enumerate(asked)
-    ]
-    header = {"task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": split.name}
-    return {"info": {"description": f"scenes {split.name}"}, "license": {}, **header, "questions": rows}
+def _write_refcoco(out: Path, world: World, scenes: Sequence[Scene], counts: dict[str, dict[str, int]]) -> None:
+    """Expressions and detections for the training pictures, and the features of their annotated boxes."""
+    split, folder = SPLITS["train"], out / "refcoco+"
+    expressions = {scene.image_id: make_expressions(world, scene) for scene in scenes}
+    references = reference_records(split, scenes, expressions)
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
+    _write_json(folder / "refs(unc).json", references)
+    instances = coco_record(split, scenes)
+    _write_json(folder / "instances.json", instances)
+    detections: list[dict[str, Any]] = []
+    for scene in scenes:
+        rng = _rng(world, "detections", scene.image_id)
+        detections += detection_records(scene, rng, region_boxes(scene, rng), first=len(detections))
+    (folder / "proposal").mkdir()
+    _write_json(folder / "proposal/res101_coco_minus_refer_notime_dets.json", detections)
+    boxes: dict[int, list[list[float]]] = {scene.image_id: [] for scene in scenes}
+    for annotation in instances["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        boxes[annotation["image_id"]].append([x, y, x + width, y + height])
+    entries = {str(scene.image_id): (scene, np.array(boxes[scene.image_id], np.float32)) for scene in scenes}
+    _pack_scenes(folder / "regions.packed", entries)
+    counts["train"]["expressions"] = sum(len(reference["sentences"]) for reference in references)
 
 
-def _answers_record(split: Split, questions: dict[int, list[Question]]) -> dict[str, Any]:
-    rows = [
-        {
-            "question_id": image_id * 1000 + i,
-            "image_id": image_id,
-            "question_type": question.kind,
-            "answer_type": question.answer_type,
-            "multiple_choice_answer": question.answer,
-            "answers": [{"answer": question.answer, "answer_confidence": "yes", "answer_id": n + 1} for n in range(10)],
-        }
-        for image_id, asked in questions.items()
-        for i, question in enumerate(asked)
-    ]
-    header = {"data_type": "mscoco", "data_subtype": split.name}
-    return {"info": {"description": f"scenes {split.name}"}, "license": {}, **header, "annotations": rows}
+def _pack_scenes(path: Path, entries: dict[str, tuple[Scene, np.ndarray]]) -> None:
+    """A packed store with the features of boxes [n, 4]; none where there are no pictures."""
+    from common.data.regions import pack
+    from data.scene_store import SceneRegions
+
+    if entries:
+        pack(SceneRegions(entries), path, "float16")
 
 
 def _region_record(scene: Scene, picture: Image.Image, boxes: np.ndarray) -> dict[str, Any]:
@@ -247,7 +264,9 @@ def _clear_folder(out: Path, world: World, force: bool) -> bool:
         if found == _marker(world, complete=True) and not force:
             return False
         if found != _marker(world, found.get("complete")) and not force:
-            raise FileExistsError(f"{out} holds a world made with other parameters, {found}; --force replaces it")
+            raise FileExistsError(
+                f"{out} holds another world, {found}; `python -m data.scenes --out {out} --force` replaces it"
+            )
         for folder in FOLDERS:
             shutil.rmtree(out / folder, ignore_errors=True)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -257,7 +276,7 @@ def _clear_folder(out: Path, world: World, force: bool) -> bool:
 
 
 def _marker(world: World, complete: bool) -> dict[str, Any]:
-    return {"made_by": "data.scenes", **asdict(world), "complete": complete}
+    return {"made_by": "data.scenes", "format": FORMAT, **asdict(world), "complete": complete}
 
 
 def _write_marker(out: Path, world: World, complete: bool) -> None:
@@ -269,21 +288,11 @@ def _rng(world: World, purpose: str, image_id: int) -> Random:
     return Random(f"{world.seed}/{purpose}/{image_id}")
 
 
-def _file_name(split: Split, scene: Scene) -> str:
-    return f"COCO_{split.name}_{scene.image_id:012d}.jpg"
-
-
-def _polygon_area(polygon: Sequence[tuple[float, float]]) -> float:
-    """The shoelace formula."""
-    pairs = zip(polygon, (*polygon[1:], polygon[0]), strict=True)
-    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in pairs)) / 2
-
-
 def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
 
 
-def _write_json(path: Path, record: dict[str, Any]) -> None:
+def _write_json(path: Path, record: Any) -> None:
     path.write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from common.build import build_region_encoder, build_vlbert
 from common.data.batch import Batch, ModelOutput
 from common.nn.bert import init_weights
-from common.nn.fast_rcnn import NUM_CLASSES, FastRCNN
+from common.nn.fast_rcnn import NUM_CLASSES, ROI_SIZE, FastRCNN
 from common.nn.heads import RegionHeadTransform, build_classifier
 from common.nn.visual_linguistic_bert import VisualLinguisticBert, VLBertOutput
+
+log = logging.getLogger(__name__)
 
 
 class FoldChoices(nn.Module):
@@ -33,9 +36,8 @@ class VLBertForVCR(nn.Module):
     image_feature_extractor: None is the blind model: no region enters the sequence, words carry zeros.
     object_word_embed_mode: word of a region: 1 its category's, 2 one for all, 3 the mean of the row's words.
     class_loss_top: None without the object-class regulariser; True for a head on VL-BERT's region states, False on
-        the CNN feature (then the extractor has the head).
+        the CNN feature (then the extractor has the head). A head on region states needs them in the sequence.
     positive_weight: weight of the right choice in the sigmoid loss; None for a softmax over choices.
-    special_ids: ([CLS], [SEP]), left out of the mean of mode 3.
     """
 
     def __init__(
@@ -51,7 +53,6 @@ class VLBertForVCR(nn.Module):
         positive_weight: float | None = None,
         no_grounding: bool = False,
         no_object_attention: bool = False,
-        special_ids: tuple[int, int] = (101, 102),
     ) -> None:
         super().__init__()
         sizes = vlbert.sizes
@@ -64,7 +65,6 @@ class VLBertForVCR(nn.Module):
         self.positive_weight = positive_weight
         self.no_grounding = no_grounding
         self.no_object_attention = no_object_attention
-        self.special_ids = special_ids
         if image_feature_extractor is not None:
             self.image_feature_extractor = image_feature_extractor
             if object_word_embed_mode in (1, 2):
@@ -100,7 +100,8 @@ class VLBertForVCR(nn.Module):
         else:
             regions, class_loss = self._regions(batch)
             words = self._object_words(batch)
-        tags = torch.zeros_like(batch.text_ids) if self.no_grounding else batch.text_tags.clamp(min=0)
+        assert batch.text_tags is not None and batch.box_classes is not None, "VCR has tags of words, classes of boxes"
+        tags = torch.zeros_like(batch.text_ids) if self.no_grounding else batch.text_tags
         text_visual = regions.gather(1, tags.flatten(1)[..., None].expand(-1, -1, regions.shape[-1]))
         if self.blind or self.no_object_attention:
             box_mask = torch.zeros_like(box_mask)
@@ -122,6 +123,7 @@ class VLBertForVCR(nn.Module):
             batch.boxes,
             batch.box_mask,
             batch.im_info,
+            features=batch.features,
             classes=batch.box_classes,
             box_masks=batch.box_masks,
         )
@@ -131,12 +133,15 @@ class VLBertForVCR(nn.Module):
         """Linguistic part of each region, [B, C, R, H]."""
         num_choices, num_boxes = batch.text_ids.shape[1], batch.boxes.shape[1]
         if self.object_word_embed_mode == 3:
-            cls_id, sep_id = self.special_ids
-            mask = batch.text_mask & (batch.text_ids != cls_id) & (batch.text_ids != sep_id)
+            ids = batch.text_ids
+            # Without knowing the vocabulary: a row begins with [CLS] and ends with [SEP].
+            cls_id, sep_id = ids[..., :1], ids.gather(-1, batch.text_mask.sum(-1, keepdim=True) - 1)
+            mask = batch.text_mask & (ids != cls_id) & (ids != sep_id)
             words = self.vlbert._module.word_embeddings(batch.text_ids).masked_fill(~mask[..., None], 0.0)
             mean = words.sum(2) / mask.sum(2).clamp(min=1)[..., None]  # (B, C, H)
             return mean[:, :, None].expand(-1, -1, num_boxes, -1)
         rows = self.object_linguistic_embeddings.num_embeddings
+        assert batch.box_classes is not None
         words = self.object_linguistic_embeddings(batch.box_classes.clamp(0, rows - 1))
         return words[:, None].expand(-1, num_choices, -1, -1)
 
@@ -150,6 +155,7 @@ class VLBertForVCR(nn.Module):
         if self.positive_weight is not None:
             predictions["positive_fraction"] = F.one_hot(label, logits.shape[1]).float().mean()
         if self.class_loss_top:
+            assert batch.box_classes is not None
             mask = batch.box_mask[:, None].expand(-1, logits.shape[1], -1).flatten(0, 1)  # (B * C, R)
             classes = batch.box_classes[:, None].expand(-1, logits.shape[1], -1).flatten(0, 1)
             class_loss = F.cross_entropy(self.cnn_loss_reg(objects[mask]).float(), classes[mask])
@@ -171,10 +177,11 @@ def build_model(cfg: Any) -> VLBertForVCR:
     """The module of a VCR config with random weights; reads no file. ValueError for switches at odds."""
     network = cfg.NETWORK
     regulariser = network.ENABLE_CNN_REG_LOSS
+    if regulariser and (network.BLIND or (network.CNN_LOSS_TOP and network.NO_OBJ_ATTENTION)):
+        log.warning("NETWORK.ENABLE_CNN_REG_LOSS has no effect: no region enters the sequence")
+        regulariser = False
     if not network.VLBERT.with_pooler:
         raise ValueError("NETWORK.VLBERT.with_pooler false: VCR classifies the pooled state and needs it true")
-    if network.BLIND and (regulariser or network.VLBERT.visual_ln):
-        raise ValueError("NETWORK.BLIND needs ENABLE_CNN_REG_LOSS false and VLBERT.visual_ln false (spec 20 §5.1)")
     if network.CLASSIFIER_TYPE not in ("1fc", "2fc"):
         raise ValueError(f"NETWORK.CLASSIFIER_TYPE {network.CLASSIFIER_TYPE!r}: VCR has 1fc and 2fc")
     classifier = build_classifier(
@@ -185,6 +192,7 @@ def build_model(cfg: Any) -> VLBertForVCR:
         network.CLASSIFIER_DROPOUT,
     )
     bottom = regulariser and not network.CNN_LOSS_TOP
+    _check_regions(cfg, bottom)
     return VLBertForVCR(
         None if network.BLIND else build_region_encoder(cfg, class_regulariser=bottom),
         build_vlbert(cfg),
@@ -198,3 +206,23 @@ def build_model(cfg: Any) -> VLBertForVCR:
         no_grounding=network.NO_GROUNDING,
         no_object_attention=network.NO_OBJ_ATTENTION,
     )
+
+
+def _check_regions(cfg: Any, bottom: bool) -> None:
+    """Raises ValueError where pixels or features cannot give what is asked. bottom: object classes from the CNN."""
+    network, mask_size = cfg.NETWORK, cfg.DATASET.MASK_SIZE
+    if network.BLIND:
+        return
+    if network.IMAGE_FEAT_PRECOMPUTED:
+        if bottom:
+            raise ValueError(
+                "NETWORK.CNN_LOSS_TOP false trains the CNN, which NETWORK.IMAGE_FEAT_PRECOMPUTED leaves out: expected "
+                "CNN_LOSS_TOP true or ENABLE_CNN_REG_LOSS false"
+            )
+        return
+    size = ROI_SIZE if network.IMAGE_C5_DILATED else ROI_SIZE // 2
+    if mask_size != size:
+        raise ValueError(
+            f"DATASET.MASK_SIZE {mask_size}: expected {size}, the output of C5 with NETWORK.IMAGE_C5_DILATED "
+            f"{network.IMAGE_C5_DILATED}"
+        )

@@ -13,13 +13,14 @@ TOKEN_TYPES = "vlbert._module.token_type_embeddings.weight"
 
 
 def adapt_pretrained(cfg: Any) -> Callable[[State], State]:
-    """LOAD_REL_HEAD: the one-logit classifier starts as the difference of the two relationship logits.
+    """LOAD_REL_HEAD: the 1fc classifier starts as the difference of the two relationship logits.
     PARTIAL_PRETRAIN_SEGMB_INIT: the second text segment starts like the first."""
     network = cfg.NETWORK
 
     def adapt(state: State) -> State:
         state = dict(state)
-        if network.LOAD_REL_HEAD and f"{RELATIONSHIP}.weight" in state:
+        # A 2fc classifier has no layer of that shape.
+        if network.LOAD_REL_HEAD and network.CLASSIFIER_TYPE == "1fc" and f"{RELATIONSHIP}.weight" in state:
             for leaf in ("weight", "bias"):
                 value = state[f"{RELATIONSHIP}.{leaf}"].float()
                 state[f"final_mlp.1.{leaf}"] = value[1:2] - value[0:1]

@@ -15,6 +15,7 @@ GENDER_NEUTRAL_NAMES = (
     *("Kerry", "Jody", "Kendall", "Frankie", "Pat", "Quinn"),
 )
 PERSON = "person"
+Q2A, QA2R = "Q2A", "QA2R"  # the halves of the task: question to answer, question and answer to rationale
 MAX_TOKENS = 64  # word pieces of query and choice together, without special tokens
 
 MixedToken = str | list[int]

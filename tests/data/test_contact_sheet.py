@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.contact_sheet import GREEN, RED, Mark, Tile, contact_sheet
+from data.contact_sheet import BAR, GREEN, RED, Line, Mark, Tile, contact_sheet
 
 BLUE = (20, 60, 200)
 
@@ -52,6 +52,20 @@ def test_marks_are_scaled_with_the_picture_and_leave_it_unchanged():
     assert left == columns.min()
     assert top > rows.min() > top - 30  # the label stands on the box
     assert not has(image, color)
+
+
+@pytest.mark.parametrize(("share", "width"), [(1.0, 200), (0.5, 100), (0.0, 0), (None, 0)])
+def test_a_line_has_a_bar_behind_it(share, width):
+    sheet = contact_sheet([Tile(picture(), "title", [Line("x", share=share)])], tile_width=200)
+    bars = (np.asarray(sheet) == BAR).all(axis=-1)
+    assert bars.any(axis=0).sum() == pytest.approx(width, abs=1)
+
+
+def test_a_line_has_a_colour_of_its_own_in_every_part():
+    color = (120, 10, 200)
+    tiles = [[Tile(picture(), "title", [Line("word " * n, color)])] for n in (1, 40)]
+    short, long = ((np.asarray(contact_sheet(t)) == color).all(axis=-1).any(axis=1).sum() for t in tiles)
+    assert long > 3 * short > 0
 
 
 def test_picture_from_a_path(tmp_path):

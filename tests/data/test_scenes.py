@@ -85,8 +85,21 @@ def test_a_world_with_other_parameters_needs_force(tmp_path):
     with pytest.raises(FileExistsError, match="--force"):
         write_world(tmp_path, World(train=1, val=1, test=0))
     write_world(tmp_path, World(train=1, val=1, test=0), force=True)
-    assert len(list((tmp_path / "train2014").iterdir())) == 1
+    assert len(list((tmp_path / "train2014").glob("*.jpg"))) == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_world_of_an_older_format_needs_force(tmp_path):
+    """Its marker has no format; the parameters are the same, the files are not."""
+    small = World(train=1, val=1, test=0)
+    write_world(tmp_path, small)
+    marker = tmp_path / "world.json"
+    record = json.loads(marker.read_text())
+    del record["format"]
+    marker.write_text(json.dumps(record))
+    with pytest.raises(FileExistsError, match="python -m data.scenes --out .* --force"):
+        write_world(tmp_path, small)
+    assert write_world(tmp_path, small, force=True) is not None
 
 
 def test_an_unfinished_world_is_written_again(tmp_path):
@@ -117,7 +130,7 @@ def test_a_negative_size_is_refused(tmp_path):
 def test_command_line(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "w"), "--train", "2", "--val", "1", "--test", "0"]
     main(arguments)
-    assert re.search(r"train +2 pictures +\d+ questions", capsys.readouterr().out)
+    assert re.search(r"train +2 pictures .* \d+ questions", capsys.readouterr().out)
     main(arguments)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:

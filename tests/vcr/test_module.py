@@ -48,7 +48,9 @@ class Regions(torch.nn.Module):
         super().__init__()
         self.calls = 0
 
-    def forward(self, images, boxes: Tensor, box_mask: Tensor, im_info, classes=None, box_masks=None) -> RegionOutput:
+    def forward(
+        self, images, boxes: Tensor, box_mask: Tensor, im_info, features=None, classes=None, box_masks=None
+    ) -> RegionOutput:
         self.calls += 1
         reps = torch.cat([boxes, boxes.flip(-1)], dim=-1) / 50 * box_mask[..., None]
         return RegionOutput(reps, boxes.new_zeros(*boxes.shape[:2], FEATURE_DIM), class_loss=None)
@@ -158,13 +160,17 @@ class TestSwitches:
     @pytest.mark.parametrize(("mode", "rows"), [(1, 81), (2, 1), (3, None)])
     def test_words_of_regions(self, mode, rows):
         """Spec 20 §5: the category's word, one for all, or the mean of the row's words without [CLS] and [SEP]."""
-        model, given = module(object_word_embed_mode=mode, special_ids=(5, 6)), batch()
+        model, given = module(object_word_embed_mode=mode), batch()
+        given.text_ids[..., 0] = 5
+        given.text_ids[0, 3, 2] = 5  # a [CLS] inside counts as one too
+        given.text_ids.scatter_(2, given.text_mask.sum(-1, keepdim=True) - 1, 6)
         words = model._object_words(given)
         assert words.shape == (2, CHOICES, 3, HIDDEN)
         if rows is None:
             table = model.vlbert._module.word_embeddings.weight
-            ids = [i for i in given.text_ids[1, 2][given.text_mask[1, 2]].tolist() if i not in (5, 6)]
-            torch.testing.assert_close(words[1, 2, 0], table[ids].mean(0))
+            for b, c in ((1, 2), (0, 3)):
+                ids = [i for i in given.text_ids[b, c][given.text_mask[b, c]].tolist() if i not in (5, 6)]
+                torch.testing.assert_close(words[b, c, 0], table[ids].mean(0))
             assert not hasattr(model, "object_linguistic_embeddings")
         else:
             table = model.object_linguistic_embeddings.weight
@@ -211,17 +217,41 @@ class TestExclusiveSwitches:
         small = {f"NETWORK.VLBERT.{k}": v for k, v in vars(sizes()).items() if k in ("hidden_size", "vocab_size")}
         small |= {"NETWORK.VLBERT.visual_size": HIDDEN, "NETWORK.VLBERT.num_attention_heads": 2}
         small |= {"NETWORK.IMAGE_FINAL_DIM": HIDDEN, "NETWORK.VLBERT.num_hidden_layers": 1}
-        small |= {"NETWORK.VLBERT.with_pooler": True, "NETWORK.BLIND": True, "NETWORK.ENABLE_CNN_REG_LOSS": False}
-        return load_config("vcr", overrides=small | {"NETWORK.VLBERT.visual_ln": False})
+        small |= {"NETWORK.VLBERT.with_pooler": True, "NETWORK.IMAGE_NUM_LAYERS": 50, "DATASET.MASK_SIZE": 7}
+        return load_config("vcr", overrides=small)
 
-    def test_a_blind_config_builds(self, cfg):
-        assert build_model(cfg).blind
+    @pytest.mark.parametrize("visual_ln", [False, True])
+    def test_a_blind_config_builds_and_trains_without_class_loss(self, cfg, visual_ln, caplog):
+        """Spec 20 Q-16."""
+        cfg = replace(cfg, {"NETWORK.BLIND": True, "NETWORK.VLBERT.visual_ln": visual_ln})
+        out = build_model(cfg)(batch())
+        assert list(out.losses) == ["ans_loss"] and out.loss.isfinite()
+        assert "ENABLE_CNN_REG_LOSS has no effect" in caplog.text
+
+    def test_without_regions_in_the_sequence_there_is_no_loss_on_their_states(self, cfg):
+        """Spec 20 Q-17: the original's is NaN."""
+        features = {"NETWORK.IMAGE_FEAT_PRECOMPUTED": True, "NETWORK.NO_OBJ_ATTENTION": True}
+        model = build_model(replace(cfg, features | {"NETWORK.CNN_LOSS_TOP": True}))
+        given = batch()
+        given.features = torch.ones(*given.box_mask.shape, FEATURE_DIM)
+        assert list(model(given).losses) == ["ans_loss"]
+
+    def test_precomputed_features_reach_the_regions(self, cfg):
+        features = {"NETWORK.IMAGE_FEAT_PRECOMPUTED": True, "NETWORK.CNN_LOSS_TOP": True}
+        model = build_model(replace(cfg, features)).eval()
+        given = batch()
+        given.features = torch.ones(*given.box_mask.shape, FEATURE_DIM)
+        out = model._regions(given)[0]
+        given.features = given.features * 2
+        assert not torch.allclose(model._regions(given)[0], out)
+        assert list(model(given).losses) == ["ans_loss", "cnn_regularization_loss"]
 
     @pytest.mark.parametrize(
         ("key", "value", "text"),
         [
-            ("NETWORK.ENABLE_CNN_REG_LOSS", True, "BLIND needs ENABLE_CNN_REG_LOSS false"),
-            ("NETWORK.VLBERT.visual_ln", True, "VLBERT.visual_ln false"),
+            ("DATASET.MASK_SIZE", 14, "MASK_SIZE 14: expected 7"),
+            ("NETWORK.IMAGE_C5_DILATED", True, "MASK_SIZE 7: expected 14"),
+            ("NETWORK.IMAGE_FEAT_PRECOMPUTED", True, "CNN_LOSS_TOP false trains the CNN"),
             ("NETWORK.VLBERT.with_pooler", False, "with_pooler false"),
             ("NETWORK.CLASSIFIER_TYPE", "mlm", "CLASSIFIER_TYPE 'mlm'"),
         ],
@@ -233,8 +263,10 @@ class TestExclusiveSwitches:
 
 class TestFromPretraining:
     @staticmethod
-    def adapt(relationship: bool = True, segment_b: bool = False):
-        network = SimpleNamespace(LOAD_REL_HEAD=relationship, PARTIAL_PRETRAIN_SEGMB_INIT=segment_b)
+    def adapt(relationship: bool = True, segment_b: bool = False, classifier: str = "1fc"):
+        network = SimpleNamespace(
+            LOAD_REL_HEAD=relationship, PARTIAL_PRETRAIN_SEGMB_INIT=segment_b, CLASSIFIER_TYPE=classifier
+        )
         return adapt_pretrained(SimpleNamespace(NETWORK=network))
 
     @staticmethod
@@ -259,6 +291,12 @@ class TestFromPretraining:
         dense = state[f"{wrapper}vlbert.mvrc_head.transform.dense.weight"].float()
         assert torch.equal(model.cnn_loss_reg[0].dense.weight, dense)  # by the prefix rules
         assert {k for k in report.kept if "cnn_loss_reg" in k} == {"cnn_loss_reg.2.weight", "cnn_loss_reg.2.bias"}
+
+    def test_a_classifier_of_two_layers_has_no_place_for_it(self):
+        """Spec 20 Q-22."""
+        state = {f"{RELATIONSHIP}.weight": torch.zeros(2, 8), f"{RELATIONSHIP}.bias": torch.zeros(2)}
+        assert "final_mlp.1.weight" in self.adapt()(state)
+        assert "final_mlp.1.weight" not in self.adapt(classifier="2fc")(state)
 
     def test_it_can_be_switched_off_or_be_absent(self):
         model = module()

@@ -1,0 +1,272 @@
+"""RefCOCO+, RefCOCO and RefCOCOg: an expression and the boxes it may mean (spec 40 §2 and 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common.boxes import clip_boxes, iou
+from common.config import ConfigError
+from common.data.batch import Sample
+from common.data.dataset import DataError, TaskDataset
+from common.data.images import load_image
+from common.data.regions import open_regions, with_image_box
+from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
+from common.data.transforms import Transform
+from refcoco.candidates import Candidates, CandidateSource, load_annotations, load_detections, read_box
+from refcoco.refer import REFER
+
+log = logging.getLogger(__name__)
+
+IMAGE_FOLDER = "train2014"  # all splits use pictures of COCO train2014
+DETECTIONS_FILE = "proposal/res101_coco_minus_refer_notime_dets.json"
+REGION_FOLDER = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
+
+POSITIVE_IOU = 0.5  # a candidate above it is labelled as the referent
+# Positions that an expression cannot have: [CLS], [SEP], the regions' and END's.
+RESERVED_POSITIONS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Expression:
+    """One sentence and what it means. box: of the target annotation, xyxy in pixels of the original image."""
+
+    sent_id: int
+    ref_id: int
+    ann_id: int
+    image_id: int
+    category_id: int
+    tokens: tuple[str, ...]
+    box: tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What a prediction for an expression is one of: the boxes of its sample, the whole image included.
+
+    boxes: float32 [R, 4], xyxy in pixels of the original image, inside of it. ann_ids: the annotation that a box is,
+    None for a detection or the whole image.
+    """
+
+    boxes: Tensor
+    ann_ids: tuple[int | None, ...]
+
+
+class RefCOCODataset(TaskDataset):
+    """The expressions of one or several splits, in the order of the references and of the sentences in them.
+
+    root: DATASET_PATH. image_sets: splits joined by +. dataset, split_by: which expressions, under whose split.
+    boxes: the candidates, one of "gt", "proposal", "proposal+gt", "gt+proposal". proposal_source: "official" detections
+    or "vg" regions. region_path: folder, zip or packed store of the latter; None for the folder of the data layout.
+    precomputed: features of the regions at region_path instead of pictures; with "gt", or "proposal" from "vg".
+    with_labels: targets {"label": float32 [R]}, 1 for a candidate whose IoU with the target is above POSITIVE_IOU.
+    image_box: the whole image is candidate 0.
+
+    Raises FileNotFoundError and DataError for files that are missing or cannot be used together.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        image_sets: str,
+        tokenizer: BertTokenizer,
+        transform: Transform,
+        dataset: str = "refcoco+",
+        split_by: str = "unc",
+        boxes: str = "gt",
+        proposal_source: str = "official",
+        region_path: str | None = None,
+        precomputed: bool = False,
+        with_labels: bool = True,
+        image_box: bool = True,
+        zip_mode: bool = False,
+        max_positions: int = 512,
+    ) -> None:
+        check_features(boxes, proposal_source, precomputed)
+        self.root = Path(root)
+        self.name, self.image_sets, self.boxes = dataset, image_sets, boxes
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.precomputed = precomputed
+        self.with_labels = with_labels
+        self.image_box = image_box
+        self.zip_mode = zip_mode
+        self.max_expression = max_positions - RESERVED_POSITIONS
+        self.expressions = load_expressions(self.root, dataset, split_by, image_sets)
+        image_ids = {e.image_id for e in self.expressions}
+        self.images = load_annotations(self.root / f"annotations/instances_{IMAGE_FOLDER}.json", image_ids)
+        detections = regions = None
+        if precomputed or ("proposal" in boxes and proposal_source == "vg"):
+            regions = open_regions(region_path or self.root / REGION_FOLDER, zip_mode)
+        elif "proposal" in boxes:
+            detections = load_detections(self.root / dataset / DETECTIONS_FILE, image_ids)
+        self.candidates = CandidateSource(self.images, boxes, detections, regions, precomputed)
+        self._check_empty(image_ids)
+
+    def __len__(self) -> int:
+        return len(self.expressions)
+
+    def sample(self, index: int, rng: random.Random) -> Sample:
+        expression = self.expressions[index]
+        candidates = self._with_image_box(expression.image_id)
+        image = None if self.precomputed else self._picture(expression.image_id)
+        # The target goes through the same frame changes as the candidates, in the first row.
+        rows = torch.cat([torch.tensor([expression.box], dtype=torch.float32), candidates.boxes])
+        state = self.transform(image, rows, self._im_info(expression.image_id), None, rng)
+        rows = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+        target, boxes = rows[:1], rows[1:]
+        text_ids, segment_ids = self._text(expression, state.flipped)
+        return Sample(
+            id=expression.sent_id,
+            im_info=state.im_info,
+            boxes=boxes,
+            image=state.image,
+            features=candidates.features,
+            text_ids=text_ids,
+            segment_ids=segment_ids,
+            targets={"label": (iou(boxes, target)[:, 0] > POSITIVE_IOU).float()} if self.with_labels else {},
+            target_pads={"label": -1.0},
+        )
+
+    @property
+    def group_ids(self) -> Sequence[int]:
+        images = (self.images[e.image_id] for e in self.expressions)
+        return [0 if image.width >= image.height else 1 for image in images]
+
+    def choices(self, index: int) -> Choices:
+        """What sample `index` offers, in the frame of a prediction: resized, clipped and back."""
+        image_id = self.expressions[index].image_id
+        candidates = self._with_image_box(image_id)
+        upright = dataclasses.replace(self.transform, flip_prob=0.0)
+        state = upright(None, candidates.boxes, self._im_info(image_id), None, random.Random(0))
+        boxes = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+        return Choices(boxes / state.im_info[[2, 3, 2, 3]], candidates.ann_ids)
+
+    def image_path(self, image_id: int) -> str:
+        base = f"{IMAGE_FOLDER}.zip@/{IMAGE_FOLDER}" if self.zip_mode else IMAGE_FOLDER
+        return f"{self.root}/{base}/COCO_{IMAGE_FOLDER}_{image_id:012d}.jpg"
+
+    def _picture(self, image_id: int) -> Image.Image:
+        path, known = self.image_path(image_id), self.images[image_id]
+        image = load_image(path)
+        if image.size != (known.width, known.height):
+            size = f"{image.size[0]} x {image.size[1]}"
+            raise DataError(f"{path} is {size}, the COCO annotations say {known.width} x {known.height}")
+        return image
+
+    def _im_info(self, image_id: int) -> Tensor:
+        image = self.images[image_id]
+        return torch.tensor([image.width, image.height, 1.0, 1.0])
+
+    def _with_image_box(self, image_id: int) -> Candidates:
+        candidates, image = self.candidates(image_id), self.images[image_id]
+        if not self.image_box:
+            return candidates
+        boxes, features = with_image_box(
+            candidates.boxes, candidates.features, candidates.image_feature, image.width, image.height
+        )
+        return dataclasses.replace(candidates, boxes=boxes, features=features, ann_ids=(None, *candidates.ann_ids))
+
+    def _text(self, expression: Expression, flipped: bool) -> tuple[Tensor, Tensor]:
+        """`[CLS] expression [SEP]`; a flipped picture swaps left and right."""
+        tokenizer = self.tokenizer
+        tokens = tokenizer.tokenize(" ".join(expression.tokens))
+        tokens = swap_left_right(tokens) if flipped else tokens
+        ids = [i for i in tokenizer.ids(tokens) if i != tokenizer.pad_id]  # of a written-out "[PAD]" (spec 40 §6.2)
+        text_ids, segment_ids = join_segments([ids[: self.max_expression]], tokenizer.cls_id, tokenizer.sep_id)
+        return torch.tensor(text_ids), torch.tensor(segment_ids)
+
+    def _check_empty(self, image_ids: set[int]) -> None:
+        """Without candidates the whole image is left to choose, where that is a box (spec 40 §12 no. 15)."""
+        empty = sorted(i for i in image_ids if self.candidates.is_empty(i))
+        if not empty:
+            return
+        what = (
+            f"box mode {self.boxes}: {len(empty)} of {len(image_ids)} images have no candidate, the first is {empty[0]}"
+        )
+        if not self.image_box:
+            raise DataError(f"{what}; DATASET.ADD_IMAGE_AS_A_BOX: true would give them one")
+        log.warning("%s; they have only the whole image", what)
+
+
+def check_features(boxes: str, proposal_source: str, precomputed: bool) -> None:
+    """Raises DataError for a box mode that cannot have precomputed features."""
+    if precomputed and boxes != "gt" and (boxes, proposal_source) != ("proposal", "vg"):
+        raise DataError(
+            f"box mode {boxes!r} with PROPOSAL_SOURCE {proposal_source!r} and NETWORK.IMAGE_FEAT_PRECOMPUTED: expected "
+            "'gt', or 'proposal' with 'vg', because a region store has the features of one set of boxes"
+        )
+
+
+def load_expressions(root: Path, dataset: str, split_by: str, image_sets: str) -> list[Expression]:
+    """The expressions of the splits in `image_sets` (joined by +), one split after the other.
+
+    Raises DataError for an unknown or empty split, splits that overlap, and what REFER raises.
+    """
+    refer = REFER(root, dataset, split_by)
+    expressions: list[Expression] = []
+    for split in image_sets.split("+"):
+        ref_ids = refer.get_ref_ids(split=split.strip())
+        if not ref_ids or not split.strip():
+            there = ", ".join(sorted({ref["split"] for ref in refer.refs.values()})) or "no split at all"
+            raise DataError(f"{refer.path}: no reference in split {split!r} (of {image_sets!r}); it has {there}")
+        for ref in refer.load_refs(ref_ids):
+            expressions += _expressions_of(ref, refer)
+    if len({e.sent_id for e in expressions}) < len(expressions):
+        raise DataError(f"image sets {image_sets!r}: splits that overlap would count expressions twice")
+    if not expressions:
+        raise DataError(f"{refer.path}: the references of {image_sets!r} have no sentence")
+    return expressions
+
+
+def _expressions_of(ref: dict[str, Any], refer: REFER) -> list[Expression]:
+    try:
+        x, y, w, h = read_box(refer.get_ref_box(ref["ref_id"]))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{refer.instances_path}: annotation {ref['ann_id']} needs bbox [x, y, w, h] in numbers: {error}"
+        ) from error
+    target = (ref["ref_id"], ref["ann_id"], ref["image_id"], ref["category_id"])
+    box = (x, y, x + w, y + h)
+    return [Expression(s["sent_id"], *target, tuple(s["tokens"]), box) for s in ref["sentences"]]
+
+
+def build_dataset(cfg: Any, split: str) -> RefCOCODataset:
+    """The dataset of a config for "train", "val" or "test"; test has no labels.
+
+    Raises ConfigError for box modes that features or results cannot have, and what RefCOCODataset raises.
+    """
+    dataset, network, upper = cfg.DATASET, cfg.NETWORK, split.upper()
+    boxes = dataset[f"{upper}_BOXES"]
+    try:
+        check_features(boxes, dataset.PROPOSAL_SOURCE, network.IMAGE_FEAT_PRECOMPUTED)
+    except DataError as error:
+        raise ConfigError(f"DATASET.{upper}_BOXES: {error}") from error
+    if split == "test" and cfg.TEST.FLIP_PROB:
+        raise ConfigError(
+            f"TEST.FLIP_PROB = {cfg.TEST.FLIP_PROB}: expected 0, boxes of mirrored pictures would be written as results"
+        )
+    return RefCOCODataset(
+        dataset.DATASET_PATH,
+        dataset[f"{upper}_IMAGE_SET"],
+        load_tokenizer(network.BERT_MODEL_NAME),
+        Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[upper].FLIP_PROB),
+        dataset=dataset.DATASET or "refcoco+",
+        split_by=dataset.SPLIT_BY,
+        boxes=boxes,
+        proposal_source=dataset.PROPOSAL_SOURCE,
+        region_path=dataset.REGION_PATH or None,
+        precomputed=network.IMAGE_FEAT_PRECOMPUTED,
+        with_labels=split != "test",
+        image_box=dataset.ADD_IMAGE_AS_A_BOX,
+        zip_mode=dataset.ZIP_MODE,
+        max_positions=network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 1,
+    )

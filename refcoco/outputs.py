@@ -1,0 +1,148 @@
+"""What RefCOCO+ reports and writes: metrics, the result file, three counts of what is right (spec 40 §9 and 10)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.boxes import iou
+from common.data.batch import Batch, ModelOutput
+from common.data.dataset import DataError
+from common.files import write_text
+from common.metrics import ClsAccuracy, ClsPosAccuracy, ClsPosFraction, Mean, Metric, MetricGroup, RefAccuracy
+from refcoco.dataset import Expression, RefCOCODataset
+
+CORRECT_IOU = 0.5  # a box that reaches it is right
+
+
+def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+    """RefAcc, and in training the accuracies over candidates and the losses of TRAIN.LOSS_LOGGERS."""
+    metrics: list[Metric] = [RefAccuracy()]
+    if training:
+        metrics += [ClsAccuracy(), ClsPosAccuracy(), ClsPosFraction()]
+        metrics += [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS]
+    return MetricGroup(metrics)
+
+
+def to_records(output: ModelOutput, batch: Batch, dataset: RefCOCODataset) -> list[dict[str, Any]]:
+    """For each sample the candidate with the highest score, as JSON-able values.
+
+    id: sentence. box: xyxy in pixels of the original image. candidate: its row of the sample's boxes. score: the
+    probability that it is meant, in [0, 1].
+    """
+    logits = output.predictions["label_logits"].float()
+    scores, best = logits.sigmoid().max(1).values.tolist(), logits.argmax(1).tolist()
+    boxes = output.predictions["pred_boxes"].float().tolist()
+    rows = zip(batch.ids, boxes, best, scores, strict=True)
+    return [{"id": i, "box": box, "candidate": k, "score": score} for i, box, k, score in rows]
+
+
+def write_boxes(records: Sequence[dict[str, Any]], dataset: RefCOCODataset, path: Path) -> None:
+    """A JSON list with an entry {ref_id, box, sent_id} per expression, in the order of the dataset.
+
+    Raises DataError when the records are not exactly the expressions of the dataset.
+    """
+    ordered = _by_expression(records, dataset)
+    entries = [
+        {"ref_id": e.ref_id, "box": record["box"], "sent_id": e.sent_id}
+        for e, record in zip(dataset.expressions, ordered, strict=True)
+    ]
+    write_text(path, json.dumps(entries))
+
+
+def result_stem(cfg: Any, yaml_stem: str) -> str:
+    return cfg.MODEL_PREFIX or yaml_stem
+
+
+def result_name(cfg: Any, stem: str) -> str:
+    return f"{stem}_{cfg.DATASET.DATASET or 'refcoco+'}_{cfg.DATASET.TEST_IMAGE_SET}.json"
+
+
+# ---------------------------------------------------------------------------------------------- counting what is right
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """How many of `expressions` are right, counted in three ways.
+
+    overlap: the chosen box has IoU >= 0.5 with the target box, as the original counts (spec 40 §10).
+    exact: it is the target: with box mode gt the target annotation itself; otherwise the overlap is reached and no
+    other annotation of the image overlaps the chosen box more.
+    ceiling: some candidate has IoU >= 0.5 with the target, so that the overlap could be reached.
+    """
+
+    expressions: int
+    overlap: int
+    exact: int
+    ceiling: int
+
+
+def count_correct(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> Accuracies:
+    """Compare records of `to_records` with the truth that the dataset knows, whatever split it is of.
+
+    Raises DataError when the records are not exactly the expressions of the dataset.
+    """
+    overlap = exact = ceiling = 0
+    for index, record in enumerate(_by_expression(records, dataset)):
+        expression, choices = dataset.expressions[index], dataset.choices(index)
+        target = torch.tensor([expression.box], dtype=torch.float64)
+        box = torch.tensor([record["box"]], dtype=torch.float64)
+        reached = bool(iou(box, target) >= CORRECT_IOU)
+        overlap += reached
+        if dataset.boxes == "gt":
+            # In a batch with more boxes a padded one may have been chosen (NETWORK.SCORE_PADDING).
+            chosen = record["candidate"]
+            exact += chosen < len(choices.ann_ids) and choices.ann_ids[chosen] == expression.ann_id
+        else:
+            exact += reached and _is_nearest(box, target, expression, dataset)
+        ceiling += bool((iou(choices.boxes.double(), target) >= CORRECT_IOU).any())
+    return Accuracies(len(dataset), overlap, exact, ceiling)
+
+
+def accuracies(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> dict[str, float]:
+    """`count_correct` as a dict: "expressions", a count, and "overlap", "exact", "ceiling" in percent of it."""
+    counts = asdict(count_correct(records, dataset))
+    total = counts.pop("expressions")
+    return {"expressions": total, **{name: 100 * count / total for name, count in counts.items()}}
+
+
+def summary(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> str:
+    """The three counts side by side, in percent with two decimals."""
+    counts = count_correct(records, dataset)
+    rows = [
+        ("chosen box has IoU >= 0.5 (the original's accuracy)", counts.overlap),
+        ("chosen box is the target itself", counts.exact),
+        ("some candidate has IoU >= 0.5 (ceiling)", counts.ceiling),
+    ]
+    title = f"{dataset.name} {dataset.image_sets}, candidates {dataset.boxes}"
+    width = max(len(title), *(len(name) for name, _ in rows))
+    lines = [f"{title:<{width}}  {'percent':>7}  expressions"]
+    for name, count in rows:
+        lines.append(f"{name:<{width}}  {100 * count / counts.expressions:>7.2f}  {count} of {counts.expressions}")
+    return "\n".join(lines)
+
+
+def _is_nearest(box: Tensor, target: Tensor, expression: Expression, dataset: RefCOCODataset) -> bool:
+    """Whether no annotation of the image overlaps `box` more than the target does. box, target: float64 [1, 4]."""
+    image = dataset.images[expression.image_id]
+    overlaps = iou(image.boxes, box)[:, 0]
+    if expression.ann_id in image.ann_ids:
+        own = overlaps[image.ann_ids.index(expression.ann_id)]
+    else:  # the COCO file does not know the target
+        own = iou(target, box)[0, 0]
+    return bool((own >= overlaps).all())
+
+
+def _by_expression(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> list[dict[str, Any]]:
+    """The records in the order of the expressions."""
+    by_id = {record["id"]: record for record in records}
+    sent_ids = [e.sent_id for e in dataset.expressions]
+    if len(by_id) != len(records) or by_id.keys() != set(sent_ids):
+        raise DataError(f"{len(records)} records, {len(by_id)} of them distinct, for {len(sent_ids)} expressions")
+    return [by_id[i] for i in sent_ids]

@@ -1,0 +1,42 @@
+"""A tiny RefCOCO+ run on a made-up world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.task import Task
+from refcoco.task import TASK
+from tests.refcoco.world import World, golden_world, small_world, tiny_refcoco
+from tests.tiny import write_settings
+
+
+@pytest.fixture
+def task() -> Task:
+    return TASK
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> World:
+    """One picture with the numbers of spec 40 §11.7, to change."""
+    return golden_world(tmp_path / "golden")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a world to train on, not to be changed."""
+    folder = tmp_path_factory.mktemp("refcoco") / "world"
+    small_world(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(small: Path, tmp_path: Path) -> dict:
+    """The YAML of the run as a dict; tests may change it before `cfg_path` writes it."""
+    return tiny_refcoco(small, tmp_path / "out")
+
+
+@pytest.fixture
+def cfg_path(settings: dict, tmp_path: Path) -> Path:
+    return write_settings(settings, tmp_path / "tiny.yaml")

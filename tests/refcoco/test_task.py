@@ -1,0 +1,52 @@
+"""RefCOCO+ against the shared task check, and from pixels."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import load_config
+from common.data.collate import collate
+from tests.task_check import TaskCheck
+
+# Small enough for a ResNet-50 on a CPU.
+PIXELS = [
+    "NETWORK.IMAGE_FEAT_PRECOMPUTED=false",
+    "NETWORK.IMAGE_NUM_LAYERS=50",
+    "NETWORK.IMAGE_C5_DILATED=false",
+    "NETWORK.IMAGE_RANDOM_INIT=true",
+    "SCALES=[64, 96]",
+]
+
+
+class TestRefCOCO(TaskCheck):
+    def check_results(self, path: Path, dataset: Any) -> None:
+        assert path.name == "tiny_refcoco+_test.json" and path.parent.name == "test_test"
+        results = json.loads(path.read_text())
+        assert [r["sent_id"] for r in results] == [e.sent_id for e in dataset.expressions]
+        assert [r["ref_id"] for r in results] == [e.ref_id for e in dataset.expressions]
+        for index, result in enumerate(results):
+            assert result["box"] in [pytest.approx(b, abs=1e-4) for b in dataset.choices(index).boxes.tolist()]
+
+
+class TestFromPixels:
+    @pytest.mark.parametrize("mode", ["gt", "proposal+gt"])
+    def test_a_step_trains_backbone_and_head(self, task, cfg_path, mode):
+        cfg = load_config("refcoco", cfg_path, [*PIXELS, f"DATASET.TRAIN_BOXES={mode}"])
+        dataset = task.build_dataset(cfg, "train")
+        batch = collate([dataset.sample(i, random.Random(i)) for i in (0, 5)])
+        assert batch.features is None and batch.image.shape[:2] == (2, 3)
+        torch.manual_seed(0)
+        model = task.build_model(cfg).train()
+        output = model(batch)
+        output.loss.backward()
+        assert output.loss.isfinite()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert gradients["image_feature_extractor.backbone.layer2.0.conv1.weight"].abs().sum() > 0
+        assert not any(n.startswith("image_feature_extractor.backbone.layer1") for n in gradients)  # frozen
+        assert [n for n, g in gradients.items() if g is None] == []

@@ -1,0 +1,333 @@
+"""VCR samples: a question, or a question with its answer, and four choices about a picture (spec 20 §2)."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.boxes import clip_boxes
+from common.config import ConfigError
+from common.data.batch import Sample
+from common.data.dataset import DataError, TaskDataset
+from common.data.images import load_image
+from common.data.masks import instance_mask
+from common.data.regions import open_regions, with_image_box
+from common.data.text import BertTokenizer, join_segments, load_tokenizer
+from common.data.transforms import Transform
+from vcr.annotations import CATEGORY_IDS, Annotation, Annotations, Metadata, Text, read_metadata
+from vcr.text import (
+    GENDER_NEUTRAL_NAMES,
+    MAX_TOKENS,
+    PERSON,
+    Q2A,
+    QA2R,
+    Query,
+    TaggedToken,
+    keep_relevant_detections,
+    replacement_names,
+    tokenize_with_tags,
+    truncate_q2a,
+    truncate_qa2r,
+)
+
+ANSWER_FIRST, ONE_SENTENCE = "answer first", "one sentence"
+MAX_BOX_ERROR = 1.0  # pixels between a box of the metadata and that of its precomputed feature
+# Positions that a row of text cannot have: the regions' and END's.
+RESERVED_POSITIONS = 2
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes of a sample in pixels of the original picture, the whole image first where it is one.
+
+    boxes: float32 [R, 4]. classes: int64 [R]. masks: float32 [R, S, S]; or features: float32 [R, 2048].
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    masks: Tensor | None
+    features: Tensor | None
+
+
+class VCRDataset(TaskDataset):
+    """The questions of an annotation file.
+
+    images: folder of pictures and metadata, which may be inside of a zip ("<archive>.zip@/<folder>").
+    task: "Q2A" gives the four answers of the question; "QA2R" the four rationales of question and right answer.
+    with_labels: targets {"label": int64 []}. Without labels (test) QA2R has all four answers as queries: 16 rows of
+        text, row 4 * answer + rationale, never truncated.
+    layout: "" is [CLS] query [SEP] choice [SEP]; "answer first" and "one sentence" as in spec 20 §5.3.
+    image_box: the whole image is box 0, category 0, and the region of words; else words are tied to detection 0.
+    relevant_only: leave out detections that no text mentions. basic_align: see `tokenize_with_tags`.
+    no_question: the query of QA2R is the answer alone. mask_size: side of the instance masks.
+    walk_names: take names where the last sample stopped, as the original does, so that a sample depends on those
+        before it; otherwise the first name is chosen by the annotation id.
+    region_path: region store of precomputed features, by the stems of pictures; no picture is opened then.
+    seq_len: most word pieces of query and choice. max_positions: most positions of a row of text and what follows.
+
+    Raises FileNotFoundError and DataError for files that are missing or cannot be used.
+    """
+
+    def __init__(
+        self,
+        annotations: Path | str,
+        images: str,
+        tokenizer: BertTokenizer,
+        transform: Transform,
+        task: str = Q2A,
+        with_labels: bool = True,
+        layout: str = "",
+        image_box: bool = True,
+        relevant_only: bool = False,
+        basic_align: bool = False,
+        no_question: bool = False,
+        mask_size: int = 14,
+        walk_names: bool = False,
+        region_path: str | None = None,
+        zip_mode: bool = False,
+        seq_len: int = MAX_TOKENS,
+        max_positions: int = 512,
+    ) -> None:
+        if task not in (Q2A, QA2R):
+            raise DataError(f"DATASET.TASK {task!r}: expected {Q2A} or {QA2R}")
+        self.annotations = Annotations(annotations, with_labels)
+        self.images = images
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.task = task
+        self.with_labels = with_labels
+        self.layout = layout
+        self.image_box = image_box
+        self.relevant_only = relevant_only
+        self.basic_align = basic_align
+        self.no_question = no_question
+        self.mask_size = mask_size
+        self.walk_names = walk_names
+        self.next_name = 0
+        self.seq_len = seq_len
+        self.max_row = max_positions - RESERVED_POSITIONS
+        self._regions = open_regions(region_path, zip_mode) if region_path else None
+        if self._regions is not None:
+            _check_stems(self.annotations)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def ids(self) -> list[str]:
+        """annot_id of every sample."""
+        return self.annotations.ids
+
+    def sample(self, index: int, rng: random.Random) -> Sample:
+        everything = self.annotations[index]
+        metadata = self.metadata(everything)
+        image = None if self._regions is not None else load_image(f"{self.images}/{everything.img_fn}")
+        width, height = self._listed_size(everything, metadata) if image is None else image.size
+        annotation, keep = self.relevant(everything)
+        boxes = self._boxes(annotation, metadata, keep, width, height)
+        rows = self._rows(annotation, self.queries(annotation, self._names(annotation)))
+        state = self.transform(image, boxes.boxes, torch.tensor([width, height, 1.0, 1.0]), boxes.masks, rng)
+        text_ids, segment_ids, text_tags = ([torch.tensor(row[i]) for row in rows] for i in range(3))
+        return Sample(
+            id=annotation.annot_id,
+            im_info=state.im_info,
+            boxes=clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1])),
+            image=state.image,
+            features=boxes.features,
+            box_classes=boxes.classes,
+            box_masks=state.masks,
+            text_ids=text_ids,
+            segment_ids=segment_ids,
+            text_tags=text_tags,
+            targets={"label": torch.tensor(self._label(annotation))} if self.with_labels else {},
+        )
+
+    def _label(self, annotation: Annotation) -> int | None:
+        return annotation.answer_label if self.task == Q2A else annotation.rationale_label
+
+    # ------------------------------------------------------------------------------------------ text
+
+    def relevant(self, annotation: Annotation) -> tuple[Annotation, list[int]]:
+        """The annotation with the detections that are used, and their old numbers (spec 20 §2.1)."""
+        if not self.relevant_only:
+            return annotation, list(range(len(annotation.objects)))
+        rationales = None if self.task == Q2A else annotation.rationales
+        kept = keep_relevant_detections(annotation.question, annotation.answers, rationales)
+        changed = replace(
+            annotation,
+            objects=[annotation.objects[i] for i in kept.keep],
+            question=kept.question,
+            answers=kept.answers,
+            rationales=kept.rationales or [],
+        )
+        return changed, kept.keep
+
+    def queries(self, annotation: Annotation, names: Sequence[str]) -> list[Query]:
+        """The truncated texts of a question: one query, or one for each answer where QA2R has no labels.
+
+        annotation: as `relevant` gives it. names: what each of its detections is called.
+        """
+        question = self._tokens(annotation, annotation.question, names, "question")
+        answers = self._all_tokens(annotation, annotation.answers, names, "answer_choices")
+        if self.task == Q2A:
+            return [truncate_q2a(question, answers, self.seq_len)]
+        rationales = self._all_tokens(annotation, annotation.rationales, names, "rationale_choices")
+        if annotation.answer_label is None:
+            return [Query(question, answer, rationales) for answer in answers]
+        return [truncate_qa2r(question, answers[annotation.answer_label], rationales, self.seq_len)]
+
+    def _names(self, annotation: Annotation) -> list[str]:
+        """What each detection is called; moves the walk on.
+
+        The first name is a hash of the id: always the same one would make the later names rare in training, and tell
+        how many persons came before. Both halves of the task call a person alike.
+        """
+        first = zlib.crc32(annotation.annot_id.encode()) % len(GENDER_NEUTRAL_NAMES)
+        if self.walk_names:
+            first = self.next_name
+            self.next_name += annotation.objects.count(PERSON)
+        return replacement_names(annotation.objects, first)
+
+    def _all_tokens(
+        self, annotation: Annotation, texts: Sequence[Text], names: Sequence[str], key: str
+    ) -> list[list[TaggedToken]]:
+        return [self._tokens(annotation, text, names, f"{key}[{i}]") for i, text in enumerate(texts)]
+
+    def _tokens(self, annotation: Annotation, text: Text, names: Sequence[str], key: str) -> list[TaggedToken]:
+        tokens = tokenize_with_tags(text, names, self.tokenizer, self.basic_align, 0 if self.image_box else -1)
+        if not tokens:
+            raise DataError(f"{annotation.where}: {key} has no word piece: {text}")
+        return tokens
+
+    def _rows(self, annotation: Annotation, queries: Sequence[Query]) -> list[tuple[list[int], list[int], list[int]]]:
+        """(ids, segment ids, tags) of every query with every choice."""
+        rows = []
+        for query in queries:
+            first = [] if query.answer is not None and self.no_question else query.question
+            both = [*first, *(query.answer or [])]
+            rows += [self._row(both, choice) for choice in query.choices]
+        longest = max(len(ids) for ids, _, _ in rows)
+        if longest > self.max_row:
+            raise DataError(
+                f"{annotation.where}: a text of {longest} tokens, NETWORK.VLBERT.max_position_embeddings has room for "
+                f"{self.max_row}"
+            )
+        return rows
+
+    def _row(self, query: list[TaggedToken], choice: list[TaggedToken]) -> tuple[list[int], list[int], list[int]]:
+        """Special tokens are tied to box 0, and so is what has no box without the image box (spec 20 §5.3 and Q-6)."""
+        parts = {ANSWER_FIRST: [choice, query], ONE_SENTENCE: [query + choice]}.get(self.layout, [query, choice])
+        # A written-out "[PAD]" is no token of the original's.
+        parts = [[token for token in part if token.id != self.tokenizer.pad_id] for part in parts]
+        ids, segments = join_segments(
+            [[t.id for t in part] for part in parts], self.tokenizer.cls_id, self.tokenizer.sep_id
+        )
+        tags, _ = join_segments([[max(t.tag, 0) for t in part] for part in parts], 0, 0)
+        return ids, segments, tags
+
+    # ------------------------------------------------------------------------------------------ boxes
+
+    def metadata(self, annotation: Annotation) -> Metadata:
+        """All detections of the picture. annotation: with all of its objects. Raises what `read_metadata` raises."""
+        return read_metadata(f"{self.images}/{annotation.metadata_fn}", len(annotation.objects), annotation.where)
+
+    def _boxes(self, annotation: Annotation, metadata: Metadata, keep: list[int], width: int, height: int) -> Boxes:
+        """keep: numbers of the detections used, those of annotation.objects, in the metadata."""
+        boxes, classes = metadata.boxes[keep, :4], [CATEGORY_IDS[name] for name in annotation.objects]
+        masks = features = whole = None
+        if self._regions is None:
+            masks = self._masks(annotation, metadata, keep)
+        else:
+            features, whole = self._features(annotation, metadata.boxes[:, :4])
+            features = features[keep]
+        if self.image_box:
+            boxes, features = with_image_box(boxes, features, whole, width, height)
+            classes = [0, *classes]
+            masks = None if masks is None else torch.cat([torch.ones(1, *masks.shape[1:]), masks])
+        if not classes:
+            raise DataError(f"{annotation.where}: no detection to use; DATASET.ADD_IMAGE_AS_A_BOX: true gives it a box")
+        return Boxes(boxes, torch.tensor(classes), masks, features)
+
+    def _masks(self, annotation: Annotation, metadata: Metadata, keep: list[int]) -> Tensor:
+        """float32 [n, S, S] of the detections used."""
+        masks = torch.zeros(len(keep), self.mask_size, self.mask_size)
+        for mask, i in zip(masks, keep, strict=True):
+            try:
+                box = metadata.boxes[i, :4].numpy()
+                mask.copy_(torch.from_numpy(instance_mask(metadata.polygons[i], box, self.mask_size)))
+            except (TypeError, ValueError) as error:
+                raise DataError(f"{self.images}/{annotation.metadata_fn}: segms[{i}]: {error}") from error
+        return masks
+
+    def _features(self, annotation: Annotation, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [n, 2048] of all detections, and [2048] of the whole image or their mean.
+
+        Raises DataError when the entry of the store is not of these boxes [n, 4].
+        """
+        assert self._regions is not None
+        name = PurePosixPath(annotation.img_fn).stem
+        entry = self._regions.regions(name)
+        what = f"{self._regions.path}: regions of {name!r}"
+        if entry.features is None:
+            raise DataError(f"{what}: no features, NETWORK.IMAGE_FEAT_PRECOMPUTED is true")
+        if len(entry.boxes) != len(boxes):
+            raise DataError(f"{what}: {len(entry.boxes)} boxes, the metadata of {annotation.where} has {len(boxes)}")
+        error = (entry.boxes - boxes).abs().max()
+        if error > MAX_BOX_ERROR:
+            raise DataError(f"{what}: a box is {error:.1f} pixels off the metadata of {annotation.where}")
+        return entry.features, entry.features.mean(0) if entry.image_feature is None else entry.image_feature
+
+    def _listed_size(self, annotation: Annotation, metadata: Metadata) -> tuple[int, int]:
+        if not metadata.width or not metadata.height:
+            path = f"{self.images}/{annotation.metadata_fn}"
+            raise DataError(f"{path}: no width and height, which NETWORK.IMAGE_FEAT_PRECOMPUTED needs")
+        return metadata.width, metadata.height
+
+
+def _check_stems(annotations: Annotations) -> None:
+    """Region stores know a picture by its stem. Raises DataError for two pictures with the same one."""
+    stems: dict[str, str] = {}
+    for image in annotations.images:
+        other = stems.setdefault(PurePosixPath(image).stem, image)
+        if other != image:
+            raise DataError(f"{annotations.path}: {other} and {image} have the same stem, which names their regions")
+
+
+def build_dataset(cfg: Any, split: str, seq_len: int = MAX_TOKENS) -> VCRDataset:
+    """The dataset of a config for "train", "val" or "test"; test has no labels.
+
+    Raises ConfigError for switches at odds, and what VCRDataset raises.
+    """
+    dataset, network, upper = cfg.DATASET, cfg.NETWORK, split.upper()
+    if network.ANSWER_FIRST and network.QA_ONE_SENT:
+        raise ConfigError("NETWORK.ANSWER_FIRST and NETWORK.QA_ONE_SENT: expected one of them at most")
+    file, folder = dataset[f"{upper}_ANNOTATION_FILE"], dataset[f"{upper}_IMAGE_SET"]
+    if not file:
+        raise ConfigError(f"DATASET.{upper}_ANNOTATION_FILE is empty: expected a file under DATASET.DATASET_PATH")
+    root = Path(dataset.DATASET_PATH)
+    return VCRDataset(
+        root / file,
+        f"{root}/{folder}.zip@/{folder}" if dataset.ZIP_MODE else f"{root}/{folder}",
+        load_tokenizer(network.BERT_MODEL_NAME),
+        Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[upper].FLIP_PROB, fixed_padding=True),
+        task=dataset.TASK,
+        with_labels=split != "test",
+        layout=ANSWER_FIRST if network.ANSWER_FIRST else ONE_SENTENCE if network.QA_ONE_SENT else "",
+        image_box=dataset.ADD_IMAGE_AS_A_BOX,
+        relevant_only=dataset.ONLY_USE_RELEVANT_DETS,
+        basic_align=dataset.BASIC_ALIGN,
+        no_question=dataset.QA2R_NOQ,
+        mask_size=dataset.MASK_SIZE,
+        walk_names=dataset.PERSON_NAMES == "walk",
+        region_path=dataset.REGION_PATH if network.IMAGE_FEAT_PRECOMPUTED else None,
+        zip_mode=dataset.ZIP_MODE,
+        seq_len=seq_len,
+        max_positions=network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 1,
+    )

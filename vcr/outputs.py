@@ -1,0 +1,69 @@
+"""What VCR reports and writes: metrics, and the table of probabilities for the leaderboard (spec 20 §6.5 and 7.2)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.data.batch import Batch, ModelOutput
+from common.data.dataset import DataError
+from common.files import atomic_write
+from common.metrics import Accuracy, Mean, MetricGroup
+from common.task import Record
+from vcr.annotations import NUM_CHOICES
+from vcr.dataset import VCRDataset
+from vcr.result_table import write_table
+
+
+def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+    """Acc, and in training the losses of TRAIN.LOSS_LOGGERS."""
+    losses = [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS] if training else []
+    return MetricGroup([Accuracy(), *losses])
+
+
+def to_records(output: ModelOutput, batch: Batch, dataset: VCRDataset) -> list[Record]:
+    """{"id": annot_id, "logits": 4 numbers, or 16 for QA2R without labels} for each sample."""
+    logits = output.predictions["label_logits"].float().tolist()
+    return [{"id": i, "logits": row} for i, row in zip(batch.ids, logits, strict=True)]
+
+
+def logits_in_order(records: Sequence[Record], ids: Sequence[str]) -> Tensor:
+    """float32 [n, 4 or 16], the logits of each annotation of `ids`.
+
+    Raises DataError when the records are not exactly these annotations.
+    """
+    logits = {record["id"]: record["logits"] for record in records}
+    if len(logits) != len(records) or logits.keys() != set(ids):
+        raise DataError(f"{len(records)} records, {len(logits)} of them distinct, for {len(ids)} annotations")
+    return torch.tensor([logits[i] for i in ids])
+
+
+def write_results(records: Sequence[Record], dataset: VCRDataset, path: Path) -> None:
+    """The probabilities over each four choices as a table in the order of the annotations, and the same as .npy beside.
+
+    Raises DataError when the records are not exactly the annotations of the dataset.
+    """
+    logits = logits_in_order(records, dataset.ids)
+    probabilities = logits.unflatten(1, (-1, NUM_CHOICES)).softmax(-1).flatten(1).numpy()
+    # str of a float32 is the shortest decimal that reads back as the same number.
+    rows = [[i, *map(str, row)] for i, row in zip(dataset.ids, probabilities, strict=True)]
+    write_table(dataset.task, rows, path)
+    save_array(path.with_suffix(".npy"), probabilities)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file, complete or not at all."""
+    content = io.BytesIO()
+    np.save(content, array)
+    with atomic_write(path) as file:
+        file.write(content.getvalue())
+
+
+def result_name(cfg: Any, stem: str) -> str:
+    return f"{stem}_test_result_{cfg.DATASET.TASK}.csv"
