@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class BatchLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0 and training,
+            worker_init_fn=_leave_signals_to_the_trainer,
             # Its own generator: making an iterator must not draw from the stream that dropout uses.
             generator=torch.Generator().manual_seed(base_seed % 2**63),
         )
@@ -61,6 +63,13 @@ class BatchLoader:
 
     def __iter__(self) -> Any:
         return self.epoch()
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Schedulers and terminals signal the whole process group; a worker that died would keep the trainer from saving
+    its position. Workers end with their parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def build_loader(

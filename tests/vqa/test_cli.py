@@ -77,7 +77,7 @@ def process(*command: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     words = [sys.executable, *map(str, command)]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, text=True, **pipes)
+    return subprocess.Popen(words, cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes)
 
 
 def files(folder: Path) -> set[str]:
@@ -116,7 +116,7 @@ class TestProcesses:
         folder, epochs = tmp_path / "out/tiny/train2014_train", 12
         run = process("-m", "vqa.train_end2end", "--cfg", cfg_path, "--set", f"TRAIN.END_EPOCH={epochs}")
         wait_for(lambda: (folder / "tiny-0000.model").exists(), run)
-        run.send_signal(signal.SIGTERM)
+        os.killpg(run.pid, signal.SIGTERM)  # its workers get it too
         _, err = run.communicate(timeout=60)
         assert run.returncode == 128 + signal.SIGTERM == 143
         assert "Traceback" not in err and "stopped by SIGTERM" in err.splitlines()[-1]
