@@ -71,9 +71,9 @@ class ModelReport:
 
     name: <task>/<stem of the YAML>. configured: the precision the config asks for. samples, choices, tokens, boxes,
     image: sizes of the batch; choices is 1 and image None where there are none, image is height and width in pixels.
-    entries: of the state dict. trained_tensors: how many parameters train. unchanged: those that the training step left
-    as they were; with a visual scale of 0, the published start, no gradient reaches the image tower at first.
-    problems: what is wrong, empty for a sound model.
+    entries: of the state dict. trained_tensors: how many parameters train. idle: those among them with a gradient of
+    zeros, or which the step left as they were; with a visual scale of 0, the published start, no gradient reaches the
+    image tower at first. problems: what is wrong, empty for a sound model.
     """
 
     name: str
@@ -92,7 +92,7 @@ class ModelReport:
     training: Step
     loss: float
     trained_tensors: int
-    unchanged: list[str]
+    idle: list[str]
     problems: list[str]
 
     @property
@@ -191,7 +191,7 @@ def report_model(name: str, model: nn.Module, batch: Batch, cfg: Any, precision:
         training=training,
         loss=losses["loss"].item(),
         trained_tensors=len(trained),
-        unchanged=[n for n in trained if n not in moved],
+        idle=[n for n, p in trained.items() if n not in moved or p.grad is None or not p.grad.any()],
         problems=find_problems(model, {**predictions, **losses}, moved),
     )
 
@@ -324,7 +324,7 @@ def render(reports: Sequence[ModelReport]) -> str:
     steps = [
         [
             *(r.name, r.device, r.precision if r.precision == r.configured else f"{r.precision} for {r.configured}"),
-            *(f"{r.loss:.4g}", str(len(r.problems)), f"{r.trained_tensors - len(r.unchanged)} of {r.trained_tensors}"),
+            *(f"{r.loss:.4g}", str(len(r.problems)), f"{r.trained_tensors - len(r.idle)} of {r.trained_tensors}"),
             *(f"{r.training.seconds:.2f}", f"{r.inference.seconds:.2f}"),
         ]
         for r in reports
@@ -334,7 +334,7 @@ def render(reports: Sequence[ModelReport]) -> str:
         table(["config", "parameters", "trained", "entries", "batch", "tokens", "boxes", "sequence", "image"], sizes),
         "GFLOPs of a sample, a multiply-add counting as 2; the parts are those of inference:",
         table(["config", "training", "inference", *parts], flops),
-        table(["config", "device", "precision", "loss", "problems", "updated", "training s", "inference s"], steps),
+        table(["config", "device", "precision", "loss", "problems", "learning", "training s", "inference s"], steps),
         *(f"PROBLEM {report.name}: {problem}" for report in reports for problem in report.problems),
     ]
     return "\n\n".join(blocks)

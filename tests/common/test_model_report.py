@@ -174,15 +174,16 @@ class TestSteps:
     @pytest.mark.parametrize("task", FILES)
     def test_every_trained_parameter_learns(self, tiny, task):
         report = tiny[task]
-        assert report.problems == [] and report.unchanged == []
+        assert report.problems == [] and report.idle == []
         assert report.trained_tensors > 50
 
     def test_with_a_visual_scale_of_zero_the_image_tower_waits(self):
+        """Weight decay moves it in VCR, whose SGD adds the decay to the gradient: that is no learning."""
         closed = [*TINY, "NETWORK.VLBERT.visual_scale_text_init=0", "NETWORK.VLBERT.visual_scale_object_init=0"]
-        report = report_config("refcoco", FILES["refcoco"], closed, 1, WORDS, BOXES)
-        assert report.problems == [] and report.unchanged
-        waiting = ("image_feature_extractor.", "vlbert.visual_1x1_")
-        assert all(name.startswith(waiting) for name in report.unchanged)
+        for task in ("refcoco", "vcr"):
+            report = report_config(task, FILES[task], closed, 1, WORDS, BOXES)
+            assert report.problems == [] and len(report.idle) > 40
+            assert all(n.startswith("image_feature_extractor.") or ".visual_1x1_" in n for n in report.idle)
 
     def test_the_optimizer_step_is_that_of_the_config(self):
         """SGD's first step with momentum: -lr (clipped gradient + weight decay * weight), lr times the batch of 64."""
@@ -274,7 +275,7 @@ class TestText:
             "training": Step({**parts, OTHER: 0, TOTAL: 468 * 10**8}, 4.25),
             "loss": 0.69314,
             "trained_tensors": 306,
-            "unchanged": ["a", "b"],
+            "idle": ["a", "b"],
             "problems": [],
         }
         return ModelReport(**(values | changes))
@@ -396,7 +397,7 @@ def test_shipped_configs_take_a_step_at_full_size(path):
     report = report_config(path.parts[0], ROOT / "cfgs" / path, SEEN)
     assert (report.parameters, report.trained, report.entries) == known_counts(path)
     assert report.problems == [] and 0 < report.loss < 1e4
-    assert report.unchanged == []
+    assert report.idle == []
     layers, hidden = (24, 1024) if "large" in path.stem else (12, 768)
     length, rows = report.sequence, report.choices
     assert report.inference.flops["encoder"] == rows * layers * (24 * length * hidden**2 + 4 * length**2 * hidden)
