@@ -35,7 +35,7 @@ class EpochSampler:
 
     length: size of the dataset. shuffle: a permutation seeded by epoch + seed; seed 0 gives the original's order.
     pad: the order is extended by its own head until every rank has equally many (training); without, each sample
-    belongs to exactly one rank and ranks may differ by one (evaluation).
+    belongs to exactly one rank (evaluation).
     Raises ValueError for an empty dataset or a rank outside the world.
     """
 
@@ -55,27 +55,15 @@ class EpochSampler:
         return torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch))
 
     def indices(self, epoch: int) -> Tensor:
-        """This rank's contiguous part of the order: int64 [len(self)]."""
-        start, end = self._bounds()
-        order = self.order(epoch)
-        if end <= self.length:
-            return order[start:end]
-        return order[torch.arange(start, end) % self.length]  # wraps around to the head
-
-    def __len__(self) -> int:
-        start, end = self._bounds()
-        return end - start
-
-    def _bounds(self) -> tuple[int, int]:
-        if self.pad:
-            count = -(-self.length // self.world)
-            return self.rank * count, (self.rank + 1) * count
-        return self.length * self.rank // self.world, self.length * (self.rank + 1) // self.world
+        """This rank's contiguous part of the order padded to a multiple of the world: int64 [n], the same n everywhere."""
+        count = -(-self.length // self.world)
+        start, end = self.rank * count, (self.rank + 1) * count
+        return self.order(epoch)[torch.arange(start, end) % self.length]  # wraps around to the head
 
 
 def plain_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """The order in pieces of `batch_size`; the last one may be shorter. No samples give no batch."""
-    return list(order.split(batch_size)) if len(order) else []
+    """The order in pieces of `batch_size`; the last one may be shorter."""
+    return list(order.split(batch_size))
 
 
 def grouped_batches(order: Tensor, group_ids: Tensor, batch_size: int) -> list[Tensor]:
@@ -96,8 +84,10 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     """For `DataLoader(batch_sampler=...)`: lists of (index, seed), the seed `sample_seed(base_seed, epoch, index)`.
 
     sampler: the order. group_ids: group of each sample of the dataset, to keep groups apart, or None. With groups and
-    several ranks the batches of the whole order are dealt out in turn; where their number is uneven and the sampler
-    pads, the first ones are dealt once more, so that every rank has equally many.
+    several ranks the batches of the whole order are dealt out in turn; where their number is uneven, the first ones are
+    dealt once more, so that every rank has equally many. A sampler that does not pad (evaluation) gives each rank
+    contiguous whole batches of the one order: ranks may differ by a batch, and every batch is what one process would
+    have computed, to the last bit.
 
     The position is where the next iteration starts, which only its user moves: loader workers run ahead of training,
     so a count kept here would be wrong. `len` is the number of batches of a full epoch; it is the same in every epoch
@@ -118,12 +108,18 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
 
     def batches(self, epoch: int) -> list[Tensor]:
         """This rank's batches of an epoch, int64 [<= batch_size] each."""
-        if self.group_ids is None:
+        rank, world = self.sampler.rank, self.sampler.world
+        if self.group_ids is None and self.sampler.pad:
             return plain_batches(self.sampler.indices(epoch), self.batch_size)
-        batches = grouped_batches(self.sampler.order(epoch), self.group_ids, self.batch_size)
+        order = self.sampler.order(epoch)
+        if self.group_ids is None:
+            batches = plain_batches(order, self.batch_size)
+        else:
+            batches = grouped_batches(order, self.group_ids, self.batch_size)
         count = len(batches)
-        total = -(-count // self.sampler.world) * self.sampler.world if self.sampler.pad else count
-        return [batches[i % count] for i in range(self.sampler.rank, total, self.sampler.world)]
+        if not self.sampler.pad:
+            return batches[count * rank // world : count * (rank + 1) // world]
+        return [batches[i % count] for i in range(rank, -(-count // world) * world, world)]
 
     def set_position(self, epoch: int, start_batch: int = 0) -> None:
         """The next iteration gives the batches of `epoch` from `start_batch` on. Raises ValueError past the end."""
