@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import Any
 
 import torch
@@ -67,9 +68,16 @@ class BatchLoader:
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """Schedulers and terminals signal the whole process group; a worker that died would keep the trainer from saving
-    its position. Workers end with their parent."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    its position. What the trainer itself sends still ends a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # and in threads that start from here on
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def build_loader(

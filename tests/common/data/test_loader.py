@@ -1,14 +1,16 @@
 """The stream of batches depends on seed and position alone, not on workers, and it draws from no global generator."""
 
 import random
+import subprocess
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from common.config import load_config
 from common.data.batch import Sample
 from common.data.dataset import TaskDataset
-from common.data.loader import BatchLoader, build_loader
+from common.data.loader import BatchLoader, _leave_signals_to_the_trainer, build_loader
 
 
 class Numbers(TaskDataset):
@@ -113,3 +115,25 @@ def test_from_a_config():
     assert train.batch_sampler.base_seed == 9
     assert [i for batch in test for i in batch.ids] == list(range(11))  # never shuffled
     assert train.batch_sampler.sampler.pad and not val.batch_sampler.sampler.pad
+
+
+class TestSignals:
+    """Of a worker: what comes from its parent ends it, what comes from elsewhere does not."""
+
+    @pytest.fixture
+    def iterator(self):
+        batches = iter(DataLoader(range(1000), num_workers=1, worker_init_fn=_leave_signals_to_the_trainer))
+        next(batches)
+        return batches
+
+    def test_from_elsewhere(self, iterator):
+        pid = iterator._workers[0].pid
+        for kind in ("TERM", "INT"):
+            subprocess.run(["sh", "-c", f"kill -{kind} {pid}"], check=True)
+        assert sum(1 for _ in iterator) == 999
+
+    def test_from_the_parent(self, iterator):
+        worker = iterator._workers[0]
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
