@@ -1,4 +1,4 @@
-"""Where the boxes of a picture come from: a COCO file, a JSON of our own, existing region files, a detector, a grid.
+"""Where the boxes of a picture come from: a COCO file, VCR metadata, our own JSON, region files, a detector, a grid.
 
 A source is asked for the boxes of one picture at a time. Boxes are float32 [R, 4], xyxy, in pixels of the original
 picture.
@@ -21,10 +21,12 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import batched_nms
 from torchvision.transforms.functional import to_tensor
 
-from common.data.images import IMAGE_SUFFIXES, list_files
+from common.data.images import IMAGE_SUFFIXES, list_files, read_bytes
 from common.data.regions import RegionError, Regions, RegionStore, open_regions
 
-SOURCES = "coco:INSTANCES.json  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  grid:ROWSxCOLUMNS"
+SOURCES = (
+    "coco:INSTANCES.json  vcr:ANNOTATIONS.jsonl  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  grid:ROWSxCOLUMNS"
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,48 @@ class CocoBoxes(BoxSource):
         xyxy[:, 0::2] = xyxy[:, 0::2].clip(0, width - 1)
         xyxy[:, 1::2] = xyxy[:, 1::2].clip(0, height - 1)
         return Regions(torch.from_numpy(xyxy.astype(np.float32)))
+
+
+class VcrBoxes(BoxSource):
+    """The detections in the metadata of VCR pictures, all of them in order, without their scores.
+
+    path: annotations, one JSON object a line. The pictures are theirs, each once, named by its stem; pictures and
+    metadata lie under the folder of pictures (spec 20 §1). Raises RegionError for a line that names no picture, and
+    for two pictures of one stem.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._files: dict[str, tuple[str, str]] = {}  # stem -> picture, metadata
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    files = str(row["img_fn"]), str(row["metadata_fn"])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise RegionError(f"{path}, line {number}: no img_fn and metadata_fn: {error!r}") from error
+                other = self._files.setdefault(Path(files[0]).stem, files)
+                if other != files:
+                    raise RegionError(f"{path}, line {number}: {files} and {other} have the same stem")
+
+    def pictures(self, folder: str) -> list[Picture]:
+        return [Picture(name, f"{folder}/{image}") for name, (image, _) in self._files.items()]
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        image_file, metadata_file = self._files[picture.name]
+        path = picture.path.removesuffix(image_file) + metadata_file
+        try:
+            content = json.loads(read_bytes(path))
+            rows = torch.tensor(content["boxes"], dtype=torch.float32)[:, :4]
+        except FileNotFoundError as error:
+            raise RegionError(str(error)) from error
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RegionError(f"{path}: no list of boxes x1, y1, x2, y2, score: {error!r}") from error
+        size = content.get("width"), content.get("height")
+        if None not in size and size != image.size:
+            raise RegionError(f"{picture.path} is {image.size}, its metadata says {size}")
+        return Regions(rows)
 
 
 class JsonBoxes(BoxSource):
@@ -204,6 +248,8 @@ def build_source(
     kind, _, argument = spec.partition(":")
     if kind == "coco":
         return CocoBoxes(argument)
+    if kind == "vcr":
+        return VcrBoxes(argument)
     if kind == "json":
         return JsonBoxes(argument)
     if kind == "regions":

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.scene_description import Scene, Thing
+from data.scene_description import GRID, Scene, Thing
 
 CLEAR = 0.2  # of the picture: how far apart two points must be on an axis for one to be plainly left of the other
+CELLS = (  # what a third of the width and of the height is called, by row and column
+    ("top left", "top", "top right"),
+    ("left", "middle", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
 
 
@@ -41,6 +46,12 @@ class Phrase:
 def describe(thing: Thing, *attributes: str) -> Phrase:
     """The phrase with these attributes (color, shape, size) of a thing."""
     return Phrase(**{name: getattr(thing, name) for name in attributes})
+
+
+def cell(scene: Scene, thing: Thing) -> tuple[int, int]:
+    """Row and column of the grid that a thing stands in; see CELLS."""
+    x, y = thing.center
+    return int(y / scene.height * GRID), int(x / scene.width * GRID)
 
 
 def is_beyond_middle(scene: Scene, thing: Thing, direction: str) -> bool:

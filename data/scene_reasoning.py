@@ -13,13 +13,12 @@ from itertools import combinations, permutations, product
 from random import Random
 
 from data.scene_description import COLORS, GRID, SHAPES, Scene, Thing
-from data.scene_phrases import is_beyond
+from data.scene_phrases import CELLS, cell, is_beyond
 
 Tokens = list[str | list[int]]
 CHOICES = 4
 _VALUES: dict[str, tuple[str, ...]] = {"color": tuple(COLORS), "shape": SHAPES}
 _OTHER = {"color": "shape", "shape": "color"}
-_ROWS, _COLUMNS = ("top", "", "bottom"), ("left", "", "right")  # of the grid that things stand in
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Problem:
 
 
 def pose(scene: Scene, rng: Random) -> list[Problem]:
-    """Up to nine different problems on a scene, in random order; fewer where the scene cannot carry a kind."""
+    """Up to twelve different problems on a scene, in random order; fewer where the scene cannot carry a kind."""
     problems: dict[str, Problem] = {}
     for make in _PLAN:
         problem = make(scene, rng)
@@ -95,8 +94,21 @@ def _ask_pair(scene: Scene, rng: Random) -> Problem | None:
     return Problem(f"same {asked}", question, _shuffle(answers, rng), _shuffle(rationales, rng))
 
 
-def _ask_where(scene: Scene, rng: Random) -> Problem | None:
-    """ "Where is [2], seen from [0]?" - "[2] is above [0], to the left." - "[2] is at the top left, [0] at the right."
+def _ask_where(scene: Scene, rng: Random) -> Problem:
+    """ "Where is [2]?" - "[2] is at the top." - "[2] is a red thing at the top." Rivals: other places; other colors."""
+    index = rng.randrange(len(scene.things))
+    thing = scene.things[index]
+    true = cell(scene, thing)
+    others = rng.sample([place for place in product(range(GRID), repeat=2) if place != true], CHOICES - 1)
+    answers: list[Tokens] = [[[index], "is", *_at(*place), "."] for place in (true, *others)]
+    rationales: list[Tokens] = [
+        [[index], "is", "a", color, "thing", *_at(*true), "."] for color in _rivals(scene, rng, thing, "color")
+    ]
+    return Problem("where", ["Where", "is", [index], "?"], _shuffle(answers, rng), _shuffle(rationales, rng))
+
+
+def _ask_side(scene: Scene, rng: Random) -> Problem | None:
+    """ "On which side of [0] is [2]?" - "[2] is above [0], to the left." - "[2] is at the top left, [0] at the right."
 
     Rivals: the other three quarters; other places that would put [2] above and to the left of [0].
     """
@@ -113,13 +125,13 @@ def _ask_where(scene: Scene, rng: Random) -> Problem | None:
     answers: list[Tokens] = [
         [[i], "is", v, [j], ",", "to", "the", h, "."] for v, h in [(vertical_side, horizontal_side), *sorted(sides)]
     ]
-    true = (_cell(scene, scene.things[i]), _cell(scene, scene.things[j]))
+    true = (cell(scene, scene.things[i]), cell(scene, scene.things[j]))
     places = [pair for pair in _cell_pairs(vertical_side, horizontal_side) if pair != true]
     rationales: list[Tokens] = [
-        [[i], "is", *_place(*a), ",", [j], *_place(*b), "."] for a, b in [true, *rng.sample(places, CHOICES - 1)]
+        [[i], "is", *_at(*a), ",", [j], *_at(*b), "."] for a, b in [true, *rng.sample(places, CHOICES - 1)]
     ]
-    question: Tokens = ["Where", "is", [i], ",", "seen", "from", [j], "?"]
-    return Problem("where", question, _shuffle(answers, rng), _shuffle(rationales, rng))
+    question: Tokens = ["On", "which", "side", "of", [j], "is", [i], "?"]
+    return Problem("which side", question, _shuffle(answers, rng), _shuffle(rationales, rng))
 
 
 def _full_looks(scene: Scene, rng: Random, index: int, known: str) -> Choices:
@@ -153,12 +165,6 @@ def _rings(count: int) -> list[tuple[tuple[int, int], ...]]:
     ]
 
 
-def _cell(scene: Scene, thing: Thing) -> tuple[int, int]:
-    """Row and column of the grid that a thing stands in."""
-    x, y = thing.center
-    return int(y / scene.height * GRID), int(x / scene.width * GRID)
-
-
 def _cell_pairs(vertical: str, horizontal: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """All cells of two things of which the first is above or below the second, and to the left or right of it."""
     lines = list(combinations(range(GRID), 2))
@@ -167,9 +173,9 @@ def _cell_pairs(vertical: str, horizontal: str) -> list[tuple[tuple[int, int], t
     return [((r[0], c[0]), (r[1], c[1])) for r, c in product(rows, columns)]
 
 
-def _place(row: int, column: int) -> list[str]:
-    words = [word for word in (_ROWS[row], _COLUMNS[column]) if word]
-    return ["at", "the", *words] if words else ["in", "the", "middle"]
+def _at(row: int, column: int) -> list[str]:
+    """ "at the top left", "in the middle" """
+    return ["in" if (row, column) == (1, 1) else "at", "the", *CELLS[row][column].split()]
 
 
 def _shuffle(texts: Sequence[Tokens], rng: Random) -> Choices:
@@ -182,5 +188,6 @@ _PLAN: tuple[Callable[[Scene, Random], Problem | None], ...] = (
     *(_ask_what,) * 2,
     *(_ask_which,) * 4,  # these two need four things, which half of the scenes have
     *(_ask_pair,) * 3,
-    _ask_where,
+    *(_ask_where,) * 2,
+    _ask_side,
 )

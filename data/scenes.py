@@ -146,7 +146,7 @@ def vocabulary() -> list[str]:
     )
     words += "color shape size left right above below next near between thing things only same other because "
     words += "middle top bottom half picture image yes no one two three four five six zero "
-    words += "which where have both from its over under seen person "
+    words += "which where side have both its over under person "
     words += "casey riley jessie jackie avery jaime peyton kerry jody kendall frankie pat quinn"  # of persons in VCR
     lines += [*words.split(), *SIZES, *COLORS, *SHAPES, *(Phrase(shape=s).plural for s in SHAPES)]
     return list(dict.fromkeys(lines))  # "a" is a letter and a word

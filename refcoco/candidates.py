@@ -22,6 +22,8 @@ from common.data.dataset import DataError
 from common.data.json_files import list_under, read_json
 from common.data.regions import Regions, RegionStore
 
+IMAGE_FOLDER = "train2014"  # all splits use pictures of COCO train2014
+
 # Regions stored for annotations may end at x + w or at x + w - 1, and be clipped to the image.
 BOX_TOLERANCE = 1.0
 
@@ -58,7 +60,8 @@ class CandidateSource:
 
     mode: parts joined by +, "proposal" first whatever their order: "gt", "proposal", "proposal+gt", "gt+proposal".
     detections: float32 [R, 4] by image id; an image without any is left out. regions: the store that has the proposals
-    where `detections` is None, and with `with_features` the features of the proposals or of the annotations.
+    where `detections` is None, and with `with_features` the features of the proposals or of the annotations; a picture
+    is found in it by its id or by the stem of its file.
     """
 
     def __init__(
@@ -73,9 +76,12 @@ class CandidateSource:
         parts = mode.split("+")
         self.proposals, self.annotations = "proposal" in parts, "gt" in parts
 
-    def __call__(self, image_id: int) -> Candidates:
-        """Raises DataError where the regions are not those of the image, FileNotFoundError where it has none."""
-        if self.with_features:
+    def __call__(self, image_id: int, features: bool = True) -> Candidates:
+        """features: False leaves them out, where there are any, and does not read them.
+
+        Raises DataError where the regions are not those of the image, FileNotFoundError where it has none.
+        """
+        if self.with_features and features:
             return self._with_features(image_id)
         boxes: list[Tensor] = [torch.zeros(0, 4)]
         ann_ids: list[int | None] = []
@@ -95,11 +101,11 @@ class CandidateSource:
 
     def _proposals(self, image_id: int) -> Tensor:
         if self.detections is None:
-            return self._regions(image_id).boxes
+            return self._regions(image_id, with_features=False).boxes
         return self.detections.get(image_id, torch.zeros(0, 4))
 
     def _with_features(self, image_id: int) -> Candidates:
-        regions = self._regions(image_id)
+        regions = self._regions(image_id, with_features=True)
         if regions.features is None:
             raise DataError(
                 f"{self._name(image_id)} has no features, NETWORK.IMAGE_FEAT_PRECOMPUTED is true: "
@@ -129,13 +135,21 @@ class CandidateSource:
                 f"{_rounded(annotations[worst])}; expected {wanted}"
             )
 
-    def _regions(self, image_id: int) -> Regions:
+    def _regions(self, image_id: int, with_features: bool) -> Regions:
         assert self.regions is not None, "proposals without detections, and features, come from a region store"
-        return self.regions.regions(str(image_id), with_features=self.with_features)
+        name, stem = str(image_id), picture_stem(image_id)
+        # Detectors and grids of data/extract_features.py know a picture by its file alone.
+        name = stem if name not in self.regions and stem in self.regions else name
+        return self.regions.regions(name, with_features)
 
     def _name(self, image_id: int) -> str:
         assert self.regions is not None
         return f"{self.regions.path}: image {image_id}"
+
+
+def picture_stem(image_id: int) -> str:
+    """The file name of a picture without its ending."""
+    return f"COCO_{IMAGE_FOLDER}_{image_id:012d}"
 
 
 def load_annotations(path: Path, image_ids: Collection[int]) -> dict[int, AnnotatedImage]:

@@ -21,12 +21,19 @@ from common.data.images import load_image
 from common.data.regions import open_regions, with_image_box
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
-from refcoco.candidates import Candidates, CandidateSource, load_annotations, load_detections, read_box
+from refcoco.candidates import (
+    IMAGE_FOLDER,
+    Candidates,
+    CandidateSource,
+    load_annotations,
+    load_detections,
+    picture_stem,
+    read_box,
+)
 from refcoco.refer import REFER
 
 log = logging.getLogger(__name__)
 
-IMAGE_FOLDER = "train2014"  # all splits use pictures of COCO train2014
 DETECTIONS_FILE = "proposal/res101_coco_minus_refer_notime_dets.json"
 REGION_FOLDER = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
 
@@ -144,7 +151,7 @@ class RefCOCODataset(TaskDataset):
     def choices(self, index: int) -> Choices:
         """What sample `index` offers, in the frame of a prediction: resized, clipped and back."""
         image_id = self.expressions[index].image_id
-        candidates = self._with_image_box(image_id)
+        candidates = self._with_image_box(image_id, features=False)
         upright = dataclasses.replace(self.transform, flip_prob=0.0)
         state = upright(None, candidates.boxes, self._im_info(image_id), None, random.Random(0))
         boxes = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
@@ -152,7 +159,7 @@ class RefCOCODataset(TaskDataset):
 
     def image_path(self, image_id: int) -> str:
         base = f"{IMAGE_FOLDER}.zip@/{IMAGE_FOLDER}" if self.zip_mode else IMAGE_FOLDER
-        return f"{self.root}/{base}/COCO_{IMAGE_FOLDER}_{image_id:012d}.jpg"
+        return f"{self.root}/{base}/{picture_stem(image_id)}.jpg"
 
     def _picture(self, image_id: int) -> Image.Image:
         path, known = self.image_path(image_id), self.images[image_id]
@@ -166,14 +173,14 @@ class RefCOCODataset(TaskDataset):
         image = self.images[image_id]
         return torch.tensor([image.width, image.height, 1.0, 1.0])
 
-    def _with_image_box(self, image_id: int) -> Candidates:
-        candidates, image = self.candidates(image_id), self.images[image_id]
+    def _with_image_box(self, image_id: int, features: bool = True) -> Candidates:
+        candidates, image = self.candidates(image_id, features), self.images[image_id]
         if not self.image_box:
             return candidates
-        boxes, features = with_image_box(
+        boxes, rows = with_image_box(
             candidates.boxes, candidates.features, candidates.image_feature, image.width, image.height
         )
-        return dataclasses.replace(candidates, boxes=boxes, features=features, ann_ids=(None, *candidates.ann_ids))
+        return dataclasses.replace(candidates, boxes=boxes, features=rows, ann_ids=(None, *candidates.ann_ids))
 
     def _text(self, expression: Expression, flipped: bool) -> tuple[Tensor, Tensor]:
         """`[CLS] expression [SEP]`; a flipped picture swaps left and right."""

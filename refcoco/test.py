@@ -3,4 +3,4 @@
 from common.cli import test
 
 if __name__ == "__main__":
-    test("refcoco", splits=("val", "testA", "testB", "test"), default_split="val")
+    test("refcoco", splits=("train", "val", "testA", "testB", "test"), default_split="val")

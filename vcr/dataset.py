@@ -69,7 +69,8 @@ class VCRDataset(TaskDataset):
     no_question: the query of QA2R is the answer alone. mask_size: side of the instance masks.
     walk_names: take names where the last sample stopped, as the original does, so that a sample depends on those
         before it; otherwise the first name is chosen by the annotation id.
-    region_path: region store of precomputed features, by the stems of pictures; no picture is opened then.
+    region_path: region store of precomputed features, by the stems of pictures; no picture is opened then. zip_mode:
+        take a zip there rather than a folder.
     seq_len: most word pieces of query and choice. max_positions: most positions of a row of text and what follows.
 
     Raises FileNotFoundError and DataError for files that are missing or cannot be used.
@@ -110,7 +111,7 @@ class VCRDataset(TaskDataset):
         self.no_question = no_question
         self.mask_size = mask_size
         self.walk_names = walk_names
-        self.next_name = 0
+        self.next_name = 0  # of the walk
         self.seq_len = seq_len
         self.max_row = max_positions - RESERVED_POSITIONS
         self._regions = open_regions(region_path, zip_mode) if region_path else None

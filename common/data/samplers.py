@@ -55,7 +55,7 @@ class EpochSampler:
         return torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch))
 
     def indices(self, epoch: int) -> Tensor:
-        """This rank's contiguous part of the order padded to a multiple of the world: int64 [n], the same n everywhere."""
+        """This rank's contiguous part of the padded order: int64 [n], the same n on every rank."""
         count = -(-self.length // self.world)
         start, end = self.rank * count, (self.rank + 1) * count
         return self.order(epoch)[torch.arange(start, end) % self.length]  # wraps around to the head

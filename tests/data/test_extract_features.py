@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from common.data.regions import JsonRegions, Regions, open_regions, save_regions
+from common.data.regions import JsonRegions, RegionError, Regions, open_regions, save_regions
 from common.nn.fast_rcnn import FastRCNN
 from data import extract_features
 from data.extract_features import RegionEncoder, extract, main
@@ -71,6 +71,62 @@ def test_coco_boxes(instances: Path) -> None:
     assert boxes == [[[1.5, 2, 10.5, 21], [50, 40, 63, 47]], [[0, 0, 63, 47]], [[0, 0, 4, 4]]]
     with pytest.raises(ValueError, match=r"is \(10, 10\), its annotation says \(64, 48\)"):
         source.boxes(pictures[0], Image.new("RGB", (10, 10)))
+
+
+@pytest.fixture
+def vcr(tmp_path: Path) -> Path:
+    """Two questions about one picture of 64 x 48 and one about another, which is missing."""
+    folder = tmp_path / "vcr/movie"
+    folder.mkdir(parents=True)
+    GRAY.save(folder / "a.00.51@0.jpg")
+    boxes = [[1.5, 2, 10.5, 21, 0.9], [5, 6, 7, 8, 0.8]]
+    (folder / "a.00.51@0.json").write_text(json.dumps({"boxes": boxes, "width": 64, "height": 48}))
+    (folder / "b.json").write_text(json.dumps({"boxes": [[1, 2, 3]]}))
+    rows = [{"img_fn": f"movie/{n}.jpg", "metadata_fn": f"movie/{n}.json"} for n in ("a.00.51@0", "a.00.51@0", "b")]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return path
+
+
+def test_vcr_boxes(vcr: Path) -> None:
+    source = build_source(f"vcr:{vcr}")
+    pictures = source.pictures(f"{vcr.parent}/vcr")
+    assert [p.name for p in pictures] == ["a.00.51@0", "b"]
+    assert pictures[0].path == f"{vcr.parent}/vcr/movie/a.00.51@0.jpg"
+    assert source.boxes(pictures[0], GRAY).boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
+    with pytest.raises(RegionError, match=r"a\.00\.51@0\.jpg is \(48, 64\), its metadata says \(64, 48\)"):
+        source.boxes(pictures[0], Image.new("RGB", (48, 64)))
+    (vcr.parent / "vcr/movie/b.json").write_text('{"boxes": [1, 2]}')
+    with pytest.raises(RegionError, match=r"vcr/movie/b\.json: no list of boxes"):
+        source.boxes(pictures[1], GRAY)
+    (vcr.parent / "vcr/movie/b.json").unlink()
+    with pytest.raises(RegionError, match=r"vcr/movie/b\.json"):
+        source.boxes(pictures[1], GRAY)
+
+
+def test_vcr_boxes_end_in_a_store(vcr: Path, tmp_path: Path) -> None:
+    """Named by the stem, with the feature of the whole picture; what is missing is reported."""
+    source = build_source(f"vcr:{vcr}")
+    outcome = extract(source.pictures(f"{vcr.parent}/vcr"), source, StubEncoder(), tmp_path / "out")
+    assert outcome.written == ["a.00.51@0"] and list(outcome.failed) == ["b"]
+    got = JsonRegions(tmp_path / "out").regions("a.00.51@0")
+    assert got.features[:, :4].tolist() == got.boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
+    assert got.image_feature[:4].tolist() == [0, 0, 63, 47]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: no img_fn and metadata_fn"),
+        ('{"img_fn": "a.jpg"}', "line 2: no img_fn and metadata_fn: KeyError"),
+        ('{"img_fn": "x/a.jpg", "metadata_fn": "a.json"}', r"line 2: .*'x/a\.jpg'.* have the same stem"),
+    ],
+)
+def test_vcr_annotations_that_name_no_pictures(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"img_fn": "a.jpg", "metadata_fn": "a.json"}\n' + line + "\n")
+    with pytest.raises(RegionError, match=rf"train\.jsonl, {message}"):
+        build_source(f"vcr:{path}")
 
 
 def test_json_boxes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vcr.text import GENDER_NEUTRAL_NAMES, replacement_names
 
 MANY = World(seed=11, train=1500, val=300)  # described and asked about, never drawn
 SIZES = {"train": 4, "val": 3, "test": 2}
-KINDS = {"what color", "what shape", "which color", "which shape", "same color", "same shape", "where"}
+KINDS = {"what color", "what shape", "which color", "which shape", "same color", "same shape", "where", "which side"}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,8 @@ def holds(scene, text: str) -> bool:
     if m := re.fullmatch(r"#\d is (above|below) #\d , to the (left|right) \.", text):
         (x1, y1), (x2, y2) = (thing.center for thing in things)
         return m[1] == ("above" if y1 < y2 else "below") and m[2] == ("left" if x1 < x2 else "right")
+    if m := re.fullmatch(r"#\d is (?:a (\w+) thing )?((?:at|in) the [a-z ]+) \.", text):
+        return cell(scene, things[0]) == m[2] and (m[1] is None or has(things[0], m[1]))
     m = re.fullmatch(r"#\d is ((?:at|in) the [a-z ]+) , #\d ((?:at|in) the [a-z ]+) \.", text)
     return [cell(scene, thing) for thing in things] == [m[1], m[2]]
 
@@ -150,6 +152,8 @@ def implies(rationale: str, answer: str) -> bool:
         return answer in (f"{m[1]} is {m[2]} .", f"{m[1]} is a {m[3]} .")
     if m := re.fullmatch(r"(#\d#\d) are both (\w+) \.", rationale):
         return answer == f"{m[1]} have the same {'shape' if m[2].endswith('s') else 'color'} ."
+    if m := re.fullmatch(r"(#\d) is a \w+ thing (.+) \.", rationale):
+        return answer == f"{m[1]} is {m[2]} ."
     m = re.fullmatch(r"(#\d) is (?:at|in) the (.+) , (#\d) (?:at|in) the (.+) \.", rationale)
     rows = [0 if "top" in place else 2 if "bottom" in place else 1 for place in (m[2], m[4])]
     columns = [0 if "left" in place else 2 if "right" in place else 1 for place in (m[2], m[4])]
@@ -179,15 +183,15 @@ def test_choices_differ_and_have_one_form(posed):
         for choices in (problem.answers, problem.rationales):
             texts = [say(text) for text in choices.texts]
             assert len(set(texts)) == 4
-            if problem.kind != "where":
+            if problem.kind not in ("where", "which side"):
                 assert len({len(text.split()) for text in texts}) == 1
 
 
 def test_problems_of_every_kind_are_common(posed):
     counts = Counter(problem.kind for _, problem in posed["train"])
     assert counts.keys() == KINDS
-    assert min(counts.values()) > 0.04 * counts.total()
-    assert 3.5 < counts.total() / MANY.train < 5
+    assert min(counts.values()) > 0.03 * counts.total()
+    assert 5 < counts.total() / MANY.train < 7
     texts = [(scene.image_id, say(problem.question)) for scene, problem in posed["train"]]
     assert len(set(texts)) == len(texts)
 

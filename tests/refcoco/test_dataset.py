@@ -126,6 +126,14 @@ class TestModes:
         mixed = sample(golden, boxes="gt+proposal", proposal_source="vg", region_path=path)
         close(mixed.boxes[:3], [IMAGE_BOX, TARGET, [0, 0, 11.25, 11.25]])
 
+    def test_regions_under_the_name_of_the_picture(self, golden):
+        """What data/extract_features.py writes with boxes of a detector; the id goes first."""
+        folder = golden.root / REGION_FOLDER
+        save_regions(folder, "COCO_train2014_000000000042", Regions(torch.tensor([[12.0, 22, 110, 212]])))
+        close(sample(golden, boxes="proposal", proposal_source="vg").boxes, [IMAGE_BOX, TARGET])
+        save_regions(folder, "42", Regions(torch.tensor([[0.0, 0, 9, 9]])))
+        close(sample(golden, boxes="proposal", proposal_source="vg").boxes, [IMAGE_BOX, [0, 0, 11.25, 11.25]])
+
     def test_crowds_are_candidates(self, golden):
         """no. 8"""
         golden.add_image(7, (640, 480), GOLDEN_BOXES, crowd=(1,))

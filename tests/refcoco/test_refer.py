@@ -139,7 +139,9 @@ class TestFiles:
             refer(world)
 
     def test_missing_files_and_what_is_there_instead(self, world):
-        with pytest.raises(FileNotFoundError, match=r"refs\(umd\)\.p \(or \.json\).* has refs\(unc\)\.json, refs\(unc\)"):
+        with pytest.raises(
+            FileNotFoundError, match=r"refs\(umd\)\.p \(or \.json\).* has refs\(unc\)\.json, refs\(unc\)"
+        ):
             REFER(world.root, "refcoco+", "umd")
         with pytest.raises(FileNotFoundError, match=r"refcoco/refs\(unc\)\.p .*no other refs"):
             REFER(world.root, "refcoco", "unc")

@@ -1,4 +1,4 @@
-"""RefCOCO+ files that tests write themselves: one picture with numbers to check by hand, or a small world to train on."""
+"""RefCOCO+ files that tests write themselves: one picture with numbers to check by hand, or a small world."""
 
 from __future__ import annotations
 
@@ -161,6 +161,6 @@ def tiny_refcoco(world: Path, out: Path) -> dict[str, Any]:
     """The YAML of a run of two epochs on `small_world` with its features."""
     settings = tiny_settings("refcoco/base_gt_boxes_4x16G.yaml", world, out)
     settings["DATASET"] |= {"REGION_PATH": str(world / "refcoco+/regions.packed")}
-    settings["NETWORK"] |= {"IMAGE_FEAT_PRECOMPUTED": True, "CLASSIFIER_DROPOUT": 0.1}
+    settings["NETWORK"] |= {"IMAGE_FEAT_PRECOMPUTED": True, "IMAGE_PRETRAINED": "", "CLASSIFIER_DROPOUT": 0.1}
     settings["TRAIN"] |= {"BATCH_IMAGES": 8, "ASPECT_GROUPING": True}
     return settings
