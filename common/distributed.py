@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -99,6 +100,15 @@ def gather_objects(value: T) -> list[T] | None:
     values: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(value, values, dst=0)
     return values
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model whose gradients are averaged over all ranks, and whose weights start as rank 0's; itself on one."""
+    if not is_distributed():
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    # Switches of the configs leave parameters out of the loss (a pooler, a frozen text side).
+    return DistributedDataParallel(model, device_ids, broadcast_buffers=False, find_unused_parameters=True)
 
 
 def _exchange_device() -> torch.device:

@@ -11,15 +11,15 @@ from common import distributed
 from common.metrics import Accuracy, Mean, MetricGroup
 
 
-def run_on_two(function) -> None:
-    """Run `function(rank)` in two processes that form a group; what raises there raises here."""
+def run_on_two(function, *args) -> None:
+    """Run `function(rank, *args)` in two processes that form a group; what raises there raises here."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    spawn(_in_group, args=(function, port), nprocs=2)
+    spawn(_in_group, args=(function, port, args), nprocs=2)
 
 
-def _in_group(rank: int, function, port: int) -> None:
+def _in_group(rank: int, function, port: int, args) -> None:
     os.environ.update(
         {
             "RANK": str(rank),
@@ -32,7 +32,7 @@ def _in_group(rank: int, function, port: int) -> None:
     torch.set_num_threads(1)
     assert distributed.init_from_env(cuda=False)
     try:
-        function(rank)
+        function(rank, *args)
     finally:
         distributed.shutdown()
 

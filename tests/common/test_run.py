@@ -27,6 +27,8 @@ from common.run import (
     seed_everything,
     train_folder,
 )
+from common.trainer import Trainer
+from tests.common.test_distributed import run_on_two
 from tests.common.toy import PREFIX, toy_trainer
 from tests.tiny import tiny_vqa, write_settings
 from vqa.task import TASK
@@ -269,3 +271,24 @@ class TestPrecision:
         state = checkpoint.load_file(folder / "tiny-0001.model")
         assert state["run"]["precision"]["scaler"]["scale"] == (128 if scale == 128.0 else 1024)
         assert all(v.dtype == torch.float32 for v in state["state_dict"].values())
+
+
+def _train_on_two(rank: int, cfg_path: Path) -> None:
+    """Ranks start from different weights and see different samples; they must end with the same weights."""
+    kept = []
+    original = Trainer.fit
+
+    def fit(trainer: Trainer) -> None:
+        original(trainer)
+        kept.append(torch.cat([p.detach().flatten() for p in trainer.module.parameters()]))
+
+    Trainer.fit = fit
+    run_training(TASK, load_config("vqa", cfg_path), cfg_path)
+    weights = distributed.gather_objects(kept[0])
+    if rank == 0:
+        assert torch.equal(weights[0], weights[1]) and weights[0].isfinite().all()
+
+
+def test_two_processes_train_one_model(cfg_path):
+    run_on_two(_train_on_two, cfg_path)
+    assert (cfg_path.parent / "out/tiny/train2014_train/tiny-0001.model").is_file()
