@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow golden lint format doctor clean
+.PHONY: setup demo demo-vcr demo-refcoco test test-slow golden lint format doctor clean
 
 setup: $(INSTALLED)
 
@@ -17,6 +17,13 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 # Generates a small world of coloured shapes, trains VL-BERT on questions about it, prints its accuracy.
 demo: setup
 	$(BIN)/python scripts/demo_vqa.py
+
+# The same world: choosing answers and the reasons for them, and finding what an expression means.
+demo-vcr: setup
+	$(BIN)/python scripts/demo_vcr.py
+
+demo-refcoco: setup
+	$(BIN)/python scripts/demo_refcoco.py
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
