@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from data.scene_description import GRID, Scene, Thing
 
 CLEAR = 0.2  # of the picture: how far apart two points must be on an axis for one to be plainly left of the other
-CELLS = (  # what a third of the width and of the height is called, by row and column
-    ("top left", "top", "top right"),
-    ("left", "middle", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")  # thirds of a picture
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
 
 
@@ -49,9 +45,14 @@ def describe(thing: Thing, *attributes: str) -> Phrase:
 
 
 def cell(scene: Scene, thing: Thing) -> tuple[int, int]:
-    """Row and column of the grid that a thing stands in; see CELLS."""
+    """Row and column of the grid that a thing stands in."""
     x, y = thing.center
     return int(y / scene.height * GRID), int(x / scene.width * GRID)
+
+
+def cell_name(row: int, column: int) -> str:
+    """ "top left" or "middle center": always two words, or "top" would be true of what is at the top left."""
+    return f"{ROWS[row]} {COLUMNS[column]}"
 
 
 def is_beyond_middle(scene: Scene, thing: Thing, direction: str) -> bool:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from random import Random
 
 from data.scene_description import COLORS, MAX_THINGS, SHAPES, Scene
-from data.scene_phrases import CELLS, DIRECTIONS, Phrase, cell, describe, is_beyond_middle
+from data.scene_phrases import COLUMNS, DIRECTIONS, ROWS, Phrase, cell, cell_name, describe, is_beyond_middle
 
-_PLACES = tuple(place for row in CELLS for place in row)
-_WORDS = ("yes", "no", *(str(n) for n in range(MAX_THINGS + 1)), *COLORS, *SHAPES, *DIRECTIONS, *_PLACES)
-ANSWERS = tuple(dict.fromkeys(_WORDS))  # "left" is a direction and a place
+_PLACES = tuple(cell_name(row, column) for row in range(len(ROWS)) for column in range(len(COLUMNS)))
+ANSWERS = ("yes", "no", *(str(n) for n in range(MAX_THINGS + 1)), *COLORS, *SHAPES, *DIRECTIONS, *_PLACES)
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,7 @@ def _ask_place(scene: Scene, rng: Random) -> Question | None:
     if not named:
         return None
     index, phrase = rng.choice(named)
-    row, column = cell(scene, scene.things[index])
-    return Question(f"Where is the {phrase}?", CELLS[row][column], "where", (index,))
+    return Question(f"Where is the {phrase}?", cell_name(*cell(scene, scene.things[index])), "where", (index,))
 
 
 def _named_things(scene: Scene, *attributes: str) -> list[tuple[int, Phrase]]:

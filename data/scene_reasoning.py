@@ -13,7 +13,7 @@ from itertools import combinations, permutations, product
 from random import Random
 
 from data.scene_description import COLORS, GRID, SHAPES, Scene, Thing
-from data.scene_phrases import CELLS, cell, is_beyond
+from data.scene_phrases import cell, cell_name, is_beyond
 
 Tokens = list[str | list[int]]
 CHOICES = 4
@@ -95,7 +95,10 @@ def _ask_pair(scene: Scene, rng: Random) -> Problem | None:
 
 
 def _ask_where(scene: Scene, rng: Random) -> Problem:
-    """ "Where is [2]?" - "[2] is at the top." - "[2] is a red thing at the top." Rivals: other places; other colors."""
+    """ "Where is [2]?" - "[2] is at the top left." - "[2] is a red thing at the top left."
+
+    Rivals: other places; other colours.
+    """
     index = rng.randrange(len(scene.things))
     thing = scene.things[index]
     true = cell(scene, thing)
@@ -108,7 +111,7 @@ def _ask_where(scene: Scene, rng: Random) -> Problem:
 
 
 def _ask_side(scene: Scene, rng: Random) -> Problem | None:
-    """ "On which side of [0] is [2]?" - "[2] is above [0], to the left." - "[2] is at the top left, [0] at the right."
+    """ "On which side of [0] is [2]?" - "[2] is above [0], to the left." - "[2] is at the top left, [0] at the ..."
 
     Rivals: the other three quarters; other places that would put [2] above and to the left of [0].
     """
@@ -174,8 +177,7 @@ def _cell_pairs(vertical: str, horizontal: str) -> list[tuple[tuple[int, int], t
 
 
 def _at(row: int, column: int) -> list[str]:
-    """ "at the top left", "in the middle" """
-    return ["in" if (row, column) == (1, 1) else "at", "the", *CELLS[row][column].split()]
+    return ["at", "the", *cell_name(row, column).split()]
 
 
 def _shuffle(texts: Sequence[Tokens], rng: Random) -> Choices:

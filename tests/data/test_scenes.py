@@ -299,9 +299,8 @@ def side_of_the_middle(scene, thing, question: str) -> str:
 
 def third_of_the_picture(scene, thing) -> str:
     x, y = thing.center[0] / scene.width, thing.center[1] / scene.height
-    row = "top " if y < 1 / 3 else "bottom " if y >= 2 / 3 else ""
-    column = "left" if x < 1 / 3 else "right" if x >= 2 / 3 else ""
-    return f"{row}{column}".strip() or "middle"
+    row = "top" if y < 1 / 3 else "bottom" if y >= 2 / 3 else "middle"
+    return f"{row} {'left' if x < 1 / 3 else 'right' if x >= 2 / 3 else 'center'}"
 
 
 def answer_again(scene, text: str) -> str:

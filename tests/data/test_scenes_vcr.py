@@ -122,10 +122,8 @@ def has(thing, word: str) -> bool:
 
 def cell(scene, thing) -> str:
     x, y = thing.center
-    row = ("top ", "", "bottom ")[int(3 * y / scene.height)]
-    column = ("left", "", "right")[int(3 * x / scene.width)]
-    place = f"{row}{column}".strip()
-    return f"at the {place}" if place else "in the middle"
+    row = ("top", "middle", "bottom")[int(3 * y / scene.height)]
+    return f"at the {row} {('left', 'center', 'right')[int(3 * x / scene.width)]}"
 
 
 def holds(scene, text: str) -> bool:
@@ -140,9 +138,9 @@ def holds(scene, text: str) -> bool:
     if m := re.fullmatch(r"#\d is (above|below) #\d , to the (left|right) \.", text):
         (x1, y1), (x2, y2) = (thing.center for thing in things)
         return m[1] == ("above" if y1 < y2 else "below") and m[2] == ("left" if x1 < x2 else "right")
-    if m := re.fullmatch(r"#\d is (?:a (\w+) thing )?((?:at|in) the [a-z ]+) \.", text):
+    if m := re.fullmatch(r"#\d is (?:a (\w+) thing )?(at the [a-z ]+) \.", text):
         return cell(scene, things[0]) == m[2] and (m[1] is None or has(things[0], m[1]))
-    m = re.fullmatch(r"#\d is ((?:at|in) the [a-z ]+) , #\d ((?:at|in) the [a-z ]+) \.", text)
+    m = re.fullmatch(r"#\d is (at the [a-z ]+) , #\d (at the [a-z ]+) \.", text)
     return [cell(scene, thing) for thing in things] == [m[1], m[2]]
 
 
@@ -154,7 +152,7 @@ def implies(rationale: str, answer: str) -> bool:
         return answer == f"{m[1]} have the same {'shape' if m[2].endswith('s') else 'color'} ."
     if m := re.fullmatch(r"(#\d) is a \w+ thing (.+) \.", rationale):
         return answer == f"{m[1]} is {m[2]} ."
-    m = re.fullmatch(r"(#\d) is (?:at|in) the (.+) , (#\d) (?:at|in) the (.+) \.", rationale)
+    m = re.fullmatch(r"(#\d) is at the (.+) , (#\d) at the (.+) \.", rationale)
     rows = [0 if "top" in place else 2 if "bottom" in place else 1 for place in (m[2], m[4])]
     columns = [0 if "left" in place else 2 if "right" in place else 1 for place in (m[2], m[4])]
     vertical = "above" if rows[0] < rows[1] else "below" if rows[0] > rows[1] else None
