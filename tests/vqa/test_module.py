@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.config import ConfigError, load_config
 from common.data.batch import Batch
 from common.data.collate import collate
+from data.scene_questions import ANSWERS
 from vqa.dataset import build_dataset
 from vqa.module import VLBertForVQA, build_model
 
@@ -160,7 +161,7 @@ class TestConfig:
 
 
 class TestClassifier:
-    H, V = 16, 24
+    H, V = 16, len(ANSWERS) + 1
 
     def shapes(self, cfg_path: Any, kind: str) -> dict[str, tuple[int, ...]]:
         cfg = load_config("vqa", cfg_path, [f"NETWORK.CLASSIFIER_TYPE={kind}", "NETWORK.CLASSIFIER_HIDDEN_SIZE=20"])
@@ -205,7 +206,7 @@ class TestWholeModel:
         with torch.no_grad():
             logits = model(collate([odd, normal])).predictions["label_logits"]
             alone = model(collate([odd])).predictions["label_logits"]
-        assert logits.shape == (2, 24) and logits.isfinite().all()
+        assert logits.shape == (2, len(ANSWERS) + 1) and logits.isfinite().all()
         torch.testing.assert_close(logits[:1], alone, atol=1e-5, rtol=1e-4)
 
     def test_the_picture_and_the_question_matter(self, cfg):
