@@ -64,6 +64,7 @@ class Batch:
     """Padded samples. Every field of Sample with a leading axis B, plus the masks of what is real.
 
     box_mask: bool [B, R]. text_mask: bool [B, T] or [B, C, T]. ids: list of the B sample ids.
+    auxiliary: batches of further datasets for the same step (pretraining on plain text beside captions).
     """
 
     ids: list[int | str]
@@ -79,9 +80,15 @@ class Batch:
     box_masks: Tensor | None = None
     text_tags: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: tuple[Batch, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the step, with those of the auxiliary batches."""
+        return len(self) + sum(len(batch) for batch in self.auxiliary)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy with every tensor on `device` (tensors already there are shared)."""
@@ -113,6 +120,8 @@ def _move(value: Any, device: torch.device | str) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {k: _move(v, device) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(batch.to(device) for batch in value)
     return value
 
 
@@ -121,4 +130,6 @@ def _pin(value: Any) -> Any:
         return value.pin_memory()
     if isinstance(value, dict):
         return {k: _pin(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(batch.pin_memory() for batch in value)
     return value

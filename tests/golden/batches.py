@@ -20,7 +20,7 @@ Inputs = Mapping[str, Tensor | None]
 
 
 def to_batch(task: str, t: Inputs, cfg: object) -> Batch:
-    return {"vqa": _vqa, "refcoco": _refcoco, "vcr": _vcr}[task](t, cfg)
+    return {"vqa": _vqa, "refcoco": _refcoco, "vcr": _vcr, "pretrain": _pretrain}[task](t, cfg)
 
 
 def _regions(t: Inputs, mask: Tensor) -> dict[str, Tensor | None]:
@@ -108,3 +108,40 @@ def _vcr_row(query: Tensor, choice: Tensor, cfg: object) -> tuple[list[int], lis
     ids, segments = join_segments(column(0), CLS, SEP)
     tags, _ = join_segments(column(1), 0, 0)
     return ids, segments, tags, [1] * len(ids)
+
+
+def _pretrain(t: Inputs, cfg: object) -> Batch:
+    """A row of mvrc_labels is a target unless it is all zero."""
+    regions = _regions(t, t["boxes"][..., 0] > -1.5)
+    width = regions["boxes"].shape[1]
+    labels = t["mvrc_labels"][:, :width]
+    wanted = labels.abs().sum(-1) > 0
+    return Batch(
+        ids=_ids(t["boxes"]),
+        text_ids=t["text"],
+        segment_ids=torch.zeros_like(t["text"]),
+        text_mask=t["text"] > 0,
+        targets={
+            "relationship_label": t["relationship_label"],
+            "mlm_labels": t["mlm_labels"],
+            "mvrc_ops": t["mvrc_ops"][:, :width],
+            "mvrc_mask": wanted,
+            "mvrc_labels": pad_stack([row[mask] for row, mask in zip(labels, wanted, strict=True)], 0.0),
+        },
+        auxiliary=tuple(_text_only(t, key) for key in t if key.startswith("aux_text")),
+        **regions,
+    )
+
+
+def _text_only(t: Inputs, key: str) -> Batch:
+    text = t[key]
+    return Batch(
+        ids=_ids(text),
+        im_info=torch.zeros(len(text), 4),
+        boxes=torch.zeros(len(text), 0, 4),
+        box_mask=torch.zeros(len(text), 0, dtype=torch.bool),
+        text_ids=text,
+        segment_ids=torch.zeros_like(text),
+        text_mask=text > 0,
+        targets={"mlm_labels": t[key.replace("aux_text", "aux_mlm_labels")]},
+    )

@@ -22,6 +22,8 @@ def run(case: Case, report: Report) -> None:
     cfg = case_config(case)
     model = build_task_model(case.json["class"], case.json["task"], cfg)
     fill_weights(model)
+    if hasattr(model, "all_positions"):
+        model.all_positions = "n_batches" not in case.json  # the stored logits of a forward are those of all positions
     if hasattr(model, "score_padding"):
         model.score_padding = True
         report.note(SCORE_PADDING)
@@ -63,7 +65,7 @@ def _compare(case: Case, report: Report, mode: str, output: ModelOutput, inputs:
             report.equal(f"{stored} is None", got[name], None)
         else:
             value, want = got[name], case.array(stored)
-            exact = name == "label"
+            exact = name == "label" or name.endswith("_label") or "_label_" in name
             if exact:
                 report.equal(stored, value, want)
             else:
@@ -78,12 +80,29 @@ def _reference_outputs(output: ModelOutput, inputs: dict[str, Any]) -> dict[str,
         got["label"] = label
     if output.loss is not None:
         got["loss"] = output.loss
+    if "mvrc_labels" in inputs:
+        got |= _pretraining_outputs(output, inputs)
     if "expression" in inputs:
         num_boxes = inputs["boxes"].shape[1]
         logits = got["label_logits"]
         got["label_logits"] = clip_pad(logits, (len(logits), num_boxes), -10000.0)
         if label is not None:
             got["label"] = clip_pad(label[:, : logits.shape[1]], (len(logits), num_boxes), -1)
+    return got
+
+
+def _pretraining_outputs(output: ModelOutput, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Widened to the reference's shapes; None for the outputs of a head that is switched off."""
+    got: dict[str, Any] = {"relationship_label": None, "relationship_logits": None} | output.predictions
+    texts = [v for k, v in inputs.items() if k.startswith("aux_text")]
+    width = max(t.shape[1] for t in (inputs["text"], *texts))
+    if "relationship_logits" in output.predictions:
+        got["relationship_label"] = inputs["relationship_label"]
+    for name, value in output.predictions.items():
+        pad = -10000.0 if "logits" in name else 0 if name == "mvrc_label" else -1
+        wide = inputs["boxes"].shape[1] if name.startswith("mvrc") else width
+        if not name.startswith("relationship"):
+            got[name] = clip_pad(value, (len(value), wide, *value.shape[2:]), pad)
     return got
 
 
