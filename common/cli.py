@@ -142,7 +142,7 @@ def _train(task_name: str, args: argparse.Namespace) -> None:
     from common.run import run_training
 
     run_training(task, cfg, Path(args.cfg), log_dir=args.log_dir, cudnn=not args.cudnn_off)
-    if args.do_test:
+    if args.do_test and task.has_results:
         from common.run import run_test
 
         show(run_test(task, cfg, Path(args.cfg)))

@@ -416,7 +416,13 @@ TRAIN = (
     Key("TRAIN.SHUFFLE", "bool", True, "shuffle the training data"),
     Key("TRAIN.FLIP_PROB", "float", 0.5, "probability of a horizontal flip", minimum=0, maximum=1),
     Key("TRAIN.BATCH_IMAGES", "int or list of int", 1, "samples for each device, by data set where several", minimum=1),
-    Key("TRAIN.ASPECT_GROUPING", "bool", True, "a batch holds wide images only, or tall ones only"),
+    Key(
+        "TRAIN.ASPECT_GROUPING",
+        "bool",
+        True,
+        "a batch holds wide images only, or tall ones only",
+        defaults={"pretrain": False},
+    ),
     Key("TRAIN.RESUME", "bool", False, "go on from BEGIN_EPOCH - 1 and fail without that checkpoint"),
     Key("TRAIN.AUTO_RESUME", "bool", True, "go on from the newest checkpoint, if any"),
     Key("TRAIN.BEGIN_EPOCH", "int", 0, "first epoch", minimum=0),
@@ -567,11 +573,18 @@ def _check_pretrain(cfg: Mapping[str, Any]) -> None:
             raise _error(f"{split}.BATCH_IMAGES", sizes, f"a list of {len(datasets)}, one entry for each data set")
         if not several:
             _check_one_batch_size(cfg, split)
+    if module == "ResNetVLBERTForPretrainingMultitask" and not several:
+        raise _error("DATASET", datasets["DATASET"], f"a list of captions and plain text, which {module} trains on")
+    if module == "ResNetVLBERTForPretraining" and several:
+        raise _error(
+            "DATASET", [d["DATASET"] for d in datasets], f"one data set of captions, as {module} takes no other"
+        )
     if module == "ResNetVLBERTForPretrainingMultitask" and vlbert["visual_size"] != vlbert["hidden_size"]:
         expected = f"NETWORK.VLBERT.hidden_size, which is {vlbert['hidden_size']}, because text-only samples share it"
         raise _error("NETWORK.VLBERT.visual_size", vlbert["visual_size"], expected)
-    if module != "ResNetVLBERTForAttentionVis":  # its shipped YAML has no section TRAIN, and nothing is trained
-        _check_no_grouping(cfg)
+    if cfg["NETWORK"]["WITH_REL_LOSS"] and not vlbert["with_pooler"] and module != "ResNetVLBERTForAttentionVis":
+        raise _error("NETWORK.WITH_REL_LOSS", True, "False, or NETWORK.VLBERT.with_pooler true, which its head reads")
+    _check_no_grouping(cfg)
 
 
 def _check_vcr(cfg: Mapping[str, Any]) -> None:

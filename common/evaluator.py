@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common import distributed
 from common.data.batch import Batch, ModelOutput
-from common.data.loader import BatchLoader
+from common.data.loader import Loader
 from common.metrics import MetricGroup
 from common.precision import Precision
 
@@ -36,7 +36,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def evaluate(
     model: nn.Module,
-    loader: BatchLoader,
+    loader: Loader,
     device: torch.device,
     precision: Precision,
     metrics: MetricGroup | None = None,

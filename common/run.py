@@ -15,8 +15,7 @@ from torch import nn
 
 from common import checkpoint, distributed
 from common.config import ConfigError
-from common.data.dataset import TaskDataset
-from common.data.loader import BatchLoader, build_loader
+from common.data.loader import build_loader
 from common.evaluator import evaluate
 from common.log import RunWriter, setup_logging
 from common.optim import RunPlan, build_optimizer, build_schedule
@@ -62,8 +61,8 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
         model_size(model),
         device,
         precision.name,
-        len(train_set),
-        len(val_set),
+        len(loader.dataset),
+        len(val_loader.dataset),
     )
     log.info("%s", plan.describe())
 
@@ -78,7 +77,7 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
         loader=loader,
         metrics=task.build_metrics(cfg, True),
         device=device,
-        settings=trainer_settings(cfg, plan, task.main_metric),
+        settings=trainer_settings(cfg, plan, task.main_metric(cfg)),
         directory=folder,
         prefix=cfg.MODEL_PREFIX,
         validate=lambda stop: evaluate(
@@ -160,8 +159,8 @@ def predict(task: Task, cfg: Any, loaded: Loaded, split: str) -> tuple[list[Reco
 
     Several processes share the samples; rank 0 gets the records of all, the others none.
     """
-    dataset: TaskDataset = task.build_dataset(cfg, split)
-    loader: BatchLoader = build_loader(
+    dataset = task.build_dataset(cfg, split)
+    loader = build_loader(
         dataset,
         cfg,
         split,

@@ -20,14 +20,21 @@ if TYPE_CHECKING:  # heavy imports would slow down `--help`
 Record = dict[str, Any]
 
 
+def _no_results(*args: Any) -> Any:
+    raise ConfigError("this task has no test results to write")
+
+
 @dataclass(frozen=True)
 class Task:
     """One task. Functions that take `cfg` get the complete, frozen config.
 
     name: the folder of the task, and of its keys in common/config_keys.py.
     modules: value of the key MODULE -> builder of the module (random weights, no file read).
-    build_dataset: (cfg, "train" | "val" | "test") -> dataset. Datasets of "test" carry no targets.
-    build_metrics: (cfg, training) -> metrics. main_metric: the one that chooses the best checkpoint; larger is better.
+    build_dataset: (cfg, "train" | "val" | "test") -> dataset, or several that are read in step, the first one the
+    master. Datasets of "test" carry no targets.
+    build_metrics: (cfg, training) -> metrics.
+    main_metric: (cfg) -> name of the one that chooses the best checkpoint; larger is better.
+    has_results: whether a test run writes a file; without one the next three are not given.
     to_records: one JSON-able dict with an "id" for every sample of a batch, from the model's output.
     write_results: (records, dataset, path) -> the result file in the benchmark's format, records in dataset order.
     result_name: (cfg, stem) -> file name of the results. result_stem: (cfg, stem of the YAML) -> its default stem.
@@ -39,12 +46,13 @@ class Task:
 
     name: str
     modules: dict[str, Callable[[Any], nn.Module]]
-    build_dataset: Callable[[Any, str], TaskDataset]
+    build_dataset: Callable[[Any, str], TaskDataset | list[TaskDataset]]
     build_metrics: Callable[[Any, bool], MetricGroup]
-    main_metric: str
-    to_records: Callable[[ModelOutput, Batch, Any], list[Record]]
-    write_results: Callable[[Sequence[Record], Any, Path], None]
-    result_name: Callable[[Any, str], str]
+    main_metric: Callable[[Any], str]
+    has_results: bool = True
+    to_records: Callable[[ModelOutput, Batch, Any], list[Record]] = _no_results
+    write_results: Callable[[Sequence[Record], Any, Path], None] = _no_results
+    result_name: Callable[[Any, str], str] = _no_results
     result_stem: Callable[[Any, str], str] = lambda cfg, yaml_stem: yaml_stem
     summary: Callable[[Sequence[Record], Any], str] = lambda records, dataset: ""
     adapt_pretrained: Callable[[Any], Callable[[dict[str, Any]], dict[str, Any]] | None] = lambda cfg: None

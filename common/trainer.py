@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import checkpoint, distributed
 from common.data.batch import Batch, ModelOutput
-from common.data.loader import BatchLoader
+from common.data.loader import Loader
 from common.evaluator import Interrupted
 from common.log import RunWriter
 from common.metrics import MetricGroup
@@ -88,7 +88,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     precision: Precision
-    loader: BatchLoader
+    loader: Loader
     metrics: MetricGroup
     device: torch.device
     settings: TrainerSettings

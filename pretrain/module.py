@@ -1,4 +1,4 @@
-"""VL-BERT in pretraining: masked words and masked regions, on captions and on plain text (paper §3.3; spec 10 §3 to 7)."""
+"""VL-BERT in pretraining: masked words and masked regions, captions and plain text (paper §3.3; spec 10 §3 to 7)."""
 
 from __future__ import annotations
 
@@ -95,16 +95,15 @@ class PretrainingEncoder(nn.Module):
         texts = batch.auxiliary
         width = max(b.text_ids.shape[1] for b in (batch, *texts))
         count = sum(len(b) for b in texts)
-        no_regions = captions.object_visual.shape[1]
         visual = self.aux_text_visual_embedding.weight.to(captions.text_visual.dtype)
         return Rows(
             text_ids=_stack([b.text_ids for b in (batch, *texts)], width),
             segment_ids=_stack([b.segment_ids for b in (batch, *texts)], width),
             text_visual=torch.cat([_widen(captions.text_visual, width), visual.expand(count, width, -1)]),
             text_mask=_stack([b.text_mask for b in (batch, *texts)], width),
-            object_visual=_append_zeros(captions.object_visual, (count, no_regions)),
-            object_linguistic=_append_zeros(captions.object_linguistic, (count, no_regions)),
-            object_mask=_append_zeros(captions.object_mask, (count,)),
+            object_visual=_append_zeros(captions.object_visual, count),
+            object_linguistic=_append_zeros(captions.object_linguistic, count),
+            object_mask=_append_zeros(captions.object_mask, count),
         )
 
 
@@ -241,11 +240,6 @@ def _embedding(size: int, std: float) -> nn.Embedding:
     return embedding
 
 
-def _zero(encoded: VLBertOutput) -> Tensor:
-    """The loss of a head that is switched off."""
-    return torch.zeros((), device=encoded.text.device)
-
-
 def _stack(parts: list[Tensor], width: int, value: float = 0) -> Tensor:
     """Rows [n_i, T_i] one below the other, cut or padded to [sum of n_i, width]."""
     return torch.cat([clip_pad(part, (len(part), width), value) for part in parts])
@@ -256,8 +250,8 @@ def _widen(x: Tensor, width: int) -> Tensor:
     return F.pad(x, (0, 0, 0, width - x.shape[1]))
 
 
-def _append_zeros(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.cat([x, x.new_zeros(*shape, *x.shape[len(shape) :])])
+def _append_zeros(x: Tensor, rows: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
 
 
 # ---------------------------------------------------------------------------------------------- builders

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from common.data.batch import Batch
 from common.data.collate import collate
 from common.data.dataset import TaskDataset
 from common.data.samplers import BatchSampler, EpochSampler
@@ -57,6 +61,15 @@ class BatchLoader:
         """Batches of a full epoch on this rank."""
         return len(self.batch_sampler)
 
+    @property
+    def base_seed(self) -> int:
+        """What the random draws of the samples are seeded with."""
+        return self.batch_sampler.base_seed
+
+    @base_seed.setter
+    def base_seed(self, seed: int) -> None:
+        self.batch_sampler.base_seed = seed
+
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Any:
         """An iterator over the batches of an epoch from `start_batch` on."""
         self.batch_sampler.set_position(epoch, start_batch)
@@ -64,6 +77,60 @@ class BatchLoader:
 
     def __iter__(self) -> Any:
         return self.epoch()
+
+
+class MultiLoader:
+    """Several loaders in step: batches of the first one, each with the next batch of the others as `auxiliary`.
+
+    The first loader is the master: its length is that of an epoch. The others go round, with an order of their own for
+    each round; where they stand follows from the master's position, so the run's position is that of the master alone
+    (spec 10 §12).
+    """
+
+    def __init__(self, master: BatchLoader, others: Sequence[BatchLoader]) -> None:
+        self.master, self.others = master, others
+
+    def __len__(self) -> int:
+        return len(self.master)
+
+    @property
+    def dataset(self) -> TaskDataset:
+        """That of the master."""
+        return self.master.dataset
+
+    @property
+    def base_seed(self) -> int:
+        return self.master.base_seed
+
+    @base_seed.setter
+    def base_seed(self, seed: int) -> None:
+        for loader in (self.master, *self.others):
+            loader.base_seed = seed
+
+    def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
+        """An iterator over the batches of an epoch from `start_batch` on."""
+        # Not a generator itself: the workers of all loaders start now, side by side.
+        step = epoch * len(self.master) + start_batch
+        master = self.master.epoch(epoch, start_batch)
+        return self._join(master, [_rounds(loader, step) for loader in self.others])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+    def _join(self, master: Iterator[Batch], others: list[Iterator[Batch]]) -> Iterator[Batch]:
+        for batch in master:
+            yield dataclasses.replace(batch, auxiliary=tuple(next(other) for other in others))
+
+
+def _rounds(loader: BatchLoader, step: int) -> Iterator[Batch]:
+    """Batches of a loader without end, from the one that belongs to step number `step` of a run."""
+    number, start = divmod(step, len(loader))
+    for epoch in count(number):
+        yield from loader.epoch(epoch, start)
+        start = 0
+
+
+Loader = BatchLoader | MultiLoader
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -81,7 +148,7 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 
 
 def build_loader(
-    dataset: TaskDataset,
+    dataset: TaskDataset | Sequence[TaskDataset],
     cfg: Any,
     split: str,
     base_seed: int = 0,
@@ -89,19 +156,31 @@ def build_loader(
     world: int = 1,
     cuda: bool = False,
     in_order: bool = False,
-) -> BatchLoader:
-    """The loader of a config for "train", "val" or "test". in_order: whatever SHUFFLE says; testing always is."""
+) -> Loader:
+    """The loader of a config for "train", "val" or "test". in_order: whatever SHUFFLE says; testing always is.
+
+    Several datasets, each with its entry of BATCH_IMAGES, are read in step; the first is the master.
+    """
     section = cfg[split.upper()]
     workers = min(cfg.NUM_WORKERS_PER_GPU, os.cpu_count() or 1)
-    return BatchLoader(
-        dataset,
-        section.BATCH_IMAGES,
-        shuffle=section.SHUFFLE and not in_order and split != "test",
-        training=split == "train",
-        aspect_grouping=split == "train" and section.ASPECT_GROUPING,
-        num_workers=workers,
-        base_seed=base_seed,
-        rank=rank,
-        world=world,
-        pin_memory=cuda,
-    )
+
+    def build(dataset: TaskDataset, batch_size: int, training: bool, workers: int) -> BatchLoader:
+        return BatchLoader(
+            dataset,
+            batch_size,
+            shuffle=section.SHUFFLE and not in_order and split != "test",
+            training=training,
+            aspect_grouping=split == "train" and section.ASPECT_GROUPING,
+            num_workers=workers,
+            base_seed=base_seed,
+            rank=rank,
+            world=world,
+            pin_memory=cuda,
+        )
+
+    if isinstance(dataset, TaskDataset):
+        return build(dataset, section.BATCH_IMAGES, split == "train", workers)
+    master, *others = zip(dataset, section.BATCH_IMAGES, strict=True)
+    # The others are plain text, which one process reads fast enough. Every rank needs a part of them, whatever their
+    # size, also in evaluation.
+    return MultiLoader(build(*master, split == "train", workers), [build(*o, True, min(workers, 1)) for o in others])

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
+LARGE = 1 << 24  # samples; a written-out permutation of so many takes 128 MiB in every process
+FEISTEL_ROUNDS = 6
 _MASK64 = (1 << 64) - 1
 
 
@@ -36,6 +40,7 @@ class EpochSampler:
     length: size of the dataset. shuffle: a permutation seeded by epoch + seed; seed 0 gives the original's order.
     pad: the order is extended by its own head until every rank has equally many (training); without, each sample
     belongs to exactly one rank (evaluation).
+    From LARGE samples on the permutation is computed position by position, so that memory does not grow.
     Raises ValueError for an empty dataset or a rank outside the world.
     """
 
@@ -47,23 +52,54 @@ class EpochSampler:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} in a world of {world}")
         self.length, self.shuffle, self.rank, self.world, self.pad, self.seed = length, shuffle, rank, world, pad, seed
+        self._kept: tuple[int, Tensor] | None = None  # the permutation of the last epoch that was asked for
 
-    def order(self, epoch: int) -> Tensor:
-        """The epoch's order of the whole dataset: int64 [length]."""
+    @property
+    def count(self) -> int:
+        """Samples of each rank in the padded order."""
+        return -(-self.length // self.world)
+
+    def part(self, epoch: int, start: int, stop: int) -> Tensor:
+        """int64 [stop - start]: the samples at these positions of the epoch's order, which goes round and round."""
+        positions = torch.arange(start, stop) % self.length
         if not self.shuffle:
-            return torch.arange(self.length)
-        return torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch))
+            return positions
+        if self.length >= LARGE:
+            return scattered(positions, self.length, self.seed + epoch)
+        if self._kept is None or self._kept[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._kept = epoch, torch.randperm(self.length, generator=generator)
+        return self._kept[1][positions]
 
     def indices(self, epoch: int) -> Tensor:
-        """This rank's contiguous part of the padded order: int64 [n], the same n on every rank."""
-        count = -(-self.length // self.world)
-        start, end = self.rank * count, (self.rank + 1) * count
-        return self.order(epoch)[torch.arange(start, end) % self.length]  # wraps around to the head
+        """This rank's contiguous part of the padded order: int64 [count]."""
+        return self.part(epoch, self.rank * self.count, (self.rank + 1) * self.count)
 
 
-def plain_batches(order: Tensor, batch_size: int) -> list[Tensor]:
-    """The order in pieces of `batch_size`; the last one may be shorter."""
-    return list(order.split(batch_size))
+def scattered(positions: Tensor, length: int, seed: int) -> Tensor:
+    """The images of positions [n] under a permutation of 0 .. length - 1 that is never written down.
+
+    A Feistel network permutes the next power of four; images beyond the end are permuted again until they are inside.
+    """
+    half = max(1, (length - 1).bit_length() + 1 >> 1)
+    keys = [np.uint64(sample_seed(seed, i, length)) for i in range(FEISTEL_ROUNDS)]
+    values = positions.numpy().astype(np.uint64)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        values[outside] = _feistel(values[outside], np.uint64(half), keys)
+        outside = values >= length
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _feistel(values: NDArray[np.uint64], half: np.uint64, keys: Sequence[np.uint64]) -> NDArray[np.uint64]:
+    """A bijection of numbers of 2 * half bits."""
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for key in keys:
+        x = (right ^ key) * np.uint64(0xBF58476D1CE4E5B9)  # arrays wrap around in silence
+        x = (x ^ (x >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+        left, right = right, left ^ (x >> (np.uint64(64) - half))
+    return left << half | right
 
 
 def grouped_batches(order: Tensor, group_ids: Tensor, batch_size: int) -> list[Tensor]:
@@ -104,22 +140,47 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.sampler, self.batch_size, self.base_seed = sampler, batch_size, base_seed
         self.group_ids = None if group_ids is None else torch.as_tensor(group_ids)
         self.epoch = self.start_batch = 0
-        self._length = len(self.batches(0))
+        self._dealt: tuple[int, list[Tensor]] | None = None  # the grouped batches of the last epoch
+        self._length = self._count()
 
-    def batches(self, epoch: int) -> list[Tensor]:
-        """This rank's batches of an epoch, int64 [<= batch_size] each."""
-        rank, world = self.sampler.rank, self.sampler.world
-        if self.group_ids is None and self.sampler.pad:
-            return plain_batches(self.sampler.indices(epoch), self.batch_size)
-        order = self.sampler.order(epoch)
-        if self.group_ids is None:
-            batches = plain_batches(order, self.batch_size)
+    def batch(self, epoch: int, number: int) -> Tensor:
+        """This rank's batch `number` of an epoch: int64 [<= batch_size]."""
+        sampler, size = self.sampler, self.batch_size
+        if self.group_ids is not None:
+            return self._grouped(epoch)[number]
+        if sampler.pad:
+            first, last = sampler.rank * sampler.count, (sampler.rank + 1) * sampler.count
         else:
+            first, last = self._whole_batches(-(-sampler.length // size)).start * size, sampler.length
+        start = first + number * size
+        return sampler.part(epoch, start, min(start + size, last))
+
+    def _count(self) -> int:
+        if self.group_ids is not None:
+            return len(self._grouped(0))
+        if self.sampler.pad:
+            return -(-self.sampler.count // self.batch_size)
+        return len(self._whole_batches(-(-self.sampler.length // self.batch_size)))
+
+    def _grouped(self, epoch: int) -> list[Tensor]:
+        if self._dealt is None or self._dealt[0] != epoch:
+            assert self.group_ids is not None
+            order = self.sampler.part(epoch, 0, self.sampler.length)
             batches = grouped_batches(order, self.group_ids, self.batch_size)
-        count = len(batches)
+            self._dealt = epoch, [batches[i] for i in self._dealt_numbers(len(batches))]
+        return self._dealt[1]
+
+    def _dealt_numbers(self, count: int) -> list[int]:
+        """Which of `count` batches are this rank's."""
+        rank, world = self.sampler.rank, self.sampler.world
         if not self.sampler.pad:
-            return batches[count * rank // world : count * (rank + 1) // world]
-        return [batches[i % count] for i in range(rank, -(-count // world) * world, world)]
+            return list(self._whole_batches(count))
+        return [i % count for i in range(rank, -(-count // world) * world, world)]
+
+    def _whole_batches(self, count: int) -> range:
+        """Contiguous numbers of `count` batches that are this rank's in evaluation."""
+        rank, world = self.sampler.rank, self.sampler.world
+        return range(count * rank // world, count * (rank + 1) // world)
 
     def set_position(self, epoch: int, start_batch: int = 0) -> None:
         """The next iteration gives the batches of `epoch` from `start_batch` on. Raises ValueError past the end."""
@@ -132,8 +193,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         return self._iterate(self.epoch, self.start_batch)
 
     def _iterate(self, epoch: int, start_batch: int) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.batches(epoch)[start_batch:]:
-            yield [(index, sample_seed(self.base_seed, epoch, index)) for index in batch.tolist()]
+        for number in range(start_batch, len(self)):
+            yield [(i, sample_seed(self.base_seed, epoch, i)) for i in self.batch(epoch, number).tolist()]
 
     def __len__(self) -> int:
         return self._length

@@ -381,7 +381,7 @@ def test_forms_of_lr_step(steps):
 
 
 def test_entries_of_a_list_are_completed_and_checked(write):
-    text = "MODULE: ResNetVLBERTForPretraining\nTRAIN: {ASPECT_GROUPING: false, BATCH_IMAGES: [1, 2]}\n"
+    text = "MODULE: ResNetVLBERTForPretrainingMultitask\nTRAIN: {ASPECT_GROUPING: false, BATCH_IMAGES: [1, 2]}\n"
     text += "VAL: {BATCH_IMAGES: [1, 2]}\nTEST: {BATCH_IMAGES: [1, 2]}\n"
     text += "DATASET:\n- {DATASET: coco_captions}\n- {DATASET: general_corpus, SEQ_LEN: 9%s}\n"
     cfg = load_config("pretrain", write("run.yaml", VALID + text % ""))
@@ -406,7 +406,7 @@ def test_overrides_of_entries_of_a_list():
 
 
 def test_a_list_over_what_a_base_says(write):
-    more = "\nMODULE: ResNetVLBERTForPretraining\nTRAIN: {ASPECT_GROUPING: false, BATCH_IMAGES: [1, 1]}\n"
+    more = "\nMODULE: ResNetVLBERTForPretrainingMultitask\nTRAIN: {ASPECT_GROUPING: false, BATCH_IMAGES: [1, 1]}\n"
     more += "VAL: {BATCH_IMAGES: [1, 1]}\nTEST: {BATCH_IMAGES: [1, 1]}\n_BASE_: base.yaml\n"
     more += "DATASET: [{DATASET: coco_captions}, {DATASET: general_corpus, SEQ_LEN: 9}]\n"
     path = write("run.yaml", VALID + more)
@@ -510,6 +510,9 @@ IMPOSSIBLE = [
     ("vcr/base_q2a_4x16G_fp32", "TRAIN.ASPECT_GROUPING=true", "expected False"),
     ("refcoco/base_gt_boxes_4x16G", "DATASET.VAL_BOXES=all", "expected one of 'gt', 'proposal'"),
     ("refcoco/base_gt_boxes_4x16G", "NETWORK.IMAGE_FEAT_PRECOMPUTED=true", "DATASET.REGION_PATH = ''"),
+    (MULTITASK, "MODULE=ResNetVLBERTForPretraining", "takes no other"),
+    (MULTITASK, "NETWORK.WITH_REL_LOSS=true", "with_pooler true"),
+    ("pretrain/base_prec_withouttextonly_4x16G_fp32", "MODULE=ResNetVLBERTForPretrainingMultitask", "plain text"),
     (MULTITASK, "TRAIN.BATCH_IMAGES=4", "a list of 2"),
     (MULTITASK, "VAL.BATCH_IMAGES=[4]", "a list of 2"),
     (MULTITASK, "DATASET.0.DATASET=vqa", "DATASET[0].DATASET = 'vqa': expected one of 'conceptual_captions'"),

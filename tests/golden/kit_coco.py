@@ -6,6 +6,7 @@ import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,18 +37,23 @@ def write_regions(instances: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = json.loads(instances.read_text())
     for image in content["images"]:
-        i, width, height = image["id"], image["width"], image["height"]
-        rows = [a["bbox"] for a in content["annotations"] if a["image_id"] == i]
-        boxes = np.array(
-            [[x, y, x + w - 1, y + h - 1] for x, y, w, h in rows] or [[0, 0, width - 1, height - 1]], float
-        )
-        boxes[:, 0::2] = boxes[:, 0::2].clip(0, width - 1)
-        boxes[:, 1::2] = boxes[:, 1::2].clip(0, height - 1)
+        i = image["id"]
+        boxes = clipped_boxes(content["annotations"], image)
         features = np.abs(np.random.default_rng(i).standard_normal((len(boxes), FEATURE_DIM)))
         regions = Regions(
             torch.from_numpy(boxes.astype(np.float32)),
             torch.from_numpy(features.astype(np.float32)),
-            width=width,
-            height=height,
+            width=image["width"],
+            height=image["height"],
         )
         save_regions(folder, str(i), regions)
+
+
+def clipped_boxes(annotations: list[dict[str, Any]], image: dict[str, Any]) -> np.ndarray:
+    """float64 [n, 4] xyxy of the annotations of an image, within it; the whole image where there is none."""
+    width, height = image["width"], image["height"]
+    rows = [a["bbox"] for a in annotations if a["image_id"] == image["id"]]
+    boxes = np.array([[x, y, x + w - 1, y + h - 1] for x, y, w, h in rows] or [[0, 0, width - 1, height - 1]], float)
+    boxes[:, 0::2] = boxes[:, 0::2].clip(0, width - 1)
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, height - 1)
+    return boxes

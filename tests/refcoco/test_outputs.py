@@ -231,7 +231,7 @@ class TestMetrics:
             "ClsPosFrac",
             "ClsLoss",
         ]
-        assert list(build_metrics(cfg, training=False).compute()) == ["RefAcc"] == [TASK.main_metric]
+        assert list(build_metrics(cfg, training=False).compute()) == ["RefAcc"] == [TASK.main_metric(cfg)]
         assert TASK.loss_scale_range == (128.0, None)
 
     def test_values(self, cfg_path):

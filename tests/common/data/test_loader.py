@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from common.config import load_config
 from common.data.batch import Sample
 from common.data.dataset import TaskDataset
-from common.data.loader import BatchLoader, _leave_signals_to_the_trainer, build_loader
+from common.data.loader import BatchLoader, MultiLoader, _leave_signals_to_the_trainer, build_loader
 
 
 class Numbers(TaskDataset):
@@ -115,6 +115,67 @@ def test_from_a_config():
     assert train.batch_sampler.base_seed == 9
     assert [i for batch in test for i in batch.ids] == list(range(11))  # never shuffled
     assert train.batch_sampler.sampler.pad and not val.batch_sampler.sampler.pad
+
+
+def joined(workers: int = 0, **changes) -> MultiLoader:
+    """Epochs of 4 batches, beside datasets of 5 in batches of 2 and of 3 one by one."""
+    settings = {"training": True, "num_workers": workers, "base_seed": 4} | changes
+    return MultiLoader(
+        BatchLoader(Numbers(7), 2, **settings),
+        [BatchLoader(Numbers(5), 2, **settings), BatchLoader(Numbers(3), 1, **settings)],
+    )
+
+
+def joint_stream(batches) -> list[list[tuple[list, list]]]:
+    return [stream([batch, *batch.auxiliary]) for batch in batches]
+
+
+class TestSeveralInStep:
+    def test_the_others_go_round(self):
+        loader = joined()
+        rounds = [[[i for ids, _ in row for i in ids] for row in joint_stream(loader.epoch(e))] for e in range(2)]
+        assert rounds == [
+            [[0, 1, 0, 1, 0], [2, 3, 2, 3, 1], [4, 5, 4, 2], [6, 0, 1, 0]],
+            [[0, 1, 2, 3, 1], [2, 3, 4, 2], [4, 5, 0, 1, 0], [6, 2, 3, 1]],
+        ]
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_from_the_middle_is_the_rest_of_the_whole(self, workers):
+        for epoch in (0, 2):
+            whole = joint_stream(joined(shuffle=True).epoch(epoch))
+            for start in range(5):
+                assert joint_stream(joined(workers, shuffle=True).epoch(epoch, start)) == whole[start:]
+
+    def test_each_round_has_its_own_order_and_draws(self):
+        """The 5 samples of the first other dataset take 3 batches, so its second round starts in the first epoch."""
+        loader = joined(shuffle=True)
+        texts = [row[1] for epoch in range(2) for row in joint_stream(loader.epoch(epoch))]
+        assert texts[:3] != texts[3:6]
+        assert [i for ids, _ in texts[:3] for i in ids] != [i for ids, _ in texts[3:6] for i in ids]
+
+    def test_an_abandoned_epoch_leaves_nothing_behind(self):
+        loader = joined(1, shuffle=True)
+        next(iter(loader.epoch(0)))
+        assert joint_stream(loader.epoch(1, 1)) == joint_stream(joined(shuffle=True).epoch(1, 1))
+
+    def test_from_a_config(self):
+        datasets = [{"DATASET": "conceptual_captions"}, {"DATASET": "general_corpus"}]
+        sizes = {f"{split}.BATCH_IMAGES": [3, 2] for split in ("TRAIN", "VAL", "TEST")}
+        cfg = load_config("pretrain", overrides={"DATASET": datasets, "NUM_WORKERS_PER_GPU": 0, **sizes})
+        data = [Numbers(11), Numbers(2)]
+        for rank in range(3):
+            val = build_loader(data, cfg, "val", rank=rank, world=3)
+            batches = list(val)
+            assert len(batches) == len(val) and all(len(b.auxiliary[0]) == 1 for b in batches)
+        train = build_loader(data, cfg, "train", base_seed=9)
+        batch = next(iter(train))
+        assert (len(batch), len(batch.auxiliary[0]), batch.num_samples) == (3, 2, 5)
+        assert train.base_seed == train.others[0].base_seed == 9
+        train.base_seed = 2
+        assert train.master.base_seed == train.others[0].base_seed == 2
+        assert joint_stream(val) == joint_stream(val)  # the same text in each validation
+        moved = batch.to("meta")
+        assert moved.auxiliary[0].text_ids.device.type == "meta" == moved.boxes.device.type
 
 
 class TestSignals:

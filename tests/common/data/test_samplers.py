@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.samplers import BatchSampler, EpochSampler, grouped_batches, sample_seed
+from common.data.samplers import BatchSampler, EpochSampler, grouped_batches, sample_seed, scattered
 
 
 def permutation(length: int, epoch: int) -> list[int]:
@@ -11,6 +11,11 @@ def permutation(length: int, epoch: int) -> list[int]:
 
 def lists(batches: list[torch.Tensor]) -> list[list[int]]:
     return [batch.tolist() for batch in batches]
+
+
+def dealt(sampler: BatchSampler, epoch: int) -> list[list[int]]:
+    """The batches of an epoch."""
+    return [sampler.batch(epoch, i).tolist() for i in range(len(sampler))]
 
 
 def test_the_default_order_is_seeded_by_the_epoch():
@@ -33,8 +38,8 @@ def test_evaluation_sees_each_sample_once():
     """In the batches of one process, so that padding and rounding are the same however many there are."""
     for length, sizes in ((1, [0, 0, 1]), (7, [1, 1, 2]), (8, [1, 1, 2]), (12, [2, 2, 2])):
         samplers = [BatchSampler(EpochSampler(length, False, rank, 3, pad=False), 2) for rank in range(3)]
-        single = lists(BatchSampler(EpochSampler(length, False, pad=False), 2).batches(0))
-        assert sum((lists(s.batches(0)) for s in samplers), []) == single
+        single = dealt(BatchSampler(EpochSampler(length, False, pad=False), 2), 0)
+        assert sum((dealt(s, 0) for s in samplers), []) == single
         assert sum(single, []) == list(range(length))
         assert [len(s) for s in samplers] == sizes
 
@@ -59,14 +64,14 @@ def test_groups_are_kept_apart_and_ordered_by_their_first_sample():
 
 def test_with_groups_all_ranks_have_equally_many_batches():
     groups = [0] * 7 + [1] * 4
-    single = lists(BatchSampler(EpochSampler(11, True), 2, groups).batches(1))
+    single = dealt(BatchSampler(EpochSampler(11, True), 2, groups), 1)
     assert len(single) == 6
     world = [BatchSampler(EpochSampler(11, True, rank, 4), 2, groups) for rank in range(4)]
-    dealt = [lists(s.batches(1)) for s in world]
+    parts = [dealt(s, 1) for s in world]
     assert [len(s) for s in world] == [2, 2, 2, 2]
-    assert [dealt[i % 4][i // 4] for i in range(8)] == single + single[:2]
+    assert [parts[i % 4][i // 4] for i in range(8)] == single + single[:2]
     for epoch in range(4):
-        assert {len(s.batches(epoch)) for s in world} == {len(world[0])}
+        assert {len(dealt(s, epoch)) for s in world} == {len(world[0])}
 
 
 def test_iteration_goes_on_from_the_position():
@@ -126,3 +131,32 @@ def test_a_data_loader_hands_the_pairs_to_the_dataset(workers):
     sampler.set_position(4, 1)
     assert list(loader) == list(sampler)
     assert len(loader) == 3
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 64, 65, 1000, 4097])
+def test_a_permutation_that_is_not_written_down(length):
+    positions = torch.arange(length)
+    for seed in range(3):
+        assert scattered(positions, length, seed).sort().values.tolist() == list(range(length))
+    first, second = (scattered(positions, length, seed) for seed in (0, 1))
+    if length > 60:
+        assert (first == second).float().mean() < 0.1 and (first == positions).float().mean() < 0.1
+        # No order is left: neighbours land as far apart as chance would have it (a third of the length on average).
+        assert 0.25 < float((first[1:] - first[:-1]).abs().double().mean()) / length < 0.42
+    part = torch.tensor([length - 1, 0])
+    assert scattered(part, length, 1).tolist() == second[part].tolist()
+
+
+def test_huge_datasets_are_shuffled_without_an_order_in_memory(monkeypatch):
+    monkeypatch.setattr(torch, "randperm", None)
+    sampler = BatchSampler(EpochSampler(3_000_000_000, True, rank=1, world=4), 8)
+    first = sampler.batch(0, 0).tolist()
+    assert len({*first, *sampler.batch(0, 1).tolist()}) == 16 and max(first) < 3_000_000_000
+    assert first != sampler.batch(1, 0).tolist() and len(sampler) == 93_750_000
+
+
+def test_small_and_huge_datasets_deal_in_the_same_way(monkeypatch):
+    monkeypatch.setattr("common.data.samplers.LARGE", 10)
+    world = [BatchSampler(EpochSampler(11, True, rank, 2), 4) for rank in range(2)]
+    seen = [i for s in world for batch in dealt(s, 3) for i in batch]
+    assert sorted(set(seen)) == list(range(11)) and len(seen) == 12

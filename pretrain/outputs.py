@@ -1,0 +1,30 @@
+"""What pretraining reports (spec 10 §13)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.metrics import Mean, Metric, MetricGroup, MLMAccuracy, MVRCAccuracy, RelationshipAccuracy
+
+
+def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+    """Accuracies of the losses that are on, and the losses of TRAIN.LOSS_LOGGERS, in validation too."""
+    metrics: list[Metric] = []
+    if cfg.NETWORK.WITH_REL_LOSS:
+        metrics.append(RelationshipAccuracy())
+    if cfg.NETWORK.WITH_MLM_LOSS:
+        metrics += [MLMAccuracy("wvc"), MLMAccuracy("aux")] if _is_multitask(cfg) else [MLMAccuracy()]
+    if cfg.NETWORK.WITH_MVRC_LOSS:
+        metrics.append(MVRCAccuracy())
+    return MetricGroup([*metrics, *(Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS)])
+
+
+def main_metric(cfg: Any) -> str:
+    """The accuracy of masked words of captions; without that loss, of regions or of the relationship."""
+    if cfg.NETWORK.WITH_MLM_LOSS:
+        return "MLMAccWVC" if _is_multitask(cfg) else "MLMAcc"
+    return "MVRCAccuracy" if cfg.NETWORK.WITH_MVRC_LOSS else "RelAcc"
+
+
+def _is_multitask(cfg: Any) -> bool:
+    return cfg.MODULE == "ResNetVLBERTForPretrainingMultitask"

@@ -1,0 +1,22 @@
+"""Pretraining as a task (paper §3.3; spec 10)."""
+
+from __future__ import annotations
+
+from common.task import Task
+from pretrain.dataset import build_dataset
+from pretrain.module import build_attention_vis, build_multitask, build_single
+from pretrain.outputs import build_metrics, main_metric
+
+TASK = Task(
+    name="pretrain",
+    modules={
+        "ResNetVLBERTForPretrainingMultitask": build_multitask,
+        "ResNetVLBERTForPretraining": build_single,
+        "ResNetVLBERTForAttentionVis": build_attention_vis,
+    },
+    build_dataset=build_dataset,
+    build_metrics=build_metrics,
+    main_metric=main_metric,
+    has_results=False,
+    loss_scale_range=(128.0, 128.0),
+)
