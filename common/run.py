@@ -15,6 +15,7 @@ from torch import nn
 
 from common import checkpoint, distributed
 from common.config import ConfigError
+from common.data.dataset import dataset_sections
 from common.data.loader import build_loader
 from common.evaluator import evaluate
 from common.log import RunWriter, setup_logging
@@ -249,8 +250,7 @@ def seed_everything(seed: int) -> int:
 
 def train_folder(cfg: Any, cfg_path: Path) -> Path:
     """OUTPUT_PATH/<yaml stem>/<image set>_train (spec 03 §10)."""
-    dataset = cfg.DATASET[0] if isinstance(cfg.DATASET, list | tuple) else cfg.DATASET
-    return Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{dataset.TRAIN_IMAGE_SET}_train"
+    return Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{dataset_sections(cfg)[0].TRAIN_IMAGE_SET}_train"
 
 
 def keep_config(cfg: Any, cfg_path: Path, folder: Path) -> None:

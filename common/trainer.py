@@ -166,7 +166,7 @@ class Trainer:
         self._cycle.append({"loss": self._loss, **{k: v.detach() for k, v in output.losses.items()}})
         with torch.no_grad():
             self.metrics.update(output.values(batch.targets))
-        self._samples += len(batch)
+        self._samples += batch.num_samples
 
     def _update(self) -> None:
         """One optimizer step: update k uses the learning rate of schedule(k) (spec 03 §5)."""
@@ -338,7 +338,7 @@ class Trainer:
             "run": {
                 "position": vars(self.position).copy(),
                 "batches_per_epoch": len(self.loader),
-                "base_seed": self.loader.batch_sampler.base_seed,
+                "base_seed": self.loader.base_seed,
                 "accumulate": self.settings.accumulate,
                 "precision": self.precision.state_dict(),
                 "plateau": self.schedule.state_dict() if isinstance(self.schedule, PlateauSchedule) else None,
@@ -387,7 +387,7 @@ class Trainer:
                 f"and processes, or start from the epoch's checkpoint"
             )
         self.position = position
-        self.loader.batch_sampler.base_seed = run["base_seed"]
+        self.loader.base_seed = run["base_seed"]
         self.precision.load_state_dict(run["precision"])
         if isinstance(self.schedule, PlateauSchedule) and run["plateau"]:
             self.schedule.load_state_dict(run["plateau"])

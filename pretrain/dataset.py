@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from common.data.dataset import DataError, TaskDataset
+from common.data.dataset import DataError, TaskDataset, dataset_sections
 from common.data.text import BertTokenizer, load_tokenizer
 from common.data.transforms import Transform
 from pretrain.captions import CaptionSettings, COCOCaptions, ConceptualCaptions
@@ -20,9 +19,8 @@ def build_dataset(cfg: Any, split: str) -> TaskDataset | list[TaskDataset]:
     There is nothing to test: that split has its masked words and regions too.
     """
     tokenizer = load_tokenizer(cfg.NETWORK.BERT_MODEL_NAME)
-    if isinstance(cfg.DATASET, Mapping):
-        return build_one(cfg, cfg.DATASET, split, tokenizer)
-    return [build_one(cfg, entry, split, tokenizer) for entry in cfg.DATASET]
+    datasets = [build_one(cfg, entry, split, tokenizer) for entry in dataset_sections(cfg)]
+    return datasets if len(datasets) > 1 else datasets[0]
 
 
 def build_one(cfg: Any, entry: Any, split: str, tokenizer: BertTokenizer) -> TaskDataset:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.data.batch import Batch, Sample
 from common.data.collate import collate
+from common.data.dataset import dataset_sections
 from common.data.regions import FEATURE_DIM, with_image_box
 from common.data.text import join_segments
 from common.data.transforms import pad_to_canvas
@@ -23,6 +24,7 @@ CATEGORIES = 80  # of COCO; class 0 is the whole image
 FIRST_WORD = 1000  # BERT's vocabulary starts with special and unused entries
 LINKED = 0.2  # fraction of VCR's word pieces that name a detection
 POSITIVE = 0.2  # fraction of candidate boxes that cover a referent
+HIDDEN = 0.15  # fraction of words and of regions that pretraining masks
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ class Form:
     words: default number of word pieces for a config, without special tokens. boxes: default number of regions, the
     whole-image box among them. fill: (sample, cfg, words, vocabulary, draw) sets text and targets.
     canvas: images lie on a canvas of one size.
+    auxiliary: (cfg, samples, vocabulary, draw, targets) makes the batches of the other datasets of a list.
     """
 
     words: Callable[[Any], int]
     boxes: int
     fill: Callable[[Sample, Any, int, Vocabulary, Draw], None]
     canvas: bool = False
+    auxiliary: Callable[[Any, int, Vocabulary, Draw, bool], tuple[Batch, ...]] | None = None
 
 
 def made_up_batch(
@@ -113,6 +117,8 @@ def made_up_batch(
         sample.targets = sample.targets if targets else {}
         made.append(sample)
     batch = collate(made)
+    if form.auxiliary is not None:
+        batch.auxiliary = form.auxiliary(cfg, samples, vocabulary, draw, targets)
     positions = batch.text_ids.shape[-1] + 2  # all regions share one, END has the last
     if positions > cfg.NETWORK.VLBERT.max_position_embeddings:
         raise ValueError(
@@ -127,7 +133,7 @@ def made_up_batch(
 
 def _regions(cfg: Any, number: int, boxes: int, image: tuple[int, int], canvas: bool, draw: Draw) -> Sample:
     """A sample with its picture or features and its boxes; the first picture has the full size, others are narrower."""
-    network, whole = cfg.NETWORK, cfg.DATASET.ADD_IMAGE_AS_A_BOX
+    network, whole = cfg.NETWORK, dataset_sections(cfg)[0].ADD_IMAGE_AS_A_BOX
     height, width = image
     if number:
         width = draw.fewer(width, min(image))
@@ -215,7 +221,55 @@ def _fill_refcoco(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, 
     sample.targets, sample.target_pads = {"label": label}, {"label": -1.0}
 
 
+def _fill_pretrain(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
+    """`[CLS] caption [SEP]`; some words and some regions, of each one at least, are hidden."""
+    _set_text(sample, [draw.words(words, vocabulary)], vocabulary)
+    sample.segment_ids = torch.zeros_like(torch.as_tensor(sample.text_ids))
+    wanted = draw.uniform(len(sample.boxes)) < HIDDEN
+    wanted[0], wanted[-1] = False, True  # never the whole image
+    scores = (3 * draw.uniform(int(wanted.sum()), cfg.NETWORK.VLBERT.visual_region_classes)).softmax(-1)
+    sample.targets = {
+        "relationship_label": torch.tensor(draw.number(0, 1)),
+        "mlm_labels": _hide_words(sample, vocabulary, draw),
+        "mvrc_ops": wanted.long(),
+        "mvrc_mask": wanted,
+        "mvrc_labels": scores,
+    }
+    sample.target_pads = {"mlm_labels": -1}
+
+
+def _hide_words(sample: Sample, vocabulary: Vocabulary, draw: Draw) -> Tensor:
+    """Put [MASK] in place of some words; -> their ids where they were, -1 elsewhere."""
+    ids = torch.as_tensor(sample.text_ids)
+    hidden = draw.uniform(len(ids)) < HIDDEN
+    hidden[len(ids) // 2] = True
+    hidden &= (ids != vocabulary.cls) & (ids != vocabulary.sep)
+    sample.text_ids = ids.masked_fill(hidden, vocabulary.mask)
+    return ids.masked_fill(~hidden, -1)
+
+
+def _plain_text(cfg: Any, samples: int, vocabulary: Vocabulary, draw: Draw, targets: bool) -> tuple[Batch, ...]:
+    """A batch of words alone for each further entry of DATASET, SEQ_LEN long."""
+    batches = []
+    for entry in dataset_sections(cfg)[1:]:
+        rows = []
+        for number in range(samples):
+            ids = torch.tensor(draw.words(entry.SEQ_LEN, vocabulary))
+            row = Sample(number, torch.zeros(4), torch.zeros(0, 4), ids, torch.zeros_like(ids))
+            labels = _hide_words(row, vocabulary, draw)
+            row.targets, row.target_pads = {"mlm_labels": labels} if targets else {}, {"mlm_labels": -1}
+            rows.append(row)
+        batches.append(collate(rows))
+    return tuple(batches)
+
+
+def _caption_words(cfg: Any) -> int:
+    """What fits beside the default number of boxes, without [CLS] and [SEP]."""
+    return max(2, dataset_sections(cfg)[0].SEQ_LEN - FORMS["pretrain"].boxes - 2)
+
+
 FORMS = {
+    "pretrain": Form(_caption_words, 50, _fill_pretrain, auxiliary=_plain_text),
     "vqa": Form(lambda cfg: 20, 100, _fill_vqa),
     "vcr": Form(lambda cfg: 60 if cfg.DATASET.TASK == "QA2R" else 32, 16, _fill_vcr, canvas=True),
     "refcoco": Form(lambda cfg: 10, 11, _fill_refcoco),

@@ -334,7 +334,7 @@ class TestCommandLine:
         with pytest.raises(SystemExit) as stop:
             self.run("--cfg", str(tmp_path / "mine.yaml"))
         assert stop.value.code == 2
-        assert f"'{tmp_path.name}' is no task with made-up batches (vqa, vcr, refcoco)" in capsys.readouterr().err
+        assert f"'{tmp_path.name}' is no task with made-up batches (pretrain, vqa, vcr, refcoco)" in capsys.readouterr().err
 
     def test_the_task_can_be_named(self, tmp_path, capsys):
         path = tmp_path / "mine.yaml"
