@@ -1,0 +1,34 @@
+"""A tiny pretraining run on a made-up world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.task import Task
+from pretrain.task import TASK
+from tests.pretrain.world import tiny_pretrain, write_world
+from tests.tiny import write_settings
+
+
+@pytest.fixture
+def task() -> Task:
+    return TASK
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DATASET_PATH to train on, not to be changed."""
+    return write_world(tmp_path_factory.mktemp("pretrain") / "world")
+
+
+@pytest.fixture
+def settings(world: Path, tmp_path: Path) -> dict:
+    """The YAML of the run as a dict; tests may change it before `cfg_path` writes it."""
+    return tiny_pretrain(world, tmp_path / "out")
+
+
+@pytest.fixture
+def cfg_path(settings: dict, tmp_path: Path) -> Path:
+    return write_settings(settings, tmp_path / "tiny.yaml")

@@ -1,0 +1,101 @@
+"""Pretraining from the command line, and what its checkpoint is for."""
+
+from __future__ import annotations
+
+import logging
+import runpy
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from common import checkpoint
+from common.config import load_config
+from common.pretrained import load_initial_weights
+from common.task import load_task
+from tests.pretrain.world import tiny_pretrain
+from tests.task_check import train_losses
+from tests.test_imports import ROOT
+from tests.tiny import write_settings
+
+SIZES = {
+    "BERT_RANDOM_INIT": True,
+    "IMAGE_RANDOM_INIT": True,
+    "IMAGE_NUM_LAYERS": 50,
+    "IMAGE_PRETRAINED": "",
+    "IMAGE_FINAL_DIM": 16,
+}
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = handlers, level
+
+
+def train(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train_end2end.py", *map(str, args)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "pretrain/train_end2end.py"), run_name="__main__")
+    return end.value.code or 0
+
+
+def test_a_run_and_its_checkpoint_in_every_task(monkeypatch, cfg_path, settings, world, tmp_path, caplog):
+    """Whatever a task has under the same name, or under the name of the shipped rules, comes from pretraining."""
+    assert train(monkeypatch, "--cfg", cfg_path, "--do-test") == 0
+    folder = tmp_path / "out/tiny/train_train"
+    losses = train_losses(folder)
+    assert len(losses) == 6 and all(loss < 50 for loss in losses.values())
+    best = checkpoint.best_path(folder, "tiny")
+    trained = checkpoint.load_file(best)["state_dict"]
+
+    vlbert = settings["NETWORK"]["VLBERT"]
+    heads = {
+        "vqa": ("vqa/base_4x16G_fp32.yaml", "final_mlp.0.dense.weight", "mlm_head.predictions.transform"),
+        "vcr": ("vcr/base_q2a_4x16G_fp32.yaml", "cnn_loss_reg.0.dense.weight", "mvrc_head.transform"),
+        "refcoco": ("refcoco/base_gt_boxes_4x16G.yaml", "final_mlp.0.dense.weight", "mvrc_head.transform"),
+    }
+    for name, (path, target, source) in heads.items():
+        sizes = {k: v for k, v in vlbert.items() if k != "visual_region_classes"}
+        network = SIZES | {"BERT_MODEL_NAME": str(world / "bert"), "PARTIAL_PRETRAIN": str(best), "VLBERT": sizes}
+        dataset = {"DATASET_PATH": str(world)}
+        task = load_task(name)
+        yaml = {"_BASE_": str(ROOT / "cfgs" / path), "NETWORK": network, "DATASET": dataset}
+        if name == "vqa":  # the classifier's last layer starts from word embeddings, which need the answers
+            network["CLASSIFIER_PRETRAINED"] = False
+        cfg = load_config(name, write_settings(yaml, tmp_path / f"{name}.yaml"))
+        model = task.build_model(cfg)
+        (report,) = load_initial_weights(model, cfg, task.adapt_pretrained(cfg))
+        state = model.state_dict()
+        assert torch.equal(state[target], trained[f"vlbert.{source}.dense.weight"])
+        encoder = [k for k in state if "encoder.layer" in k]
+        assert len(encoder) == 2 * 16 and set(encoder) <= set(report.loaded)
+        assert "image_feature_extractor.obj_downsample.1.weight" in report.loaded
+        assert "aux_text_visual_embedding.weight" in report.unused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["DATASET.0.DATASET_PATH=/nowhere"], "/nowhere/train_frcnn.json: no such file"),
+        (["DATASET.1.TRAIN_ANNOTATION_FILE=/nowhere/a.doc+b.doc"], "/nowhere/a.doc: no such file"),
+        (["DATASET.0.TRAIN_IMAGE_SET=train2014"], "TRAIN_IMAGE_SET 'train2014': conceptual_captions has train, val"),
+        (["NETWORK.VLBERT.visual_region_classes=8"], "7 classes, NETWORK.VLBERT.visual_region_classes is 8"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, cfg_path, capsys, changes, message):
+    assert train(monkeypatch, "--cfg", cfg_path, "--set", "NUM_WORKERS_PER_GPU=0", *changes) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and "Traceback" not in error
+
+
+def test_validation_reads_the_same_text_each_time(world, tmp_path):
+    """Not where the text stream of the last one stopped (spec 10 P-30)."""
+    from common.data.loader import build_loader
+
+    cfg = load_config("pretrain", write_settings(tiny_pretrain(world, tmp_path), tmp_path / "tiny.yaml"))
+    loader = build_loader(load_task("pretrain").build_dataset(cfg, "val"), cfg, "val")
+    first, second = ([[b.ids, b.auxiliary[0].text_ids.tolist()] for b in loader] for _ in range(2))
+    assert first == second and len(first) == 2
