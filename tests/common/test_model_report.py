@@ -37,13 +37,18 @@ from common.task import load_task
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(
     path.relative_to(ROOT / "cfgs")
-    for task in ("vcr", "refcoco", "vqa")
+    for task in ("vcr", "refcoco", "vqa", "pretrain")
     for size in ("base", "large")
     for path in (ROOT / "cfgs" / task).glob(f"{size}_*.yaml")
 )
 MANIFESTS = ROOT / "tests/golden/cases/H_manifests"
-# Parameters, those that train, and entries of the state dict (spec 20 §5.2, 30 §9, 40 §7).
+# Parameters, those that train, and entries of the state dict (spec 20 §5.2, 30 §9, 40 §7, 10 §8).
 COUNTS = {
+    ("pretrain", "base_e2e"): (156_989_627, 156_661_883, 901),
+    ("pretrain", "base_prec"): (114_491_515, 114_491_515, 218),
+    ("pretrain", "base_prec_withouttextonly"): (114_490_747, 114_490_747, 217),
+    ("pretrain", "large_e2e"): (384_569_787, 384_242_043, 1093),
+    ("pretrain", "large_prec"): (342_071_675, 342_071_675, 410),
     ("vcr", "base"): (155_787_922, 155_460_178, 897),
     ("vcr", "large"): (382_978_194, 382_650_450, 1089),
     ("refcoco", "base"): (155_135_041, 154_807_297, 893),
@@ -334,7 +339,10 @@ class TestCommandLine:
         with pytest.raises(SystemExit) as stop:
             self.run("--cfg", str(tmp_path / "mine.yaml"))
         assert stop.value.code == 2
-        assert f"'{tmp_path.name}' is no task with made-up batches (pretrain, vqa, vcr, refcoco)" in capsys.readouterr().err
+        assert (
+            f"'{tmp_path.name}' is no task with made-up batches (pretrain, vqa, vcr, refcoco)"
+            in capsys.readouterr().err
+        )
 
     def test_the_task_can_be_named(self, tmp_path, capsys):
         path = tmp_path / "mine.yaml"
@@ -365,19 +373,20 @@ class TestCommandLine:
 
 
 def known_counts(path: Path) -> tuple[int, int, int]:
-    return COUNTS[path.parts[0], path.stem.partition("_")[0]]
+    task, stem = path.parts[0], path.stem
+    return COUNTS[max((key for key in COUNTS if key[0] == task and stem.startswith(key[1])), key=lambda k: len(k[1]))]
 
 
-@pytest.mark.parametrize("name", ["vcr_base_q2a_4x16G_fp32", "vqa_base_4x16G_fp32"])
+@pytest.mark.parametrize("name", ["vcr_base_q2a_4x16G_fp32", "vqa_base_4x16G_fp32", "pretrain_base_prec_4x16G_fp32"])
 def test_the_counts_are_those_of_the_reference(name):
     with gzip.open(MANIFESTS / f"{name}.json.gz", "rt") as file:
         manifest = json.load(file)
     counts = manifest["n_params"], manifest["n_trainable"], len(manifest["entries"])
-    assert counts == COUNTS[tuple(name.split("_")[:2])]
+    assert counts == known_counts(Path(*name.split("_", 1)))
 
 
 def test_all_shipped_configs_are_here():
-    assert len(SHIPPED) == 12 and {path.parts[0] for path in SHIPPED} == {"vcr", "refcoco", "vqa"}
+    assert len(SHIPPED) == 17 and {path.parts[0] for path in SHIPPED} == {"vcr", "refcoco", "vqa", "pretrain"}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
@@ -399,6 +408,7 @@ def test_shipped_configs_take_a_step_at_full_size(path):
     assert report.problems == [] and 0 < report.loss < 1e4
     assert report.idle == []
     layers, hidden = (24, 1024) if "large" in path.stem else (12, 768)
-    length, rows = report.sequence, report.choices
+    beside = path.parts[0] == "pretrain" and "withouttextonly" not in path.stem  # plain text, of the same length
+    length, rows = report.sequence, report.choices + beside
     assert report.inference.flops["encoder"] == rows * layers * (24 * length * hidden**2 + 4 * length**2 * hidden)
     assert peak_memory() < 12 * 2**30

@@ -20,6 +20,7 @@ QUICK = {  # the others take some seconds each, group F all of them
     "A_encoder/noln_same_size",
     "B_pretraining_heads/all_heads",
     "C_fast_rcnn/precomputed_semantic",
+    "D_tasks/pretrain_single_precomputed",
     "D_tasks/vcr_blind",
     "H_manifests/vqa_base_4x16G_fp32",
     "J_checkpoints/partial_vqa",
