@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,10 @@ def train(task_name: str, argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser)
     parser.add_argument("--log-dir", help="folder of the TensorBoard files (default: inside the run's folder)")
     parser.add_argument("--partial-pretrain", metavar="FILE", help="overrides NETWORK.PARTIAL_PRETRAIN")
-    parser.add_argument("--dist", action="store_true", help="one of several processes (also recognised from torchrun)")
+    parser.add_argument(
+        "--dist", action="store_true", help="one of several processes, as scripts/launch.py starts them"
+    )
+    parser.add_argument("--slurm", action="store_true", help="one of the tasks of srun, whose variables say which")
     parser.add_argument(
         "--do-test", action="store_true", help="write the test results of the best checkpoint afterwards"
     )
@@ -97,6 +101,7 @@ def guarded(run: Any, *args: Any) -> int:
     from common.data.dataset import DataError
     from common.data.images import ImageError
     from common.data.regions import RegionError
+    from common.launch import report_failure
     from common.log import setup_logging
     from common.trainer import Stopped
 
@@ -105,6 +110,7 @@ def guarded(run: Any, *args: Any) -> int:
         run(*args)
     except Stopped as stop:
         log.warning("%s", stop)
+        report_failure(stop, str(stop))
         return 128 + stop.signum
     except (
         ConfigError,
@@ -116,7 +122,12 @@ def guarded(run: Any, *args: Any) -> int:
         FloatingPointError,
         yaml.YAMLError,
     ) as error:
-        log.error("%s", one_line(error))
+        if not report_failure(error, one_line(error)):
+            log.error("%s", one_line(error))
+        return 1
+    except Exception as error:
+        if not report_failure(error):
+            raise
         return 1
     finally:
         distributed.shutdown()
@@ -137,6 +148,7 @@ def one_line(error: Exception) -> str:
 def _train(task_name: str, args: argparse.Namespace) -> None:
     from common.task import load_task
 
+    find_place(args.dist, args.slurm)
     task = load_task(task_name)
     cfg = load_run_config(task_name, args)
     from common.run import run_training
@@ -171,6 +183,25 @@ def show(result: WrittenResults) -> None:
 
     if distributed.is_main():
         print(*([result.summary] if result.summary else []), result.path, sep="\n")
+
+
+def find_place(dist: bool, slurm: bool) -> None:
+    """Make sure that the environment says which of several processes this one is. Raises ConfigError otherwise."""
+    from common.config import ConfigError
+
+    if slurm:
+        from common.launch import slurm_environment
+
+        try:
+            os.environ.update(slurm_environment(os.environ))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    missing = [name for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if dist and missing:
+        raise ConfigError(
+            f"--dist: {', '.join(missing)} not set; start with scripts/dist_run_single.sh, with torchrun, "
+            "or with --slurm under srun"
+        )
 
 
 def load_run_config(task_name: str, args: argparse.Namespace) -> Any:
