@@ -99,6 +99,24 @@ def latest_path(directory: Path, prefix: str) -> Path:
     return directory / f"{prefix}-latest.model"
 
 
+def previous_path(directory: Path, prefix: str) -> Path:
+    """The position before the latest one, for a latest one that turns out damaged."""
+    return directory / f"{prefix}-previous.model"
+
+
+def keep_previous(directory: Path, prefix: str) -> None:
+    """Give the latest position its second place, before it is written anew."""
+    latest = latest_path(directory, prefix)
+    if latest.is_file():
+        link(latest, previous_path(directory, prefix))
+
+
+def remove_positions(directory: Path, prefix: str) -> None:
+    """Positions inside an epoch whose end was saved."""
+    for path in (latest_path(directory, prefix), previous_path(directory, prefix)):
+        path.unlink(missing_ok=True)
+
+
 def epoch_of(path: Path, prefix: str) -> int | None:
     """The epoch in a checkpoint's name, None for other files."""
     match = re.fullmatch(re.escape(prefix) + r"-(\d{4})\.model", path.name)
@@ -108,12 +126,15 @@ def epoch_of(path: Path, prefix: str) -> int | None:
 def find_resume(directory: Path, prefix: str, begin_epoch: int, end_epoch: int) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint with the furthest position that can be read, and its content; None without any.
 
-    Looks at the epochs begin_epoch .. end_epoch - 1 and at the position inside an epoch. Broken files are named in the
+    Looks at the epochs begin_epoch .. end_epoch - 1 and at the positions inside an epoch. Broken files are named in the
     log and passed over.
     """
     epochs = {epoch_of(p, prefix): p for p in directory.glob(f"{prefix}-*.model")} if directory.is_dir() else {}
-    path = latest_path(directory, prefix)
-    latest = _readable(path, "run") if path.is_file() else None
+    path, latest = latest_path(directory, prefix), None
+    for path in (latest_path(directory, prefix), previous_path(directory, prefix)):
+        latest = _readable(path, "run") if path.is_file() else None
+        if latest is not None:
+            break
     reached = _position(latest) if latest is not None else (-1, -1)
     for epoch in sorted((e for e in epochs if e is not None and begin_epoch <= e < end_epoch), reverse=True):
         if (epoch + 1, 0) < reached:

@@ -1,11 +1,15 @@
 """Ranks and collectives; every function is a no-op on one process.
 
-The only importer of `torch.distributed`, so the rest of the code reads the same for one process and for many.
+The only importer of `torch.distributed` beside the launcher, so the rest of the code reads the same for one process and
+for many.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -84,6 +88,20 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total.to(tensor.device)
 
 
+def all_reduce_max(value: int) -> int:
+    """The largest `value` of all ranks."""
+    if not is_distributed():
+        return value
+    largest = torch.tensor(value, device=_exchange_device())
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def any_rank(value: bool) -> bool:
+    """Whether it is so on any rank."""
+    return bool(all_reduce_max(int(value)))
+
+
 def broadcast_object(value: T) -> T:
     """Rank 0's picklable `value`, on every rank."""
     if not is_distributed():
@@ -107,8 +125,30 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     if not is_distributed():
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    # Switches of the configs leave parameters out of the loss (a pooler, a frozen text side).
-    return DistributedDataParallel(model, device_ids, broadcast_buffers=False, find_unused_parameters=True)
+    # Switches of the configs leave parameters out of the loss (a pooler, a frozen text side), the same ones in every
+    # step: a static graph finds them in the first step, and the order of the buckets stays what it was then.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers is not in every torch
+        return _Replicas(model, device_ids, broadcast_buffers=False, static_graph=True)
+
+
+class _Replicas(DistributedDataParallel):
+    graph_is_known = False
+
+
+@contextmanager
+def gradient_exchange(model: nn.Module, now: bool) -> Iterator[None]:
+    """Context of forward and backward: whether the gradients, with those that wait, are averaged over ranks.
+
+    The first backward always does it, since there a static graph looks for parameters that have no gradient; the
+    average of what waits and the average of what is added later give the same sum.
+    """
+    if not isinstance(model, _Replicas):
+        yield
+        return
+    now, model.graph_is_known = now or not model.graph_is_known, True
+    with nullcontext() if now else model.no_sync():
+        yield
 
 
 def _exchange_device() -> torch.device:

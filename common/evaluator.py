@@ -50,13 +50,15 @@ def evaluate(
     rank 0; other ranks get an empty list). Raises Interrupted when `should_stop` says so.
     """
     records: list[Record] = []
+    stopped = False
     if metrics is not None:
         metrics.reset()
     batches = tqdm(loader, title, disable=None if distributed.is_main() else True, leave=False)
     with evaluation_mode(model), torch.inference_mode():
         for batch in batches:
-            if should_stop():
-                raise Interrupted
+            stopped = should_stop()
+            if stopped:
+                break
             batch = batch.to(device)
             with precision.autocast():
                 output = model(batch)
@@ -64,6 +66,10 @@ def evaluate(
                 metrics.update(output.values(batch.targets))
             if to_records is not None:
                 records += to_records(output, batch)
+    if distributed.any_rank(
+        stopped
+    ):  # asked by all: the others may not have got the signal, and would wait for this one
+        raise Interrupted
     return metrics.compute() if metrics is not None else {}, _gathered(records)
 
 

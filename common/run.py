@@ -112,18 +112,27 @@ def trainer_settings(cfg: Any, plan: RunPlan, main_metric: str) -> TrainerSettin
 
 
 def resume(trainer: Trainer, cfg: Any) -> None:
-    """Load the checkpoint to go on from: with RESUME epoch BEGIN_EPOCH - 1, with AUTO_RESUME the furthest one."""
+    """Load the checkpoint to go on from: with RESUME epoch BEGIN_EPOCH - 1, with AUTO_RESUME the furthest one.
+
+    Every rank loads the one that rank 0 finds. Raises FileNotFoundError where it is not on every machine.
+    """
     begin = cfg.TRAIN.BEGIN_EPOCH
+    content: dict[str, Any] | None = None
+    path: Path | None = None
     if cfg.TRAIN.RESUME:
         path = checkpoint.epoch_path(trainer.directory, trainer.prefix, begin - 1)
-        content = checkpoint.load_file(path)
-    elif cfg.TRAIN.AUTO_RESUME:
+    elif cfg.TRAIN.AUTO_RESUME and distributed.is_main():
         found = checkpoint.find_resume(trainer.directory, trainer.prefix, begin, cfg.TRAIN.END_EPOCH)
-        if found is None:
-            return
-        path, content = found
-    else:
+        path, content = found or (None, None)
+    path = distributed.broadcast_object(path)
+    if path is None:
         return
+    if content is None:
+        if not path.is_file() and not distributed.is_main():
+            raise FileNotFoundError(
+                f"checkpoint {path} is not here, but on rank 0: OUTPUT_PATH must be shared by all nodes"
+            )
+        content = checkpoint.load_file(path)
     trainer.load_state_dict(content, str(path), checkpoint.epoch_of(path, trainer.prefix))
     at = trainer.position
     log.info("going on from %s at epoch %d, batch %d", path, at.epoch, at.batch)

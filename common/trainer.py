@@ -102,7 +102,8 @@ class Trainer:
     best_value: float = -1.0
 
     def __post_init__(self) -> None:
-        self._signal = 0
+        self._signal = 0  # that this process got
+        self._unsaved: OSError | None = None  # why the last checkpoint could not be written
         self._cycle: list[dict[str, Tensor]] = []  # losses of the micro-batches since the last update
         self._loss = torch.tensor(math.nan)
         self._grad_norm: Tensor | None = None
@@ -116,7 +117,11 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ the loop
 
     def fit(self) -> None:
-        """Train to the end epoch. Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a non-finite loss."""
+        """Train to the end epoch.
+
+        Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a non-finite loss, CheckpointError where the last
+        checkpoint could not be written.
+        """
         with self._signals():
             while self.position.epoch < self.settings.end_epoch and not self._enough():
                 self._train_epoch()
@@ -124,6 +129,7 @@ class Trainer:
                     self._end_inside_epoch()
                 else:
                     self._end_epoch()
+        self._check_saved()
 
     def _train_epoch(self) -> None:
         at = self.position
@@ -141,10 +147,14 @@ class Trainer:
         )
         with bar:
             for batch in self.loader.epoch(at.epoch, at.batch):
-                self._micro_step(batch.to(self.device))
+                updated = (at.step + 1) % self.settings.accumulate == 0
+                # Gradients that wait for the next epoch are in its first checkpoint, which all ranks load: they must
+                # be those of all ranks.
+                exchange = updated or at.batch + 1 == len(self.loader)
+                with distributed.gradient_exchange(self.model, exchange):
+                    self._micro_step(batch.to(self.device))
                 at.batch += 1
                 at.step += 1
-                updated = at.step % self.settings.accumulate == 0
                 if updated:
                     self._update()
                 bar.update()
@@ -152,7 +162,8 @@ class Trainer:
                     self._report()
                 if updated and self.settings.save_updates and at.updates % self.settings.save_updates == 0:
                     self.save(checkpoint.latest_path(self.directory, self.prefix))
-                self._stop_if_asked()
+                if exchange or not distributed.is_distributed():
+                    self._stop_if_asked()
                 if self._enough():
                     return
 
@@ -174,9 +185,9 @@ class Trainer:
         at.updates += 1
         apply_lr(self.optimizer, self.schedule(at.updates))
         self.precision.unscale(self.optimizer)
-        if self.settings.clip_norm > 0:
-            self._grad_norm = clip_grad_norm(self.module.parameters(), self.settings.clip_norm)
-        if self._is_finite():
+        limit = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
+        self._grad_norm = clip_grad_norm(self.module.parameters(), limit)
+        if not distributed.any_rank(not self._is_finite()):
             self.precision.step(self.optimizer)
         else:
             self._not_finite()
@@ -186,7 +197,7 @@ class Trainer:
     def _is_finite(self) -> bool:
         """One look at the device for all losses since the last update, and the gradient where nothing rescales it."""
         values = [losses["loss"] for losses in self._cycle]
-        if self._grad_norm is not None and self.precision.scaler is None:
+        if self.precision.scaler is None and self._grad_norm is not None:
             values.append(self._grad_norm)
         return bool(torch.stack([v.float().reshape(()) for v in values]).isfinite().all())
 
@@ -216,30 +227,31 @@ class Trainer:
         best = checkpoint.best_path(self.directory, self.prefix)
         if last or (epoch + 1) % s.save_every == 0:
             self.save(path, also=best if improved else None)
-            if distributed.is_main():
-                checkpoint.latest_path(self.directory, self.prefix).unlink(missing_ok=True)
+            if distributed.is_main() and self._unsaved is None:
+                checkpoint.remove_positions(self.directory, self.prefix)
         elif improved:
             self.save(best)
 
     def _end_inside_epoch(self) -> None:
         """The last update that was asked for is done: validate, and keep the position for a longer run."""
-        improved = self._validate()
+        improved = self._validate(end_of_epoch=False)
         best = checkpoint.best_path(self.directory, self.prefix)
         self.save(checkpoint.latest_path(self.directory, self.prefix), also=best if improved else None)
 
-    def _validate(self) -> bool:
-        """Run validation; True when the main metric reached a new best."""
+    def _validate(self, end_of_epoch: bool = True) -> bool:
+        """Run validation; True when the main metric reached a new best. A plateau is one of ends of epochs."""
         if self.validate is None:
             return False
         try:
             values = self.validate(lambda: self._signal != 0)
         except Interrupted:
             self._stop_if_asked()
+            raise  # not reached: whoever interrupted has a signal
         at = self.position
         if self.writer is not None:
             self.writer.write("val", at.epoch + 1, {f"Val-{k}": v for k, v in values.items()}, epoch=at.epoch)
         main = values.get(self.settings.main_metric, math.nan)
-        if isinstance(self.schedule, PlateauSchedule):
+        if end_of_epoch and isinstance(self.schedule, PlateauSchedule):
             self.schedule.observe(main)
         improved = main > self.best_value
         if improved:
@@ -264,7 +276,7 @@ class Trainer:
         eta = remaining * elapsed / max(1, at.step - self._from_step)
         values = {f"Train-{k}": v for k, v in self.metrics.compute().items()}
         values["Train-Loss"] = float(self._loss) / self.settings.accumulate
-        if self._grad_norm is not None:
+        if self._grad_norm is not None and self.settings.clip_norm > 0:
             values["grad-para/Total-Norm"] = float(self._grad_norm)
         for i, group in enumerate(self.optimizer.param_groups):
             values[f"Initial-LR/Group_{i}"], values[f"LR/Group_{i}"] = group["initial_lr"], group["lr"]
@@ -309,23 +321,43 @@ class Trainer:
                 signal.signal(signum, handler)
 
     def _stop_if_asked(self) -> None:
-        if self._signal:
+        """Every rank must call it: a signal may have reached some of them only, and all stop at the same batch."""
+        stop = distributed.all_reduce_max(self._signal)
+        if stop:
             path = checkpoint.latest_path(self.directory, self.prefix)
             self.save(path)
             at = self.position
+            self._check_saved()
             log.warning("stopped at epoch %d batch %d; the same command goes on from %s", at.epoch, at.batch, path)
-            raise Stopped(self._signal)
+            raise Stopped(stop)
 
     # ------------------------------------------------------------------------------------------ state
 
     def save(self, path: Path, also: Path | None = None) -> None:
-        """Write a checkpoint on rank 0, and a second name for it. Every rank must call it."""
+        """Write a checkpoint on rank 0, and a second name for it. Every rank must call it.
+
+        A disk that is full is told in the log and does not end the run, which saves again later; what was saved before
+        stays.
+        """
         state = self.state_dict()
         if not distributed.is_main():
             return
-        checkpoint.save_file(path, state)
-        if also is not None:
-            checkpoint.link(path, also)
+        try:
+            if path == checkpoint.latest_path(self.directory, self.prefix):
+                checkpoint.keep_previous(self.directory, self.prefix)
+            checkpoint.save_file(path, state)
+            if also is not None:
+                checkpoint.link(path, also)
+            self._unsaved = None
+        except OSError as error:
+            self._unsaved = error
+            log.error("checkpoint %s could not be written: %s. The run goes on without it", path, error)
+
+    def _check_saved(self) -> None:
+        if self._unsaved is not None:
+            raise checkpoint.CheckpointError(
+                f"the last checkpoint could not be written ({self._unsaved}); the one before is in {self.directory}"
+            ) from self._unsaved
 
     def state_dict(self) -> dict[str, Any]:
         pending = {}
@@ -344,7 +376,7 @@ class Trainer:
                 "plateau": self.schedule.state_dict() if isinstance(self.schedule, PlateauSchedule) else None,
                 "metrics": self.metrics.state_dict(),
                 "gradients": pending,
-                "rng": rng_state(),
+                "rng": distributed.gather_objects(rng_state()),  # of each rank
             },
             "config": self.config,
         }
@@ -395,7 +427,10 @@ class Trainer:
         parameters = dict(self.module.named_parameters())
         for name, grad in run["gradients"].items():
             parameters[name].grad = grad.to(self.device)
-        set_rng_state(run["rng"])
+        if len(run["rng"]) == distributed.world_size():
+            set_rng_state(run["rng"][distributed.rank()])
+        else:
+            log.warning("%s is of %d processes: random numbers start anew", source, len(run["rng"]))
 
 
 def rng_state() -> dict[str, Any]:

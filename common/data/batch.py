@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 # Fields of a Sample that collate pads, with the value of the padding.
 PAD_VALUES = {
@@ -113,6 +114,9 @@ class ModelOutput:
     def values(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Everything a metric may read, by name."""
         return {**targets, **self.predictions, **self.losses}
+
+
+register_dataclass(ModelOutput)  # for DistributedDataParallel, which has to find the loss in it
 
 
 def _move(value: Any, device: torch.device | str) -> Any:

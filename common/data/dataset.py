@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -18,7 +18,7 @@ class DataError(ValueError):
 
 def dataset_sections(cfg: Any) -> list[Any]:
     """The section DATASET of a config; of a list (pretraining) all of them, the master first."""
-    return [cfg.DATASET] if isinstance(cfg.DATASET, Mapping) else list(cfg.DATASET)
+    return list(cfg.DATASET) if isinstance(cfg.DATASET, list | tuple) else [cfg.DATASET]
 
 
 class TaskDataset(Dataset[Sample]):
