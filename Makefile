@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo demo-vcr demo-refcoco test test-slow golden lint format doctor clean
+.PHONY: setup demo demo-vcr demo-refcoco demo-pretrain test test-slow golden lint format doctor clean
 
 setup: $(INSTALLED)
 
@@ -24,6 +24,10 @@ demo-vcr: setup
 
 demo-refcoco: setup
 	$(BIN)/python scripts/demo_refcoco.py
+
+# Captions and text first, then a few questions, beside a fresh start.
+demo-pretrain: setup
+	$(BIN)/python scripts/demo_pretrain.py
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"

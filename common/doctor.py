@@ -1,7 +1,11 @@
-"""What works and what is there: `python -m common.doctor [--cfg FILE --task NAME]`, on one screen.
+"""What works and what is there: `python -m common.doctor [--cfg FILE [--task NAME] [--deep]]`, on one screen.
 
 Versions, devices, number formats that a training step really runs in, free disk, and for each config the data and
-weights that it names: found or missing. Exits with 0, with 1 where torch or torchvision cannot be imported.
+weights that it names: found or missing. With --deep they are opened: records counted, some made into samples, region
+files and pictures read, weights loaded.
+
+Exit status: 1 where torch or torchvision cannot be imported, and with --cfg where something that this config needs is
+missing or, with --deep, does not work; the problems are listed at the end. Else 0.
 """
 
 from __future__ import annotations
@@ -20,31 +24,52 @@ from typing import Any
 
 from common.config import load_config
 from common.config_keys import TASKS
+from common.needs import is_there, needs, region_stores, sections
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "tokenizers", "safetensors", "tensorboardX")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_fp16")
 STEP_SIZE = 256  # width of the layer that a precision is tried on
-SPLITS = ("TRAIN", "VAL", "TEST")
-REGION_FORMS = ("", ".packed", ".zip")
-LANGUAGE_FILES = ("pytorch_model.bin", "model.safetensors")
 
-# A need: the folder that holds it, and names in it of which any one is enough.
-Need = tuple[Path, tuple[str, ...]]
+CONFIG_PROBLEM = "cannot be used"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="look at this config only (default: all under cfgs)")
     parser.add_argument("--task", choices=TASKS, help="task of --cfg (default: the name of its folder)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
+    parser.add_argument("--deep", action="store_true", help="open what it names: data, pictures, regions, weights")
+    parser.add_argument("--samples", type=int, default=20, metavar="N", help="records of each kind that --deep opens")
     args = parser.parse_args(argv)
+    if not args.cfg and (args.deep or args.set):
+        parser.error("--deep and --set need --cfg")
     task = args.task or (args.cfg and args.cfg.resolve().parent.name)
     if args.cfg and task not in TASKS:
         parser.error(f"--task is needed: the folder of {args.cfg} is no task")
     files = [(task, args.cfg)] if args.cfg else [(t, f) for t in TASKS for f in sorted(Path("cfgs", t).glob("*.yaml"))]
 
     usable = report_environment()
-    report_configs(files)
-    return 0 if usable else 1
+    problems = report_configs(files, args.set)
+    if args.deep and usable and not any(CONFIG_PROBLEM in problem for problem in problems):
+        problems += look_deeper(task, args.cfg, args.set, args.samples)
+    if not args.cfg:
+        return 0 if usable else 1
+    print(f"\n{len(problems)} problem{'s'[: len(problems) != 1]}{':' if problems else ''}")
+    for problem in problems:
+        print(f"  {problem}")
+    return 0 if usable and not problems else 1
+
+
+def look_deeper(task: str, file: Path, overrides: Sequence[str], samples: int) -> list[str]:
+    from common.deep_check import CAPTIONS, deep_check
+
+    logging.disable(logging.WARNING)
+    cfg = load_config(task, file, overrides)
+    logging.disable(logging.NOTSET)
+    others = [dataset for dataset in sections(cfg) if dataset.DATASET != CAPTIONS]
+    stores = [store for dataset in others for store in region_stores(task, cfg, dataset)]
+    print()
+    return deep_check(task, cfg, list(dict.fromkeys(store for store in stores if is_there(store))), samples)
 
 
 def show(name: str, text: str) -> None:
@@ -127,23 +152,27 @@ def try_precision(name: str, device: Any) -> str:
 # ---------------------------------------------------------------------------------------------- configs
 
 
-def report_configs(files: Iterable[tuple[str, Path]]) -> None:
-    """Prints free disk space, then a line for each folder that configs name and for each missing thing in it."""
+def report_configs(files: Iterable[tuple[str, Path]], overrides: Sequence[str] = ()) -> list[str]:
+    """Prints free disk space, then a line for each folder that configs name and for each missing thing in it.
+
+    Returns a line for each of those, and for each config that cannot be used.
+    """
     wanted: dict[Path, dict[tuple[str, ...], set[str]]] = {}
     outputs: dict[int, Path] = {}
-    names = []
+    names, problems = [], []
     logging.disable(logging.WARNING)  # keys without effect are the run's to report
     for task, file in files:
         name = f"{task}/{file.stem}"
         try:
-            cfg = load_config(task, file)
+            cfg = load_config(task, file, overrides)
         except (ValueError, OSError) as error:
-            show("config", f"{name} cannot be used: {' '.join(str(error).split())}")
+            problems.append(f"{name} {CONFIG_PROBLEM}: {' '.join(str(error).split())}")
+            show("config", problems[-1])
             continue
         names.append(name)
         output = existing(Path(cfg.OUTPUT_PATH))
         outputs.setdefault(output.stat().st_dev, output)
-        for root, choices in needs(cfg):
+        for root, choices in needs(task, cfg):
             wanted.setdefault(root, {}).setdefault(choices, set()).add(name)
     logging.disable(logging.NOTSET)
     for output in outputs.values():
@@ -152,12 +181,14 @@ def report_configs(files: Iterable[tuple[str, Path]]) -> None:
     for root, contents in sorted(wanted.items()):
         users = shorten(set[str]().union(*contents.values()), names)
         missing = {c: u for c, u in contents.items() if not any((root / choice).exists() for choice in c)}
+        problems += [f"missing: {' or '.join(str(root / choice) for choice in choices)}" for choices in sorted(missing)]
         if not root.is_dir():
             print(f"MISSING  {root}/ and {len(contents)} things in it, for {users}")
         else:
             print(f"found    {root}/: {len(contents) - len(missing)} of {len(contents)} things in it, for {users}")
             for choices, whose in sorted(missing.items()):
                 print(f"  MISSING  {' or '.join(choices)}, for {shorten(whose, names)}")
+    return problems
 
 
 def existing(path: Path) -> Path:
@@ -175,75 +206,6 @@ def shorten(users: set[str], names: Sequence[str]) -> str:
             full, many = len(mine) == len(every) > 1, len(mine) > 2
             parts.append(f"{task}/*" if full else f"{len(mine)} of {task}" if many else ", ".join(mine))
     return ", ".join(parts)
-
-
-def needs(cfg: Any) -> list[Need]:
-    """What a run of a config reads: data sets, then weights."""
-    found: list[Need] = []
-    for dataset in cfg.DATASET if isinstance(cfg.DATASET, tuple) else [cfg.DATASET]:
-        root = Path(dataset.DATASET_PATH) if dataset.DATASET_PATH else None
-        if root is not None:
-            found += [(root, choices) for choices in data_files(dataset)]
-        if dataset.DATASET == "vqa":
-            found.append(inside(dataset.ANSWER_VOCAB_FILE, root))
-        if dataset.get("REGION_PATH"):
-            found.append(inside(dataset.REGION_PATH, root, REGION_FORMS))
-        if dataset.DATASET == "general_corpus":
-            found += [inside(file) for file in listed(dataset, "ANNOTATION_FILE")]
-    network = cfg.NETWORK
-    language = Path(network.BERT_MODEL_NAME)
-    found.append(inside(str(language / "vocab.txt"), language.parent))
-    if network.BERT_PRETRAINED:
-        found.append(inside(f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model"))
-    elif not (network.BERT_RANDOM_INIT or network.PARTIAL_PRETRAIN or network.VLBERT.get("from_scratch")):
-        found.append((language.parent, tuple(f"{language.name}/{file}" for file in LANGUAGE_FILES)))
-    if network.IMAGE_PRETRAINED and not network.IMAGE_FEAT_PRECOMPUTED:
-        found.append(inside(f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model"))
-    if network.PARTIAL_PRETRAIN:
-        found.append(inside(network.PARTIAL_PRETRAIN))
-    return found
-
-
-def inside(text: str, root: Path | None = None, forms: tuple[str, ...] = ("",)) -> Need:
-    """A path of its own, under `root` where it lies there; forms: endings of which any one is enough."""
-    path = Path(text)
-    folder = root if root is not None and root in path.parents else path.parent
-    return folder, tuple(f"{path.relative_to(folder)}{form}" for form in forms)
-
-
-def data_files(dataset: Any) -> list[tuple[str, ...]]:
-    """The main files under DATASET_PATH; pictures themselves only where nothing else shows that the data is there."""
-    kind, sets = dataset.DATASET, listed(dataset, "IMAGE_SET")
-    regions = "vgbua_res101_precomputed/{}_resnet101_faster_rcnn_genome{}"
-    files: list[str] = []
-    stores: list[str] = []
-    if kind == "vqa":
-        questions = "vqa/vqa_imdb/imdb_{}.npy" if dataset.USE_IMDB else "vqa/v2_OpenEnded_mscoco_{}_questions.json"
-        suffix, trainval = ("_36", "trainval") if dataset.BOXES == "36" else ("", "trainval2014")
-        files = [questions.format(name) for name in sets]
-        stores = [regions.format("test2015" if name.startswith("test") else trainval, suffix) for name in sets]
-    elif kind == "vcr":
-        files, stores = listed(dataset, "ANNOTATION_FILE"), sets
-    elif kind.startswith("refcoco"):
-        files = [f"{kind}/refs(unc).p", f"{kind}/instances.json", "annotations/instances_train2014.json"]
-        if any("proposal" in dataset[f"{split}_BOXES"] for split in SPLITS):
-            official = dataset.PROPOSAL_SOURCE == "official"
-            files += [f"{kind}/proposal/res101_coco_minus_refer_notime_dets.json"] if official else []
-            stores = [] if official else [regions.format("trainval2014", "")]
-    elif kind == "conceptual_captions":
-        files, stores = [f"{name}_frcnn.json" for name in sets], [f"{name}_frcnn" for name in sets]
-    elif kind == "coco_captions":
-        files = [f"annotations/captions_{name}2017.json" for name in sets]
-    if dataset.get("REGION_PATH"):
-        stores = []
-    choices = [(file,) for file in files] + [tuple(store + form for form in REGION_FORMS) for store in stores]
-    return list(dict.fromkeys(choices))
-
-
-def listed(dataset: Any, key: str) -> list[str]:
-    """The names in <split>_<key> of all splits, which may be joined by +."""
-    joined = "+".join(dataset[f"{split}_{key}"] for split in SPLITS)
-    return list(dict.fromkeys(name.strip() for name in joined.split("+") if name.strip()))
 
 
 if __name__ == "__main__":

@@ -47,10 +47,11 @@ class Net:
 
 @dataclass(frozen=True)
 class Demo:
-    """The nets of a demo, the folder of its world, and when it began (time.perf_counter)."""
+    """The nets of a demo, the folder of its world, whether it is the fast one, and when it began (perf_counter)."""
 
     nets: list[Net]
     world: Path
+    fast: bool
     start: float
 
     @property
@@ -77,11 +78,10 @@ def start(
             parser.error(f"{path} is not here: start this from the repository root")
     changes: dict[str, Any] = dict(FAST_KEYS) if args.fast else {}
     if args.world or args.fast:
-        folder = args.world or FAST_WORLD
-        changes |= {key: str(folder / file) for key, file in world_files.items()}
+        changes |= files_of(args.world or FAST_WORLD, world_files)
     if args.out or args.fast:
         changes["OUTPUT_PATH"] = str(args.out or FAST_WORLD.parent)
-    nets = [Net(load_task(task), load_config(task, path, changes), path) for path in paths]
+    nets = [read_net(task, path, changes) for path in paths]
     world = Path(nets[0].cfg.DATASET.DATASET_PATH)
     try:
         counts = write_world(world, TINY if args.fast else World())
@@ -89,7 +89,16 @@ def start(
         parser.error(str(error))
     made = "is there" if counts is None else f"made: {counts['train']['pictures']} training pictures"
     print(f"world {world} {made}", flush=True)
-    return Demo(nets, world, begin)
+    return Demo(nets, world, args.fast, begin)
+
+
+def files_of(world: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """What config keys name, from paths within the folder of a world."""
+    return {key: str(world / file) for key, file in files.items()}
+
+
+def read_net(task: str, path: Path, changes: Mapping[str, Any]) -> Net:
+    return Net(load_task(task), load_config(task, path, changes), path)
 
 
 def train(net: Net) -> Loaded:

@@ -1,4 +1,4 @@
-"""Scenes and what is said about them as records of the real data sets: COCO, VQA v2, VCR, RefCOCO+.
+"""Scenes and what is said about them as records of the real data sets: COCO, VQA v2, VCR, RefCOCO+, captions.
 
 Everything here is plain data on its way into a file. Boxes are in pixels: xywh in the records of COCO and RefCOCO+,
 xyxy in those of VCR.
@@ -18,6 +18,7 @@ from data.scene_expressions import Expression
 from data.scene_questions import Question
 from data.scene_reasoning import Problem, Tokens
 
+REGION_FOLDER = "vgbua_res101_precomputed"
 VCR_CATEGORY = "person"  # of every thing: a category of its own would tell its shape, and persons have neutral names
 
 
@@ -230,6 +231,16 @@ def detection_records(scene: Scene, rng: Random, boxes: np.ndarray, first: int) 
             }
         )
     return records
+
+
+# ------------------------------------------------------------------------------------------------ captions
+
+
+def caption_rows(split: Split, scene: Scene, captions: Sequence[str]) -> list[dict[str, Any]]:
+    """Lines of Conceptual Captions. Picture and detector's file are where VQA has them, seen from a folder beside."""
+    image = f"../{split.name}/{image_name(split, scene.image_id)}.jpg"
+    frcnn = f"../{REGION_FOLDER}/{split.region_folder}/{scene.image_id}.json"
+    return [{"image": image, "caption": text.split(), "frcnn": frcnn} for text in captions]
 
 
 def _polygon_area(polygon: Sequence[tuple[float, float]]) -> float:

@@ -1,8 +1,9 @@
 """Write a small made-up world in the formats of the real data sets: `python -m data.scenes --out data/scenes-world`.
 
-The folder can stand in for ./data/coco and ./data/vcr: pictures, COCO instances, VQA v2 questions and answers, VCR
-questions with answers and rationales, RefCOCO+ expressions and detections, regions with boxes and features, an answer
-vocabulary and a word-piece vocabulary. The same parameters give the same bytes.
+The folder can stand in for ./data/coco, ./data/vcr and ./data/conceptual-captions: pictures, COCO instances, VQA v2
+questions and answers, VCR questions with answers and rationales, RefCOCO+ expressions and detections, captions, a text
+corpus, regions with boxes, features and class scores, an answer vocabulary and a word-piece vocabulary. The same
+parameters give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data.scene_captions import caption, sentence
 from data.scene_description import COLORS, SHAPES, SIZES, Scene, generate_scene, render
 from data.scene_expressions import Expression, refer
 from data.scene_phrases import Phrase
 from data.scene_questions import ANSWERS, Question, ask
 from data.scene_reasoning import Problem, pose
 from data.scene_records import (
+    REGION_FOLDER,
     SPLITS,
     answers_record,
+    caption_rows,
     coco_record,
     detection_records,
     image_name,
@@ -39,12 +43,13 @@ from data.scene_records import (
     vcr_metadata,
     vcr_rows,
 )
-from data.scene_regions import region_boxes, region_features, thing_boxes
+from data.scene_regions import class_scores, region_boxes, region_features, thing_boxes
 
 MARKER = "world.json"
-FORMAT = 2  # of the files; a folder of another format is not this world
+FORMAT = 3  # of the files; a folder of another format is not this world
 FOLDERS: tuple[str, ...] = ("train2014", "val2014", "test2015", "annotations", "bert")
-FOLDERS += ("vqa", "vcr", "refcoco+", "vgbua_res101_precomputed")
+FOLDERS += ("vqa", "vcr", "refcoco+", "captions", "corpus", REGION_FOLDER)
+SENTENCES = 2  # of the corpus, for each picture
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,23 @@ def make_expressions(world: World, scene: Scene) -> list[list[Expression]]:
     return [refer(scene, i, rng) for i in range(len(scene.things))]
 
 
+def make_captions(world: World, scene: Scene) -> list[str]:
+    """The captions of a world for one of its scenes."""
+    return caption(scene, _rng(world, "captions", scene.image_id))
+
+
+def make_sentences(world: World, split: str) -> list[str]:
+    """The lines of the text corpus of "train" or "val": about scenes of which there is no picture."""
+    count = SENTENCES * getattr(world, split)
+    rngs = (_rng(world, f"{split} sentences", i) for i in range(count))
+    return [sentence(rng, lambda rng: generate_scene(rng, image_id=0)) for rng in rngs]
+
+
 def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[str, int]] | None:
     """Write all files of a world.
 
-    Returns the numbers of pictures, questions, problems, expressions and regions by split, or None when the folder
-    already held this world. Raises FileExistsError when the folder has other things in it, ValueError for a size that
+    Returns the numbers of pictures, regions, questions and so on by split, or None when the folder already held this
+    world. Raises FileExistsError when the folder has other things in it, ValueError for a size that
     cannot be written.
     """
     limit = SPLITS["val"].first_id - SPLITS["train"].first_id
@@ -127,6 +144,7 @@ def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[
     _pack_regions(out)
     _write_vcr(out, world, scenes, counts)
     _write_refcoco(out, world, scenes["train"], counts)
+    _write_captions(out, world, scenes, counts)
     (out / "vqa/answers_vqa.txt").write_text("\n".join(("<unk>", *ANSWERS)) + "\n", encoding="utf-8")
     (out / "bert/vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
     _write_marker(out, world, complete=True)
@@ -156,7 +174,7 @@ def _write_pictures(out: Path, world: World, name: str, scenes: Sequence[Scene])
     """The pictures of a split with their regions, COCO annotations and VQA v2 questions."""
     split = SPLITS[name]
     questions = {scene.image_id: make_questions(world, scene) for scene in scenes}
-    regions = out / "vgbua_res101_precomputed" / split.region_folder
+    regions = out / REGION_FOLDER / split.region_folder
     regions.mkdir(exist_ok=True)
     region_count = 0
     for scene in scenes:
@@ -164,7 +182,8 @@ def _write_pictures(out: Path, world: World, name: str, scenes: Sequence[Scene])
         path = out / split.name / f"{image_name(split, scene.image_id)}.jpg"
         picture.save(path, quality=92, subsampling=0)
         boxes = region_boxes(scene, _rng(world, "regions", scene.image_id))
-        _write_json(regions / f"{scene.image_id}.json", _region_record(scene, picture, boxes))
+        scores = class_scores(scene, boxes, _rng(world, "classes", scene.image_id))
+        _write_json(regions / f"{scene.image_id}.json", _region_record(scene, picture, boxes, scores))
         region_count += len(boxes)
     _write_json(out / "annotations" / f"{split.images_json}.json", coco_record(split, scenes))
     vqa = out / "vqa"
@@ -177,6 +196,8 @@ def _write_pictures(out: Path, world: World, name: str, scenes: Sequence[Scene])
         "questions": sum(len(asked) for asked in questions.values()),
         "problems": 0,
         "expressions": 0,
+        "captions": 0,
+        "sentences": 0,
     }
 
 
@@ -185,9 +206,9 @@ def _pack_regions(out: Path) -> None:
     from common.data.regions import open_regions, pack  # here, so that `--help` answers at once
 
     for folder in {split.region_folder for split in SPLITS.values()}:
-        store = open_regions(out / "vgbua_res101_precomputed" / folder)
+        store = open_regions(out / REGION_FOLDER / folder)
         if store.names():
-            pack(store, out / "vgbua_res101_precomputed" / f"{folder}.packed", "float32")
+            pack(store, out / REGION_FOLDER / f"{folder}.packed", "float32")
 
 
 def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: dict[str, dict[str, int]]) -> None:
@@ -203,8 +224,7 @@ def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: 
             _write_json(out / split.name / f"{stem}.json", vcr_metadata(scene, boxes, scores))
             entries[stem] = (scene, boxes)
             rows += vcr_rows(split, scene, make_problems(world, scene), first=len(rows))
-        lines = [json.dumps(row, separators=(",", ":")) + "\n" for row in rows]
-        (out / "vcr" / f"{split.vcr}.jsonl").write_text("".join(lines), encoding="utf-8")
+        _write_lines(out / "vcr" / f"{split.vcr}.jsonl", [json.dumps(row, separators=(",", ":")) for row in rows])
         counts[name]["problems"] = len(rows)
     _pack_scenes(out / "vcr/regions.packed", entries)
 
@@ -233,6 +253,19 @@ def _write_refcoco(out: Path, world: World, scenes: Sequence[Scene], counts: dic
     counts["train"]["expressions"] = sum(len(reference["sentences"]) for reference in references)
 
 
+def _write_captions(out: Path, world: World, scenes: dict[str, list[Scene]], counts: dict[str, dict[str, int]]) -> None:
+    """Captions of the splits that have answers, and as many lines of text as belong to them."""
+    for name, split in SPLITS.items():
+        if not split.has_answers:
+            continue
+        rows = [row for s in scenes[name] for row in caption_rows(split, s, make_captions(world, s))]
+        lines = [json.dumps(row, separators=(",", ":")) for row in rows]
+        sentences = make_sentences(world, name)
+        _write_lines(out / "captions" / f"{name}_frcnn.json", lines)
+        _write_lines(out / "corpus" / f"{name}.txt", sentences)
+        counts[name] |= {"captions": len(rows), "sentences": len(sentences)}
+
+
 def _pack_scenes(path: Path, entries: dict[str, tuple[Scene, np.ndarray]]) -> None:
     """A packed store with the features of boxes [n, 4]; none where there are no pictures."""
     from common.data.regions import pack
@@ -242,7 +275,7 @@ def _pack_scenes(path: Path, entries: dict[str, tuple[Scene, np.ndarray]]) -> No
         pack(SceneRegions(entries), path, "float16")
 
 
-def _region_record(scene: Scene, picture: Image.Image, boxes: np.ndarray) -> dict[str, Any]:
+def _region_record(scene: Scene, picture: Image.Image, boxes: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     whole = np.array([[0, 0, scene.width, scene.height]], np.float32)
     features = region_features(picture, np.concatenate([boxes, whole]))
     return {
@@ -251,6 +284,7 @@ def _region_record(scene: Scene, picture: Image.Image, boxes: np.ndarray) -> dic
         "image_h": scene.height,
         "num_boxes": len(boxes),
         "boxes": _base64(boxes),
+        "classes": _base64(scores),
         "features": _base64(features[:-1]),
         "image_box_feature": _base64(features[-1:]),
     }
@@ -265,7 +299,8 @@ def _clear_folder(out: Path, world: World, force: bool) -> bool:
             return False
         if found != _marker(world, found.get("complete")) and not force:
             raise FileExistsError(
-                f"{out} holds another world, {found}; `python -m data.scenes --out {out} --force` replaces it"
+                f"{out} holds another world, {found}, where {_marker(world, complete=True)} is wanted; "
+                f"`python -m data.scenes --out {out} --force` replaces it"
             )
         for folder in FOLDERS:
             shutil.rmtree(out / folder, ignore_errors=True)
@@ -290,6 +325,10 @@ def _rng(world: World, purpose: str, image_id: int) -> Random:
 
 def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _write_json(path: Path, record: Any) -> None:

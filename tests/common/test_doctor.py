@@ -12,6 +12,9 @@ import yaml
 
 from common import doctor
 from common.config import load_config
+from tests.pretrain.world import tiny_pretrain
+from tests.pretrain.world import write_world as write_captions
+from tests.tiny import tiny_vqa, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +78,7 @@ class TestConfigs:
     def test_an_empty_folder(self, cfg, capsys):
         doctor.report_configs([("vqa", cfg)])
         out = capsys.readouterr().out
-        assert "MISSING  data/coco/ and 6 things in it, for vqa/mine\n" in out
+        assert "MISSING  data/coco/ and 11 things in it, for vqa/mine\n" in out
         assert "MISSING  model/pretrained_model/ and 2 things in it, for vqa/mine\n" in out
 
     def test_what_is_there_is_counted_and_what_is_not_is_named(self, cfg, capsys):
@@ -86,12 +89,20 @@ class TestConfigs:
         store.mkdir(parents=True)
         doctor.report_configs([("vqa", cfg)])
         lines = capsys.readouterr().out.splitlines()
-        at = lines.index("found    data/coco/: 3 of 6 things in it, for vqa/mine")
+        at = lines.index("found    data/coco/: 3 of 11 things in it, for vqa/mine")
         region = "vgbua_res101_precomputed/test2015_resnet101_faster_rcnn_genome"
-        assert lines[at + 1 : at + 4] == [
-            f"  MISSING  {region} or {region}.packed or {region}.zip, for vqa/mine",
-            "  MISSING  vqa/v2_OpenEnded_mscoco_test2015_questions.json, for vqa/mine",
-            "  MISSING  vqa/v2_OpenEnded_mscoco_val2014_questions.json, for vqa/mine",
+        assert lines[at + 1 : at + 9] == [
+            f"  MISSING  {name}, for vqa/mine"
+            for name in (
+                "annotations/image_info_test2015.json",
+                "annotations/instances_train2014.json",
+                "annotations/instances_val2014.json",
+                f"{region} or {region}.packed or {region}.zip",
+                "vqa/v2_OpenEnded_mscoco_test2015_questions.json",
+                "vqa/v2_OpenEnded_mscoco_val2014_questions.json",
+                "vqa/v2_mscoco_train2014_annotations.json",
+                "vqa/v2_mscoco_val2014_annotations.json",
+            )
         ]
 
     def test_a_broken_config_does_not_stop_the_others(self, cfg, capsys):
@@ -109,13 +120,13 @@ class TestConfigs:
         ],
     )
     def test_language_weights_are_wanted_where_a_run_would_read_them(self, cfg, overrides, expected):
-        needs = doctor.needs(load_config("vqa", cfg, overrides))
+        needs = doctor.needs("vqa", load_config("vqa", cfg, overrides))
         files = ("bert-base-uncased/pytorch_model.bin", "bert-base-uncased/model.safetensors")
         assert ((Path("model/pretrained_model"), files) in needs) is expected
 
     def test_backbone_and_regions(self, cfg):
         raw = {"NETWORK.IMAGE_FEAT_PRECOMPUTED": False, "NETWORK.IMAGE_PRETRAINED": "model/resnet"}
-        needs = doctor.needs(load_config("vqa", cfg, {**raw, "DATASET.REGION_PATH": "here/regions"}))
+        needs = doctor.needs("vqa", load_config("vqa", cfg, {**raw, "DATASET.REGION_PATH": "here/regions"}))
         assert (Path("model"), ("resnet-0000.model",)) in needs
         assert (Path("here"), ("regions", "regions.packed", "regions.zip")) in needs
         assert not any("genome" in choice for _, choices in needs for choice in choices)
@@ -137,8 +148,9 @@ class TestCommand:
         with pytest.raises(SystemExit) as end:
             doctor.main(["--cfg", str(path)])
         assert end.value.code == 2 and "--task is needed" in capsys.readouterr().err
-        assert doctor.main(["--cfg", str(path), "--task", "vqa"]) == 0
-        assert "for vqa/mine" in capsys.readouterr().out
+        assert doctor.main(["--cfg", str(path), "--task", "vqa"]) == 1
+        out = capsys.readouterr().out
+        assert "for vqa/mine" in out and "\n13 problems:\n  missing: data/coco/annotations/image_info" in out
 
     @pytest.mark.parametrize(
         ("users", "text"),
@@ -150,3 +162,62 @@ class TestCommand:
     )
     def test_users_in_short(self, users, text):
         assert doctor.shorten(users, ["vqa/a", "vqa/b", "vcr/c", "vcr/d", "vcr/e", "vcr/f"]) == text
+
+
+class TestDeep:
+    """What a config names is opened."""
+
+    @pytest.fixture
+    def vqa(self, tiny_world: Path, tmp_path: Path) -> Path:
+        return write_settings(tiny_vqa(tiny_world, tmp_path / "out"), tmp_path / "tiny.yaml")
+
+    @pytest.fixture
+    def captions(self, tmp_path: Path) -> Path:
+        root = write_captions(tmp_path / "captions")
+        return write_settings(tiny_pretrain(root, tmp_path / "out"), tmp_path / "tiny.yaml")
+
+    def look(self, task: str, path: Path, *args: str) -> int:
+        return doctor.main(["--cfg", str(path), "--task", task, "--deep", "--samples", "4", *args])
+
+    def test_a_config_that_would_run(self, vqa, capsys):
+        assert self.look("vqa", vqa) == 0
+        out = capsys.readouterr().out
+        assert "ok       train data: vqa 30 records, 4 made into samples" in out
+        assert "ok       weights: none are read: random ones are configured" in out and "\n0 problems\n" in out
+
+    def test_pretraining_that_would_run(self, captions, capsys):
+        assert self.look("pretrain", captions) == 0
+        out = capsys.readouterr().out
+        assert "ok       captions of train: 12 of 12 with regions, 4 read; 4 pictures decoded" in out
+        assert "conceptual_captions 6 records, 4 made into samples; general_corpus 4 records" in out
+
+    def test_weights_that_do_not_fit(self, vqa, tmp_path, capsys):
+        torch.save({"state_dict": {"module.nothing": torch.zeros(1)}}, tmp_path / "w.model")
+        assert self.look("vqa", vqa, "--set", f"NETWORK.PARTIAL_PRETRAIN={tmp_path / 'w.model'}") == 1
+        out = capsys.readouterr().out
+        assert "PROBLEM  weights: cannot be used" in out and "w.model" in out
+
+    def test_each_broken_thing_is_named(self, captions, tmp_path, capsys):
+        """A record without regions, a picture that is none, a score of the wrong width."""
+        root = tmp_path / "captions"
+        (root / "train_frcnn/00000003.json").unlink()
+        (root / "train_image/00000000.jpg").write_bytes(b"no picture")
+        assert self.look("pretrain", captions, "--set", "NETWORK.VLBERT.visual_region_classes=9") == 1
+        out = capsys.readouterr().out
+        assert "PROBLEM  captions of train: 11 of 12 with regions" in out
+        assert "1 of 12 records have no region file" in out and "train_image/00000000.jpg" in out
+        assert "7 classes, NETWORK.VLBERT.visual_region_classes is 9" in out
+
+    def test_a_broken_region_file(self, captions, tmp_path, capsys):
+        (tmp_path / "captions/val_frcnn/00000000.json").write_text("{")
+        assert self.look("pretrain", captions) == 1
+        assert "val_frcnn/00000000.json" in capsys.readouterr().out
+
+    def test_a_vocabulary_that_is_too_large(self, vqa, capsys):
+        assert self.look("vqa", vqa, "--set", "NETWORK.VLBERT.vocab_size=20") == 1
+        assert "NETWORK.VLBERT.vocab_size is 20, the vocabulary has" in capsys.readouterr().out
+
+    def test_it_needs_a_config(self, capsys):
+        with pytest.raises(SystemExit):
+            doctor.main(["--deep"])
+        assert "--deep and --set need --cfg" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""Tables of captions and picture addresses, and the words of a caption (spec 12 §2)."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table. number: from 0, malformed lines counted too; it is the permanent id of the pair.
+
+    fault: what is wrong with the line, "" for a good one; then caption and url are empty.
+    """
+
+    number: int
+    caption: str = ""
+    url: str = ""
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        return picture_name(self.number)
+
+    @property
+    def words(self) -> list[str]:
+        """Captions of the tables are tokenised already: training joins these with single spaces again."""
+        return self.caption.split(" ")
+
+
+def picture_name(number: int) -> str:
+    return f"{number:08d}"
+
+
+def read_table(path: str | Path) -> Iterator[Row]:
+    """The rows `caption TAB address` of a UTF-8 file, the last one with or without a line end (spec 12 D-2).
+
+    Raises FileNotFoundError.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"table {path}: no such file")
+    with open(path, "rb") as lines:  # bytes: a caption may hold characters at which text would be split into lines
+        for number, line in enumerate(lines):
+            if number == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            yield _parse(number, line.removesuffix(b"\n").removesuffix(b"\r"))
+
+
+def count_rows(path: str | Path) -> int:
+    with open(path, "rb") as lines:
+        return sum(1 for _ in lines)
+
+
+def _parse(number: int, line: bytes) -> Row:
+    try:
+        columns = line.decode("utf-8").split("\t")
+    except UnicodeDecodeError as error:
+        return Row(number, fault=f"no UTF-8 text: {error.reason} at byte {error.start}")
+    if len(columns) != 2:
+        return Row(number, fault=f"{len(columns)} columns, expected 2: caption TAB address")
+    caption, url = columns
+    if not caption.strip() or not url.strip():
+        return Row(number, fault=f"no {'caption' if url.strip() else 'address'}")
+    return Row(number, caption, url.strip())
+
+
+def split_words(caption: str) -> list[str]:
+    """ "A dog, running" -> ["a", "dog", ",", "running"]: as in the tables, lower case and punctuation apart."""
+    apart = (f" {c} " if unicodedata.category(c).startswith("P") else c for c in caption.lower())
+    return "".join(apart).split()
