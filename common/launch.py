@@ -20,6 +20,8 @@ from torch.multiprocessing.spawn import ProcessExitedException
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for what a process has to say about its end
 SHUTDOWN_SECONDS = 120  # for a process that was told to stop: it finishes a batch and writes a checkpoint
 SLURM_PORT = 29500
+LOST_PEER = ("closed by peer", "reset by peer", "NCCL error", "DistBackendError", "recv, got 0 bytes", "/gloo/")
+CONSEQUENCE_SECONDS = 3600
 
 
 # ---------------------------------------------------------------------------------------------- torchrun
@@ -49,6 +51,8 @@ def run_elastic(
         raise ValueError(f"{processes} processes on this machine, which has {gpus} GPUs that this program may use")
     # Beside each other as many threads as there are cores; torchrun would give each process a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if restarts:  # the store of the agents would tell the addresses of the processes that are gone
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "--rdzv-backend=c10d"]
     options += [f"--nnodes={nodes}", f"--rdzv-endpoint={host}:{port}", "--rdzv-id=vl-bert"]
     if nodes > 1:  # otherwise every agent that finds `host` to be its own name would want to listen there
@@ -83,7 +87,9 @@ def report_failure(error: BaseException, line: str = "") -> bool:
     if ERROR_FILE not in os.environ:
         return False
     stack = "" if line else "".join(traceback.format_exception(error))
-    extra = {"py_callstack": stack, "timestamp": str(int(time.time()))}
+    # torchrun takes the earliest, to the second, for the cause: a process that lost another one is none.
+    late = CONSEQUENCE_SECONDS if any(text in str(error) for text in LOST_PEER) else 0
+    extra = {"py_callstack": stack, "timestamp": str(int(time.time()) + late)}
     path = Path(os.environ[ERROR_FILE])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"message": {"message": line or str(error), "extraInfo": extra}}), encoding="utf-8")

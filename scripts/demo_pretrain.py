@@ -17,7 +17,7 @@ from typing import Any
 from common import checkpoint
 from common.run import predict
 from data import demo
-from scripts.demo_vqa import CFG, WORLD_FILES, guess, read_rows, table
+from data.demo_questions import CFG, WORLD_FILES, guess, read_rows, table
 from vqa.accuracy import evaluate_answers
 
 PRETRAIN_CFG = Path("cfgs/pretrain/scenes.yaml")
@@ -67,7 +67,8 @@ def last_validation(net: demo.Net) -> str:
     """ "MLMAccWVC 0.9, ..." of the last line of its metrics."""
     lines = map(json.loads, (net.folder / "metrics.jsonl").read_text().splitlines())
     values = [line for line in lines if line["kind"] == "val"][-1]
-    return ", ".join(f"{k.removeprefix('Val-')} {v:.3f}" for k, v in values.items() if k.startswith("Val-") and v)
+    found = {k.removeprefix("Val-"): v for k, v in values.items() if k.startswith("Val-") and v is not None}
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items())
 
 
 def steps(net: demo.Net) -> int:

@@ -71,7 +71,7 @@ def test_from_pictures_to_training_samples(own, tmp_path, capsys):
     assert store.regions("00000000").boxes.tolist() == [[5, 5, 24, 14]]  # the last pixel inside
     assert store.regions("00000001").class_scores.argmax(1).tolist() == [2]
     whole = store.regions("00000003")  # no annotation
-    assert whole.boxes.tolist() == [[0, 0, 60, 40]] and whole.class_scores.argmax(1).tolist() == [0]
+    assert whole.boxes.tolist() == [[0, 0, 59, 39]] and whole.class_scores.argmax(1).tolist() == [0]
 
     (own.out / "bert").mkdir()
     (own.out / "bert/vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
