@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from common.config import ConfigError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining, VLBertSizes
 
@@ -16,14 +17,16 @@ def vlbert_sizes(cfg: Any) -> VLBertSizes:
 
 
 def build_vlbert(cfg: Any) -> VisualLinguisticBert:
-    return VisualLinguisticBert(vlbert_sizes(cfg))
+    model = VisualLinguisticBert(vlbert_sizes(cfg))
+    model.encoder.recompute = cfg.NETWORK.CHECKPOINT_ENCODER
+    return model
 
 
 def build_vlbert_for_pretraining(
     cfg: Any, with_relationship: bool, with_mlm: bool, with_mvrc: bool
 ) -> VisualLinguisticBertForPretraining:
     section = cfg.NETWORK.VLBERT
-    return VisualLinguisticBertForPretraining(
+    model = VisualLinguisticBertForPretraining(
         vlbert_sizes(cfg),
         with_relationship,
         with_mlm,
@@ -31,11 +34,15 @@ def build_vlbert_for_pretraining(
         section.visual_region_classes,
         section.pos_embedding_frozen,
     )
+    model.encoder.recompute = cfg.NETWORK.CHECKPOINT_ENCODER
+    return model
 
 
 def build_region_encoder(cfg: Any, class_regulariser: bool = False, final_dim: int | None = None) -> FastRCNN:
     """The region feature extractor of the section NETWORK. final_dim: default NETWORK.IMAGE_FINAL_DIM."""
     network = cfg.NETWORK
+    if (network.ROI_CHUNK or network.CHECKPOINT_ROIS) and not network.IMAGE_FROZEN_BN:
+        raise ConfigError("NETWORK.ROI_CHUNK and CHECKPOINT_ROIS need NETWORK.IMAGE_FROZEN_BN true")
     return FastRCNN(
         num_layers=network.IMAGE_NUM_LAYERS,
         dilated_c5=network.IMAGE_C5_DILATED,
@@ -46,4 +53,6 @@ def build_region_encoder(cfg: Any, class_regulariser: bool = False, final_dim: i
         final_dim=network.IMAGE_FINAL_DIM if final_dim is None else final_dim,
         semantic=network.IMAGE_SEMANTIC,
         class_regulariser=class_regulariser,
+        roi_chunk=network.ROI_CHUNK,
+        recompute_rois=network.CHECKPOINT_ROIS,
     )

@@ -248,6 +248,11 @@ NETWORK = (
         minimum=1,
         maximum=5,
     ),
+    Key(
+        "NETWORK.CHECKPOINT_ENCODER", "bool", False, "compute encoder layers again for backward: less memory", ours=True
+    ),
+    Key("NETWORK.CHECKPOINT_ROIS", "bool", False, "compute the RoI head again for backward, chunk by chunk", ours=True),
+    Key("NETWORK.ROI_CHUNK", "int", 0, "regions in the RoI head at a time; 0 is all of a batch", minimum=0, ours=True),
     Key("NETWORK.IMAGE_FROZEN_BN", "bool", True, "batch norm is neither trained nor updated"),
     Key("NETWORK.IMAGE_FINAL_DIM", "int", 512, "width of a region embedding; equals VLBERT.visual_size", minimum=1),
     Key(

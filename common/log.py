@@ -8,10 +8,13 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from common import distributed
+
+log = logging.getLogger(__name__)
 
 FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 
@@ -31,11 +34,12 @@ def setup_logging(log_file: Path | None = None) -> None:
 class RunWriter:
     """Scalars of a run into TensorBoard and `metrics.jsonl`; does nothing on other ranks than 0.
 
-    A resumed run appends to the JSON-lines file.
+    A resumed run appends to the JSON-lines file. What a full disk does not take is told once and missing.
     """
 
     def __init__(self, folder: Path, tensorboard_folder: Path | None = None) -> None:
         self._tensorboard = self._lines = None
+        self._told = False
         if not distributed.is_main():
             return
         from tensorboardX import SummaryWriter
@@ -48,6 +52,15 @@ class RunWriter:
         """One line {"kind", "step", "time", fields..., scalars...}; NaN becomes null. `step` counts batches."""
         if self._lines is None or self._tensorboard is None:
             return
+        try:
+            self._write(kind, step, scalars, fields)
+        except OSError as error:
+            if not self._told:
+                log.error("numbers of the run could not be written: %s. The run goes on without them", error)
+            self._told = True
+
+    def _write(self, kind: str, step: int, scalars: Mapping[str, float], fields: Mapping[str, Any]) -> None:
+        assert self._lines is not None and self._tensorboard is not None
         for name, value in scalars.items():
             if not math.isnan(value):
                 self._tensorboard.add_scalar(name, value, step)
@@ -57,5 +70,7 @@ class RunWriter:
 
     def close(self) -> None:
         if self._lines is not None and self._tensorboard is not None:
-            self._lines.close()
-            self._tensorboard.close()
+            with suppress(OSError):  # told when it was written
+                self._lines.close()
+            with suppress(OSError):
+                self._tensorboard.close()

@@ -19,6 +19,7 @@ from common.data.dataset import dataset_sections
 from common.data.loader import build_loader
 from common.evaluator import evaluate
 from common.log import RunWriter, setup_logging
+from common.memory import log_forecast
 from common.optim import RunPlan, build_optimizer, build_schedule
 from common.precision import Precision, resolve_precision
 from common.pretrained import load_initial_weights
@@ -68,6 +69,7 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
     log.info("%s", plan.describe())
 
     optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
+    log_forecast(task.name, cfg, model, precision)
     val_metrics = task.build_metrics(cfg, False)
     writer = RunWriter(folder, Path(log_dir) if log_dir else None)
     trainer = Trainer(

@@ -29,7 +29,7 @@ PRETRAIN_FILES = {
     "NETWORK.BERT_MODEL_NAME": "bert",
 }
 FAST_PRETRAIN = {"TRAIN.BATCH_IMAGES": [8, 4]}
-QUESTIONS = {"TRAIN.END_EPOCH": 1, "TRAIN.WARMUP_STEPS": 30, "VAL_FREQUENT": 1}  # a tenth of the demo of VQA
+QUESTIONS = {"TRAIN.END_EPOCH": 3, "TRAIN.WARMUP_STEPS": 30, "VAL_FREQUENT": 1}  # of the demo's ten
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -92,6 +92,7 @@ def made_up_batch(
     image: tuple[int, int] | None = None,
     seed: int = 0,
     targets: bool = True,
+    equal: bool = False,
 ) -> Batch:
     """A batch that the module of `cfg` accepts, the same one for the same arguments.
 
@@ -99,6 +100,7 @@ def made_up_batch(
     samples: B. words: word pieces of the longest text without special tokens, in VCR query and choice together.
     boxes: regions of a sample, with ADD_IMAGE_AS_A_BOX the whole image first. image: height and width in pixels,
     default SCALES. None is the default of the task. targets: False leaves them out, as in a test split.
+    equal: all samples have the full sizes.
     Raises ValueError for an unknown task, and for sizes that are too small or do not fit the position embeddings.
     """
     if task not in FORMS:
@@ -111,8 +113,9 @@ def made_up_batch(
     draw = Draw(seed)
     made = []
     for number in range(samples):
-        full = number == 0
-        sample = _regions(cfg, number, boxes if full else draw.fewer(boxes, 2), image or cfg.SCALES, form.canvas, draw)
+        full = number == 0 or equal
+        size = boxes if full else draw.fewer(boxes, 2)
+        sample = _regions(cfg, number, size, image or cfg.SCALES, form.canvas, full, draw)
         form.fill(sample, cfg, words if full else draw.fewer(words, 2), vocabulary, draw)
         sample.targets = sample.targets if targets else {}
         made.append(sample)
@@ -131,11 +134,11 @@ def made_up_batch(
 # ---------------------------------------------------------------------------------------------- what tasks share
 
 
-def _regions(cfg: Any, number: int, boxes: int, image: tuple[int, int], canvas: bool, draw: Draw) -> Sample:
-    """A sample with its picture or features and its boxes; the first picture has the full size, others are narrower."""
+def _regions(cfg: Any, number: int, boxes: int, image: tuple[int, int], canvas: bool, full: bool, draw: Draw) -> Sample:
+    """A sample with its picture or features and its boxes; full: the picture is not narrower than `image`."""
     network, whole = cfg.NETWORK, dataset_sections(cfg)[0].ADD_IMAGE_AS_A_BOX
     height, width = image
-    if number:
+    if not full:
         width = draw.fewer(width, min(image))
     pixels, features = None, None
     if network.IMAGE_FEAT_PRECOMPUTED:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-12
 
@@ -117,7 +118,9 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of `num_layers` encoder layers."""
+    """A stack of `num_layers` encoder layers. recompute: in training keep their inputs alone for the backward pass."""
+
+    recompute = False
 
     def __init__(
         self,
@@ -145,7 +148,10 @@ class Encoder(nn.Module):
         bias = (~mask)[:, None, None, :].to(hidden.dtype) * -10000.0
         layers, attention = [], []
         for layer in self.layer:
-            hidden, probs = layer(hidden, bias, with_probs)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                hidden, probs = checkpoint(layer, hidden, bias, with_probs, use_reentrant=False)
+            else:
+                hidden, probs = layer(hidden, bias, with_probs)
             layers.append(hidden)
             attention.append(probs)
         return EncoderOutput(layers if all_layers else layers[-1:], attention if with_probs else None)

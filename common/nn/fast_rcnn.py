@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
 from common.boxes import coordinate_embedding
@@ -39,6 +40,8 @@ class FastRCNN(nn.Module):
     5 the
     RoI head. precomputed: no CNN; `features` come with the batch. final_dim: width D of a region embedding.
     semantic: concatenate an embedding of the box's class. class_regulariser: predict that class from the CNN feature.
+    roi_chunk: how many regions go through the RoI head at a time, 0 for all. recompute_rois: in training keep no
+    activations of the RoI head, but compute each chunk again for the backward pass.
     State-dict keys are the original's; the RoI head is listed under two names (spec 02 §10.3).
     """
 
@@ -53,8 +56,13 @@ class FastRCNN(nn.Module):
         final_dim: int = 768,
         semantic: bool = False,
         class_regulariser: bool = False,
+        roi_chunk: int = 0,
+        recompute_rois: bool = False,
     ) -> None:
         super().__init__()
+        if (roi_chunk or recompute_rois) and not frozen_bn:
+            raise ValueError("regions in chunks need frozen batch norms, whose statistics are those of all regions")
+        self.roi_chunk, self.recompute_rois = roi_chunk, recompute_rois
         self.precomputed = precomputed
         if not precomputed:
             self.backbone = ResNetC4(num_layers, stride_in_1x1, frozen_bn)
@@ -118,8 +126,24 @@ class FastRCNN(nn.Module):
         """Appearance features of the K real boxes, row-major: -> [K, 2048]. Arguments as in forward."""
         if not box_mask.any():
             raise ValueError("no real box in the batch")
-        grid = roi_align_features(self.backbone(images), boxes, box_mask)
-        grid = self.roi_head_feature_extractor(grid.to(images.dtype))
+        feature_map = self.backbone(images)
+        chunks = [box_mask]
+        if self.roi_chunk:
+            chunks = [_mask_of(part, box_mask) for part in box_mask.nonzero().split(self.roi_chunk)]
+        parts = []
+        for chunk in chunks:
+            given = (feature_map, boxes, chunk, box_masks, images.dtype)
+            if self.recompute_rois and self.training and torch.is_grad_enabled():
+                parts.append(checkpoint(self._roi_head, *given, use_reentrant=False))
+            else:
+                parts.append(self._roi_head(*given))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _roi_head(
+        self, feature_map: Tensor, boxes: Tensor, box_mask: Tensor, box_masks: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """[K, 2048] of the K boxes in box_mask."""
+        grid = self.roi_head_feature_extractor(roi_align_features(feature_map, boxes, box_mask).to(dtype))
         if box_masks is not None:
             grid = grid * box_masks[box_mask][:, None].to(grid.dtype)
         return self.head[2](self.head[1](grid))
@@ -146,6 +170,13 @@ def roi_align_features(feature_map: Tensor, boxes: Tensor, box_mask: Tensor) -> 
     with torch.autocast(feature_map.device.type, enabled=False):
         rois = torch.cat([image_index.float(), boxes[box_mask].float()], dim=1)
         return roi_align(feature_map.float(), rois, ROI_SIZE, 1.0 / STRIDE, sampling_ratio=1, aligned=False)
+
+
+def _mask_of(slots: Tensor, like: Tensor) -> Tensor:
+    """Rows and columns [n, 2] -> bool mask of the shape of `like`, True there."""
+    mask = torch.zeros_like(like)
+    mask[slots[:, 0], slots[:, 1]] = True
+    return mask
 
 
 def _scatter(rows: Tensor, mask: Tensor) -> Tensor:

@@ -91,3 +91,14 @@ class TestLogging:
         assert not (tmp_path / "a.log").exists()
         error = capsys.readouterr().err
         assert "loud" in error and "quiet" not in error
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path, caplog):
+    writer = RunWriter(tmp_path)
+    whole = writer._lines
+    writer._lines = open("/dev/full", "w")  # noqa: SIM115
+    writer.write("train", 1, {"Loss": 1.0})
+    writer.write("train", 2, {"Loss": 1.0})
+    assert caplog.text.count("No space left") == 1
+    writer.close()
+    whole.close()

@@ -1,0 +1,85 @@
+"""Activations that are computed again for the backward pass: the same gradients from less memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.nn.bert import Encoder
+from common.nn.fast_rcnn import FastRCNN
+
+
+def saved_bytes(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What `run` gives, and the bytes that autograd keeps for its backward, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return run(), sum(kept.values())
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_encoder():
+    """Dropout is the same both times."""
+    torch.manual_seed(0)
+    model = Encoder(3, 32, 4, 128)
+    hidden, mask = torch.randn(2, 20, 32), torch.ones(2, 20, dtype=torch.bool)
+    found = []
+    for model.recompute in (False, True):
+        torch.manual_seed(1)
+        output, size = saved_bytes(lambda: model(hidden, mask).layers[-1])
+        found.append((output.detach(), gradients(model, output.pow(2).sum()), size))
+    (plain, expected, most), (again, got, least) = found
+    assert torch.equal(plain, again) and expected.keys() == got.keys()
+    assert all(torch.equal(expected[k], got[k]) for k in expected)
+    assert least < 0.3 * most
+
+
+class TestRegions:
+    @pytest.fixture(scope="class")
+    def model(self) -> FastRCNN:
+        torch.manual_seed(0)
+        return FastRCNN(50, final_dim=16)
+
+    @pytest.fixture(scope="class")
+    def inputs(self) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        corner = 60 * torch.rand(2, 4, 2)
+        boxes = torch.cat([corner, corner + 30], dim=-1)
+        mask = torch.tensor([[True, True, True, False], [True, False, True, True]])
+        masks = (torch.rand(2, 4, 14, 14) < 0.5).float()
+        return {"images": torch.randn(2, 3, 96, 96), "boxes": boxes, "box_mask": mask, "box_masks": masks}
+
+    def run(self, model: FastRCNN, inputs: dict[str, Tensor], chunk: int, again: bool):
+        model.roi_chunk, model.recompute_rois = chunk, again
+        output, size = saved_bytes(lambda: model.region_features(**inputs))
+        return output.detach(), gradients(model, output.pow(2).sum()), size
+
+    @pytest.mark.parametrize(("chunk", "again"), [(4, False), (2, True), (0, True)])
+    def test_the_same_features_and_gradients(self, model, inputs, chunk, again):
+        expected, gradient, most = self.run(model, inputs, 0, False)
+        got, other, size = self.run(model, inputs, chunk, again)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert gradient.keys() == other.keys()
+        for key, value in gradient.items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(
+                other[key], value, rtol=1e-4, atol=1e-5 * scale, msg=lambda text, k=key: f"{k} {text}"
+            )
+        if again:
+            assert size < 0.8 * most
+
+    def test_statistics_of_batch_norms_need_all_regions(self):
+        with pytest.raises(ValueError, match="need frozen batch norms"):
+            FastRCNN(50, frozen_bn=False, roi_chunk=2)

@@ -1,0 +1,72 @@
+"""What the forecast of memory is made of; the figure itself needs a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from common import memory
+from common.config import load_config
+from common.precision import Precision
+from common.task import load_task
+from tests.tiny import tiny_vqa, write_settings
+
+
+@pytest.fixture
+def cfg(tiny_world, tmp_path):
+    return load_config("vqa", write_settings(tiny_vqa(tiny_world, tmp_path), tmp_path / "tiny.yaml"))
+
+
+def test_every_sample_of_the_worst_batch_is_the_largest(cfg):
+    batch = memory.worst_batch("vqa", cfg)
+    assert len(batch) == cfg.TRAIN.BATCH_IMAGES == 8
+    assert batch.box_mask.all() and batch.text_mask.all()
+
+
+def test_a_dry_run_leaves_no_trace(cfg):
+    model = load_task("vqa").build_model(cfg).eval()
+    model.register_buffer("count", torch.zeros(1))
+    model.register_forward_pre_hook(lambda module, _: setattr(module, "count", module.count + 1))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate()
+    gradients = []
+    first = next(p for p in model.parameters() if p.requires_grad)
+    first.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
+    memory.dry_run(model, memory.worst_batch("vqa", cfg), Precision("fp32", "cpu"))
+    assert gradients, "there was no backward"
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_an_error_leaves_none_either(cfg):
+    model = load_task("vqa").build_model(cfg)
+    batch = memory.worst_batch("vqa", cfg)
+    with pytest.raises(ValueError, match="no region features"):
+        memory.dry_run(model, dataclasses.replace(batch, features=None), Precision("fp32", "cpu"))
+    assert model.training and all(p.grad is None for p in model.parameters())
+
+
+def test_what_an_optimizer_keeps():
+    model = torch.nn.Linear(10, 10)
+    model.bias.requires_grad_(False)
+    assert memory.kept_bytes(model, "AdamW") == 2 * 400 and memory.kept_bytes(model, "SGD") == 400
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the forecast of memory was not compared with a run")
+def test_the_forecast_is_near_what_a_run_takes(cfg):
+    device = torch.device("cuda", 0)
+    precision = Precision("fp32", device)
+    model = load_task("vqa").build_model(cfg).to(device)
+    batch = memory.worst_batch("vqa", cfg).to(device)
+    forecast = memory.step_bytes(model, batch, precision) + memory.kept_bytes(model, "AdamW")
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(2):
+        precision.backward(model(batch).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert 0.8 < forecast / torch.cuda.max_memory_allocated(device) < 1.25
