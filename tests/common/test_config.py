@@ -106,6 +106,9 @@ def test_our_keys(task):
         "TRAIN.MAX_STEPS",
         "NETWORK.BERT_RANDOM_INIT",
         "NETWORK.IMAGE_RANDOM_INIT",
+        "NETWORK.CHECKPOINT_ENCODER",
+        "NETWORK.CHECKPOINT_ROIS",
+        "NETWORK.ROI_CHUNK",
         "DATASET.REGION_PATH",
     }
     own = {"vcr": {"DATASET.PERSON_NAMES"}, "refcoco": {"DATASET.SPLIT_BY", "NETWORK.SCORE_PADDING"}}

@@ -1,5 +1,6 @@
 """Spec 03 §5 (which update has which learning rate), §8 (loop, validation, checkpoints) and §15."""
 
+import errno
 import logging
 import os
 import random
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from common import checkpoint
-from common.checkpoint import CheckpointError, best_path, epoch_path, latest_path, load_file
+from common.checkpoint import CheckpointError, best_path, epoch_path, find_resume, latest_path, load_file
 from common.optim import PlateauSchedule
 from common.precision import Precision
 from common.trainer import Stopped, Trainer, rng_state, set_rng_state
@@ -359,8 +360,50 @@ class TestSignals:
             os.kill(os.getpid(), signal.SIGINT)
 
         monkeypatch.setattr(Trainer, "_micro_step", step)
-        with pytest.raises(KeyboardInterrupt):
-            toy_trainer(tmp_path).fit()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                toy_trainer(tmp_path).fit()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class TestFullDisk:
+    """Saving fails from the second epoch on, of three."""
+
+    def full(self, monkeypatch, epochs):
+        from common import checkpoint
+
+        original = checkpoint.save_file
+
+        def save(path, content):
+            if content["run"]["position"]["epoch"] in epochs:
+                path.with_name(f".{path.name}.tmp").touch()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(path, content)
+
+        monkeypatch.setattr(checkpoint, "save_file", save)
+
+    def test_a_run_goes_on_and_saves_again(self, tmp_path, monkeypatch, caplog):
+        self.full(monkeypatch, [2])
+        trainer = toy_trainer(tmp_path, end_epoch=3)
+        trainer.fit()
+        assert "could not be written: [Errno 28] No space left on device. The run goes on" in caplog.text
+        assert sorted(p.name for p in tmp_path.glob("toy-0*")) == ["toy-0000.model", "toy-0002.model"]
+
+    def test_without_the_last_checkpoint_it_fails_and_the_next_start_ends_alike(self, tmp_path, monkeypatch):
+        whole = toy_trainer(tmp_path / "whole", end_epoch=3, **RANDOM)
+        whole.fit()
+        folder = tmp_path / "parts"
+        with monkeypatch.context() as patch:
+            self.full(patch, [2, 3])
+            with pytest.raises(CheckpointError, match="the last checkpoint could not be written.*the one before is in"):
+                toy_trainer(folder, end_epoch=3, **RANDOM).fit()
+        path, _ = find_resume(folder, PREFIX, 0, 3)
+        assert path == epoch_path(folder, PREFIX, 0)
+        again = resumed(folder, path, end_epoch=3, **RANDOM)
+        again.fit()
+        assert torch.equal(weights(again), weights(whole))
 
 
 class TestResumeErrors:

@@ -46,21 +46,23 @@ def test_encoder():
     assert least < 0.3 * most
 
 
+@pytest.fixture(scope="module")
+def model() -> FastRCNN:
+    torch.manual_seed(0)
+    return FastRCNN(50, final_dim=16)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    corner = 60 * torch.rand(2, 4, 2)
+    boxes = torch.cat([corner, corner + 30], dim=-1)
+    mask = torch.tensor([[True, True, True, False], [True, False, True, True]])
+    masks = (torch.rand(2, 4, 14, 14) < 0.5).float()
+    return {"images": torch.randn(2, 3, 96, 96), "boxes": boxes, "box_mask": mask, "box_masks": masks}
+
+
 class TestRegions:
-    @pytest.fixture(scope="class")
-    def model(self) -> FastRCNN:
-        torch.manual_seed(0)
-        return FastRCNN(50, final_dim=16)
-
-    @pytest.fixture(scope="class")
-    def inputs(self) -> dict[str, Tensor]:
-        torch.manual_seed(1)
-        corner = 60 * torch.rand(2, 4, 2)
-        boxes = torch.cat([corner, corner + 30], dim=-1)
-        mask = torch.tensor([[True, True, True, False], [True, False, True, True]])
-        masks = (torch.rand(2, 4, 14, 14) < 0.5).float()
-        return {"images": torch.randn(2, 3, 96, 96), "boxes": boxes, "box_mask": mask, "box_masks": masks}
-
     def run(self, model: FastRCNN, inputs: dict[str, Tensor], chunk: int, again: bool):
         model.roi_chunk, model.recompute_rois = chunk, again
         output, size = saved_bytes(lambda: model.region_features(**inputs))
