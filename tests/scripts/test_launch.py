@@ -66,6 +66,12 @@ def cfg_path(tiny_world: Path, tmp_path: Path) -> Path:
     return write_settings(settings, tmp_path / "tiny.yaml")
 
 
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MASTER_", "SLURM_", "MAX_RESTARTS"))}
     return kept | {"PYTHON": sys.executable} | more
@@ -151,6 +157,14 @@ class TestWhatTheUserSees:
         status, out = launch("--nproc_per_node", 2, child, "once", MAX_RESTARTS="1")
         assert status == 0 and "together after a restart" in out
 
+    def test_a_restart_on_two_nodes(self, child):
+        """The node whose process did not fail starts anew with the other."""
+        options = ["--nnodes", 2, "--master_port", free_port(), "--max_restarts", 1]
+        nodes = [start(sys.executable, "scripts/launch.py", *options, "--node_rank", i, child, "once") for i in (0, 1)]
+        ends = [finish(node) for node in nodes]
+        assert [status for status, _ in ends] == [0, 0], ends
+        assert "together after a restart" in "".join(out for _, out in ends)
+
     @pytest.mark.parametrize(
         ("args", "message"),
         [
@@ -180,9 +194,7 @@ class TestTraining:
 
     def test_two_nodes_train_one_model(self, cfg_path, tmp_path, reference):
         """Each has an agent of its own; they meet over the loopback. The weights are those of two local processes."""
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = str(s.getsockname()[1])
+        port = free_port()
         nodes = [
             start(
                 *("scripts/dist_run_multi.sh", 2, rank, "127.0.0.1", 1, "vqa/train_end2end.py", cfg_path, tmp_path),
@@ -197,9 +209,7 @@ class TestTraining:
 
     def test_slurm(self, cfg_path, tmp_path, reference):
         """With a srun that starts two tasks here, and a scontrol that knows the hosts."""
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = str(s.getsockname()[1])
+        port = free_port()
         tools = tmp_path / "tools"
         tools.mkdir()
         (tools / "scontrol").write_text(
