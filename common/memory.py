@@ -25,17 +25,22 @@ ADVICE = (
 def log_forecast(task_name: str, cfg: Any, model: nn.Module, precision: Precision) -> None:
     """Tells on a GPU what a step on the worst batch takes; the model and all random numbers stay what they were.
 
-    Real batches are seldom as large. A batch that does not fit is a warning: perhaps none comes.
+    Real batches are seldom as large. A batch that does not fit is a warning: perhaps none comes. A forecast that fails
+    is one too, and not the end of a run.
     """
     if precision.device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(precision.device).total_memory
-    batch = worst_batch(task_name, cfg)
-    what = f"a batch of {len(batch)} of the largest samples"
+    what = "a batch of the largest samples"
     try:
+        batch = worst_batch(task_name, cfg)
+        what = f"a batch of {len(batch)} of the largest samples"
         step = step_bytes(model, batch.to(precision.device), precision)
     except torch.cuda.OutOfMemoryError:
         log.warning("%s does not fit into the %.1f GiB of the GPU: %s", what, total / GIB, ADVICE)
+        return
+    except Exception as error:
+        log.warning("no forecast of memory for %s: %s", what, error)
         return
     finally:
         torch.cuda.empty_cache()

@@ -39,6 +39,7 @@ def test_there_are_commands():
     assert len(ALL) > 40 and {document for document, _ in ALL} >= set(DOCUMENTS) - {"docs/design.md"}
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of runpy: the module is imported already
 @pytest.mark.parametrize("line", [line for _, line in ALL], ids=[f"{d}: {line}"[:90] for d, line in ALL])
 def test_command(line, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

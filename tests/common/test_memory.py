@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import types
 
 import pytest
 import torch
 
 from common import memory
 from common.config import load_config
+from common.data.batch import Batch
 from common.precision import Precision
 from common.task import load_task
 from tests.tiny import tiny_vqa, write_settings
@@ -54,6 +56,49 @@ def test_what_an_optimizer_keeps():
     model = torch.nn.Linear(10, 10)
     model.bias.requires_grad_(False)
     assert memory.kept_bytes(model, "AdamW") == 2 * 400 and memory.kept_bytes(model, "SGD") == 400
+
+
+class TestLog:
+    """What a run on a GPU of 1 GiB says."""
+
+    @pytest.fixture
+    def forecast(self, cfg, monkeypatch, caplog):
+        properties = types.SimpleNamespace(total_memory=2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(Batch, "to", lambda batch, device: batch)
+        caplog.set_level("INFO")
+        gpu = types.SimpleNamespace(device=torch.device("cuda"))
+
+        def run(step) -> str:
+            monkeypatch.setattr(memory, "step_bytes", step)
+            memory.log_forecast("vqa", cfg, torch.nn.Linear(2**14, 2**10), gpu)
+            return caplog.text
+
+        return run
+
+    def test_it_fits(self, forecast):
+        text = forecast(lambda *_: 2**29)
+        assert "about 0.6 of 1.0 GiB: 0.5 for a step on a batch of 8 of the largest samples, 0.1 for" in text
+
+    def test_the_optimizer_makes_it_too_much(self, forecast):
+        assert "WARNING" in (text := forecast(lambda *_: 2**30)) and "will not fit: smaller TRAIN.BATCH_IMAGES" in text
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (torch.cuda.OutOfMemoryError(), "does not fit into the 1.0 GiB of the GPU: smaller"),
+            (
+                ValueError("an odd config"),
+                "no forecast of memory for a batch of 8 of the largest samples: an odd config",
+            ),
+        ],
+    )
+    def test_it_cannot_be_told(self, forecast, error, message):
+        def fail(*args: object) -> int:
+            raise error
+
+        assert message in forecast(fail)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the forecast of memory was not compared with a run")
