@@ -99,3 +99,19 @@ def test_validation_reads_the_same_text_each_time(world, tmp_path):
     loader = build_loader(load_task("pretrain").build_dataset(cfg, "val"), cfg, "val")
     first, second = ([[b.ids, b.auxiliary[0].text_ids.tolist()] for b in loader] for _ in range(2))
     assert first == second and len(first) == 2
+
+
+def test_losses_of_a_bf16_run_are_near_those_of_fp32(settings, tmp_path):
+    """Without dropout, by at most 2 %."""
+    from common.run import run_training
+
+    settings["NETWORK"]["VLBERT"] |= {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+    settings["TRAIN"] |= {"LR": 1e-4, "GRAD_ACCUMULATE_STEPS": 1, "END_EPOCH": 4}
+    path = write_settings(settings, tmp_path / "tiny.yaml")
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        changes = {"OUTPUT_PATH": str(tmp_path / precision), "TRAIN.PRECISION": precision}
+        folder = run_training(load_task("pretrain"), load_config("pretrain", path, changes), path)
+        losses[precision] = list(train_losses(folder).values())
+    assert losses["bf16"] != losses["fp32"] and len(losses["fp32"]) == 12
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
