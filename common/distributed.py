@@ -6,6 +6,7 @@ for many.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def init_from_env(cuda: bool | None = None) -> bool:
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if is_distributed():
+        gc.collect()  # a wrapped model that outlives its group may abort the process at its end
         dist.destroy_process_group()
 
 

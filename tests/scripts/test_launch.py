@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from common import checkpoint
+from common.launch import free_port
 from tests.task_check import train_losses
 from tests.test_imports import ROOT
 from tests.tiny import tiny_vqa, write_settings
@@ -32,7 +32,8 @@ def run():
     distributed.init_from_env(cuda=False)
     what, rank = sys.argv[1], distributed.rank()
     if what == "fine":
-        print(f"rank {{rank}} of {{distributed.world_size()}}, threads {{os.environ['OMP_NUM_THREADS']}}", flush=True)
+        text = f"rank {{rank}} of {{distributed.world_size()}}, threads {{os.environ['OMP_NUM_THREADS']}}\\n"
+        os.write(1, text.encode())  # a line in one piece, beside that of the other process
     if what == "mistake" and rank == 1:
         raise ConfigError("TRAIN.LR: expected a number,\\ngot 'high'")
     if what == "fault" and rank == 1:
@@ -57,19 +58,17 @@ def child(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def cfg_path(tiny_world: Path, tmp_path: Path) -> Path:
-    """Ten updates of one sample and process, on a CPU without workers."""
-    settings = tiny_vqa(tiny_world, Path("out"))
+def write_config(world: Path, folder: Path) -> Path:
+    """Ten updates of two samples from each process, on a CPU without workers."""
+    settings = tiny_vqa(world, Path("out"))
     settings["TRAIN"] |= {"BATCH_IMAGES": 2, "GRAD_ACCUMULATE_STEPS": 1, "MAX_STEPS": 10}
     settings |= {"NUM_WORKERS_PER_GPU": 0, "CHECKPOINT_STEPS": 2, "VAL_FREQUENT": 100}
-    return write_settings(settings, tmp_path / "tiny.yaml")
+    return write_settings(settings, folder / "tiny.yaml")
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
+@pytest.fixture
+def cfg_path(tiny_world: Path, tmp_path: Path) -> Path:
+    return write_config(tiny_world, tmp_path)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -125,8 +124,7 @@ def same_weights(one: Path, other: Path) -> bool:
 def reference(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an uninterrupted run of two processes writes."""
     folder = tmp_path_factory.mktemp("reference")
-    path = cfg_path.__wrapped__(tiny_world, folder)  # type: ignore[attr-defined]
-    status, out = run(*single(path, folder), **ONE_THREAD)
+    status, out = run(*single(write_config(tiny_world, folder), folder), **ONE_THREAD)
     assert status == 0, out
     return folder
 
@@ -194,7 +192,7 @@ class TestTraining:
 
     def test_two_nodes_train_one_model(self, cfg_path, tmp_path, reference):
         """Each has an agent of its own; they meet over the loopback. The weights are those of two local processes."""
-        port = free_port()
+        port = str(free_port())
         nodes = [
             start(
                 *("scripts/dist_run_multi.sh", 2, rank, "127.0.0.1", 1, "vqa/train_end2end.py", cfg_path, tmp_path),
@@ -209,7 +207,7 @@ class TestTraining:
 
     def test_slurm(self, cfg_path, tmp_path, reference):
         """With a srun that starts two tasks here, and a scontrol that knows the hosts."""
-        port = free_port()
+        port = str(free_port())
         tools = tmp_path / "tools"
         tools.mkdir()
         (tools / "scontrol").write_text(
