@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import random
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.data.dataset import DataError, TaskDataset, dataset_sections
-from common.data.images import ImageError, exists, load_image
+from common.data.dataset import DataError, TaskDataset
+from common.data.images import ImageError, exists, load_image, split_region_path, unpacked
 from common.data.lines import LineFile
 from common.data.regions import RegionError, RegionStore, check, open_regions
+from common.data.sections import dataset_sections
 from common.data.text import load_tokenizer
 from common.pretrained import load_initial_weights
 from common.task import load_task
@@ -170,10 +170,10 @@ def read_record(lines: LineFile, index: int, root: Path, entry: Any) -> tuple[st
         record["caption"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{lines.path}: line {index + 1} has no image, caption and frcnn: {error!r}") from error
-    folder, stem = split_member(frcnn, entry.ZIP_MODE)
+    folder, stem = split_region_path(frcnn, entry.ZIP_MODE)
     if entry.REGION_PATH:
         stem = Path(stem).name
-    place = image if entry.ZIP_MODE else image.replace(".zip@", "")
+    place = image if entry.ZIP_MODE else unpacked(image)
     return f"{root}/{place}", entry.REGION_PATH or f"{root}/{folder}", stem
 
 
@@ -185,17 +185,6 @@ def check_picture(path: str, may_be_missing: bool) -> tuple[tuple[int, int] | No
         return load_image(path).size, []
     except ImageError as error:
         return None, [str(error)]
-
-
-def split_member(text: str, zip_mode: bool) -> tuple[str, str]:
-    """ "train_frcnn.zip@/00000000.json" -> ("train_frcnn", "00000000"); the same for a plain path.
-
-    Without zip mode the folder of an archive in parts, "train_frcnn.0.zip", has no number (spec 10 P-21).
-    """
-    folder, mark, member = text.partition(".zip@")
-    if not mark:
-        return str(Path(text).parent), Path(text).stem
-    return folder if zip_mode else re.sub(r"\.[0-3]$", "", folder), member.strip("/").removesuffix(".json")
 
 
 def check_store(cfg: Any, path: Path, samples: int) -> tuple[str, Problems]:

@@ -24,7 +24,8 @@ from typing import Any
 
 from common.config import load_config
 from common.config_keys import TASKS
-from common.needs import is_there, needs, region_stores, sections
+from common.data.sections import dataset_sections
+from common.needs import is_there, needs, region_stores
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "tokenizers", "safetensors", "tensorboardX")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_fp16")
@@ -66,7 +67,7 @@ def look_deeper(task: str, file: Path, overrides: Sequence[str], samples: int) -
     logging.disable(logging.WARNING)
     cfg = load_config(task, file, overrides)
     logging.disable(logging.NOTSET)
-    others = [dataset for dataset in sections(cfg) if dataset.DATASET != CAPTIONS]
+    others = [dataset for dataset in dataset_sections(cfg) if dataset.DATASET != CAPTIONS]
     stores = [store for dataset in others for store in region_stores(task, cfg, dataset)]
     print()
     return deep_check(task, cfg, list(dict.fromkeys(store for store in stores if is_there(store))), samples)

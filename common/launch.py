@@ -24,6 +24,13 @@ LOST_PEER = ("closed by peer", "reset by peer", "NCCL error", "DistBackendError"
 CONSEQUENCE_SECONDS = 3600
 
 
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 # ---------------------------------------------------------------------------------------------- torchrun
 
 
@@ -142,10 +149,7 @@ def run_local(gpus: Sequence[int], run: Callable[..., int], *args: Any) -> int:
     The processes find each other in the environment as under torchrun. Process r sees the GPUs that `gpus` lists, in
     this order; without CUDA they share the cores of the CPU.
     """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(gpus))}
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(gpus))}
     if torch.cuda.is_available():
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_devices(gpus))
     threads = max(1, torch.get_num_threads() // len(gpus))

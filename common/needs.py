@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
+
+from common.data.images import split_region_path
+from common.data.sections import dataset_sections
 
 SPLITS = ("TRAIN", "VAL", "TEST")
 REGION_FORMS = ("", ".packed", ".zip")
@@ -15,15 +17,10 @@ LANGUAGE_FILES = ("pytorch_model.bin", "model.safetensors")
 Need = tuple[Path, tuple[str, ...]]
 
 
-def sections(cfg: Any) -> list[Any]:
-    """The mappings of DATASET; `common.data.dataset` has the same, but imports torch, which may not work here."""
-    return list(cfg.DATASET) if isinstance(cfg.DATASET, tuple) else [cfg.DATASET]
-
-
 def needs(task: str, cfg: Any) -> list[Need]:
     """What a run of a config reads: data sets, then weights."""
     found: list[Need] = []
-    for dataset in sections(cfg):
+    for dataset in dataset_sections(cfg):
         root = Path(dataset.DATASET_PATH) if dataset.DATASET_PATH else None
         if root is not None:
             found += [(root, choices) for choices in data_files(task, cfg, dataset)]
@@ -127,8 +124,7 @@ def caption_folder(dataset: Any, name: str, key: str) -> str:
             text = str(json.loads(lines.readline())[key])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{name}_{key}"
-    folder, archived, _ = text.partition(".zip@")
-    return re.sub(r"\.[0-3]$", "", folder) if archived else str(Path(text).parent)
+    return split_region_path(text, zip_mode=False)[0]
 
 
 def uses_proposals(dataset: Any) -> bool:

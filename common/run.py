@@ -15,8 +15,8 @@ from torch import nn
 
 from common import checkpoint, distributed
 from common.config import ConfigError
-from common.data.dataset import dataset_sections
 from common.data.loader import build_loader
+from common.data.sections import dataset_sections
 from common.evaluator import evaluate
 from common.log import RunWriter, setup_logging
 from common.memory import log_forecast

@@ -40,7 +40,7 @@ from common.files import atomic_write
 from data.captions_fetch import LostError, picture_size
 from data.captions_files import SPLITS, image_file, write_pairs
 from data.captions_table import picture_name, split_words
-from data.region_boxes import BoxSource, Picture, StoredBoxes, build_source
+from data.region_boxes import BoxSource, Picture, StoredBoxes, add_detector_arguments, build_source
 
 SHOWN = 20  # problems that are named on the screen
 CLASSES = 1601  # NETWORK.VLBERT.visual_region_classes of the shipped configs
@@ -321,9 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--boxes", help="coco:INSTANCES.json  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  grid:ROWSxCOLUMNS"
     )
-    parser.add_argument("--min-boxes", type=int, default=10, help="of a detector")
-    parser.add_argument("--max-boxes", type=int, default=100, help="of a detector")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least confidence of a detector's box")
+    add_detector_arguments(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of a detector")
     parser.add_argument("--complete", action="store_true", help="region files need no features: write <split>_frcnn")
     parser.add_argument("--link", action="store_true", help="hard links in place of copies of the pictures")

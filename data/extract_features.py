@@ -46,7 +46,7 @@ from common.data.regions import (
 from common.data.transforms import normalise, resize_boxes, resize_ratios, resize_size, to_tensor
 from common.nn.fast_rcnn import FastRCNN
 from common.pretrained import load_backbone
-from data.region_boxes import SOURCES, BoxSource, Picture, build_source
+from data.region_boxes import SOURCES, BoxSource, Picture, add_detector_arguments, build_source
 
 logger = logging.getLogger(__name__)
 
@@ -335,9 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-dilated", action="store_true", help="C5 with stride 2 (IMAGE_C5_DILATED false)")
     parser.add_argument("--stride-in-3x3", action="store_true", help="IMAGE_STRIDE_IN_1x1 false")
     parser.add_argument("--scales", type=int, nargs=2, default=(600, 1000), help="shorter, longest side in pixels")
-    parser.add_argument("--min-boxes", type=int, default=10, help="of a detector")
-    parser.add_argument("--max-boxes", type=int, default=100, help="of a detector")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least confidence of a detector's box")
+    add_detector_arguments(parser)
     parser.add_argument("--batch", type=int, default=1, help="pictures at a time; above 1 edges change a little")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network")

@@ -6,6 +6,7 @@ picture.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from abc import ABC, abstractmethod
@@ -236,6 +237,13 @@ def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, 
         return keep
     wanted = min_boxes if len(keep) < min_boxes else max_boxes
     return confidence.argsort(descending=True, stable=True)[:wanted]
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """The numbers of `build_source`."""
+    parser.add_argument("--min-boxes", type=int, default=10, help="of a detector")
+    parser.add_argument("--max-boxes", type=int, default=100, help="of a detector")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least confidence of a detector's box")
 
 
 def build_source(

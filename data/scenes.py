@@ -15,7 +15,7 @@ import pickle
 import shutil
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -224,7 +224,7 @@ def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: 
             _write_json(out / split.name / f"{stem}.json", vcr_metadata(scene, boxes, scores))
             entries[stem] = (scene, boxes)
             rows += vcr_rows(split, scene, make_problems(world, scene), first=len(rows))
-        _write_lines(out / "vcr" / f"{split.vcr}.jsonl", [json.dumps(row, separators=(",", ":")) for row in rows])
+        _write_lines(out / "vcr" / f"{split.vcr}.jsonl", map(_json, rows))
         counts[name]["problems"] = len(rows)
     _pack_scenes(out / "vcr/regions.packed", entries)
 
@@ -259,9 +259,8 @@ def _write_captions(out: Path, world: World, scenes: dict[str, list[Scene]], cou
         if not split.has_answers:
             continue
         rows = [row for s in scenes[name] for row in caption_rows(split, s, make_captions(world, s))]
-        lines = [json.dumps(row, separators=(",", ":")) for row in rows]
         sentences = make_sentences(world, name)
-        _write_lines(out / "captions" / f"{name}_frcnn.json", lines)
+        _write_lines(out / "captions" / f"{name}_frcnn.json", map(_json, rows))
         _write_lines(out / "corpus" / f"{name}.txt", sentences)
         counts[name] |= {"captions": len(rows), "sentences": len(sentences)}
 
@@ -327,12 +326,16 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _write_json(path: Path, record: Any) -> None:
-    path.write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
+    path.write_text(_json(record), encoding="utf-8")
+
+
+def _json(record: Any) -> str:
+    return json.dumps(record, separators=(",", ":"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import re
 from abc import abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 from common.boxes import clip_boxes
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
-from common.data.images import ImageError, load_image
+from common.data.images import ImageError, load_image, split_region_path, unpacked
 from common.data.json_files import list_under, read_json
 from common.data.lines import LineFile
 from common.data.regions import Regions, RegionStore, open_regions, with_image_box
@@ -238,21 +237,12 @@ class ConceptualCaptions(CaptionDataset):
         return image
 
     def image_path(self, index: int) -> str:
-        return f"{self.root}/{self._place(self._record(index)['image'])}"
-
-    def _place(self, path: str) -> str:
-        """Without zip mode "train_image.zip@/x.jpg" means "train_image/x.jpg"."""
-        return path if self.zip_mode else path.replace(".zip@", "")
+        path = self._record(index)["image"]
+        return f"{self.root}/{path if self.zip_mode else unpacked(path)}"
 
     def _find(self, frcnn: str) -> tuple[RegionStore, str]:
         """The store of a detector's file, and its name there."""
-        folder, mark, member = frcnn.partition(".zip@")
-        if mark:
-            # Archives of the training set came in parts, whose folder is one (spec 10 P-21).
-            folder = f"{folder}.zip" if self.zip_mode else re.sub(r"\.[0-3]$", "", folder)
-        else:
-            folder, member = str(PurePosixPath(frcnn).parent), PurePosixPath(frcnn).name
-        name = member.strip("/").removesuffix(".json")
+        folder, name = split_region_path(frcnn, self.zip_mode)
         if self.region_path:
             folder, name = self.region_path, PurePosixPath(name).name
         if folder not in self._stores:

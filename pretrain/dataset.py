@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.data.dataset import DataError, TaskDataset, dataset_sections
+from common.data.dataset import DataError, TaskDataset
+from common.data.sections import dataset_sections
 from common.data.text import BertTokenizer, load_tokenizer
 from common.data.transforms import Transform
 from pretrain.captions import CaptionSettings, COCOCaptions, ConceptualCaptions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -14,11 +13,6 @@ from common.data.batch import Sample
 
 class DataError(ValueError):
     """Data files that cannot be used as they are, or that do not fit the config; the message names the file or key."""
-
-
-def dataset_sections(cfg: Any) -> list[Any]:
-    """The section DATASET of a config; of a list (pretraining) all of them, the master first."""
-    return list(cfg.DATASET) if isinstance(cfg.DATASET, list | tuple) else [cfg.DATASET]
 
 
 class TaskDataset(Dataset[Sample]):

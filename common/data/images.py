@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
 from PIL import Image
@@ -52,6 +53,25 @@ def exists(path: str | Path) -> bool:
         return member in _open_archive(archive_path, os.getpid()).NameToInfo
     except (FileNotFoundError, BadZipFile):
         return False
+
+
+def unpacked(path: str) -> str:
+    """ "train_image.zip@/x.jpg" where it lies in a folder: "train_image/x.jpg"."""
+    return path.replace(_MARK, "")
+
+
+def split_region_path(path: str, zip_mode: bool) -> tuple[str, str]:
+    """The region store of a detector's file and its name there: "train_frcnn.zip@/0.json" -> "train_frcnn", "0".
+
+    With zip mode the store is the archive, "train_frcnn.zip". Archives of the training set came in parts, whose folder
+    is one: "train_frcnn.0.zip" -> "train_frcnn" (spec 10 P-21).
+    """
+    folder, mark, member = path.partition(_MARK)
+    if mark:
+        folder = f"{folder}.zip" if zip_mode else re.sub(r"\.[0-3]$", "", folder)
+    else:
+        folder, member = str(PurePosixPath(path).parent), PurePosixPath(path).name
+    return folder, member.strip("/").removesuffix(".json")
 
 
 def list_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from common.data.batch import Batch, Sample
 from common.data.collate import collate
-from common.data.dataset import dataset_sections
 from common.data.regions import FEATURE_DIM, with_image_box
+from common.data.sections import dataset_sections
 from common.data.text import join_segments
 from common.data.transforms import pad_to_canvas
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from common.nn import recompute
 
 LAYER_NORM_EPS = 1e-12
 
@@ -148,10 +149,7 @@ class Encoder(nn.Module):
         bias = (~mask)[:, None, None, :].to(hidden.dtype) * -10000.0
         layers, attention = [], []
         for layer in self.layer:
-            if self.recompute and self.training and torch.is_grad_enabled():
-                hidden, probs = checkpoint(layer, hidden, bias, with_probs, use_reentrant=False)
-            else:
-                hidden, probs = layer(hidden, bias, with_probs)
+            hidden, probs = recompute.call(layer, hidden, bias, with_probs, again=self.recompute and self.training)
             layers.append(hidden)
             attention.append(probs)
         return EncoderOutput(layers if all_layers else layers[-1:], attention if with_probs else None)

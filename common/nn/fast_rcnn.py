@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
 
 from common.boxes import coordinate_embedding
+from common.nn import recompute
 from common.nn.resnet import ResNetC4, build_c5, freeze
 
 FEATURE_DIM = 2048  # of a region's appearance, and of its coordinate embedding
@@ -130,13 +130,11 @@ class FastRCNN(nn.Module):
         chunks = [box_mask]
         if self.roi_chunk:
             chunks = [_mask_of(part, box_mask) for part in box_mask.nonzero().split(self.roi_chunk)]
-        parts = []
-        for chunk in chunks:
-            given = (feature_map, boxes, chunk, box_masks, images.dtype)
-            if self.recompute_rois and self.training and torch.is_grad_enabled():
-                parts.append(checkpoint(self._roi_head, *given, use_reentrant=False))
-            else:
-                parts.append(self._roi_head(*given))
+        again = self.recompute_rois and self.training
+        parts = [
+            recompute.call(self._roi_head, feature_map, boxes, chunk, box_masks, images.dtype, again=again)
+            for chunk in chunks
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _roi_head(

@@ -1,22 +1,19 @@
 """Two gloo processes on the CPU; the same calls on one process."""
 
 import os
-import socket
 
 import pytest
 import torch
 from torch.multiprocessing import spawn
 
 from common import distributed
+from common.launch import free_port
 from common.metrics import Accuracy, Mean, MetricGroup
 
 
 def run_on_two(function, *args) -> None:
     """Run `function(rank, *args)` in two processes that form a group; what raises there raises here."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    spawn(_in_group, args=(function, port, args), nprocs=2)
+    spawn(_in_group, args=(function, free_port(), args), nprocs=2)
 
 
 def _in_group(rank: int, function, port: int, args) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from common import checkpoint
 from common.config import load_config
 from common.data.samplers import EpochSampler
 from common.run import run_training
+from common.task import load_task
 from tests.common.test_distributed import run_on_two
 from tests.pretrain.world import tiny_pretrain
 from tests.pretrain.world import write_world as write_captions
@@ -37,7 +37,7 @@ def captions(world: Path, folder: Path) -> dict[str, Any]:
 
 
 def train(rank: int, name: str, path: Path, changes: dict[str, Any]) -> None:
-    task = importlib.import_module(f"{name}.task").TASK
+    task = load_task(name)
     build_model = type(task).build_model
 
     def without_dropout(self: Any, cfg: Any) -> nn.Module:
@@ -103,8 +103,9 @@ def test_the_same_updates(tiny_world, tmp_path, monkeypatch, name, settings, who
         "SHUFFLE": True,
         "MAX_STEPS": UPDATES,
         "ASPECT_GROUPING": False,
+        "END_EPOCH": 20,
+        "WARMUP_STEPS": 1,
     }
-    content["TRAIN"] |= {"END_EPOCH": 20, "WARMUP_STEPS": 1}
     content |= {"NUM_WORKERS_PER_GPU": 0, "VAL_FREQUENT": 100}
     path = write_settings(content, tmp_path / "tiny.yaml")
 

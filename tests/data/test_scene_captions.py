@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from common.task import load_task
 from data.scene_captions import MOST, NUMBERS, caption
 from data.scene_description import COLORS, SHAPES, Scene
 from data.scene_phrases import DIRECTIONS, Phrase, cell, cell_name, is_beyond
-from data.scene_regions import CLASSES
+from data.scene_regions import CLASSES, class_scores
 from data.scenes import World, make_captions, make_scenes, make_sentences
 from tests.test_imports import ROOT
 from tests.tiny import write_settings
@@ -113,10 +114,6 @@ def test_class_scores(tiny_world: Path):
 
 
 def test_the_best_class_is_nearly_always_right():
-    from random import Random
-
-    from data.scene_regions import class_scores
-
     hits = []
     for scene in make_scenes(MANY, "train"):
         boxes = np.array([thing.box for thing in scene.things], np.float32)
@@ -142,8 +139,6 @@ def test_pretraining_reads_them(tiny_world, tmp_path):
         ],
         "NETWORK": {"BERT_MODEL_NAME": str(tiny_world / "bert")},
     }
-    from random import Random
-
     for changes in ({}, {"NETWORK.IMAGE_FEAT_PRECOMPUTED": False}):
         cfg = load_config("pretrain", write_settings(settings, tmp_path / "tiny.yaml"), changes)
         captions, corpus = load_task("pretrain").build_dataset(cfg, "train")
@@ -152,7 +147,5 @@ def test_pretraining_reads_them(tiny_world, tmp_path):
 
 
 def test_a_caption_needs_no_more_than_a_scene():
-    from random import Random
-
     (scene,) = make_scenes(World(seed=1, train=1, val=1, test=1), "train")
     assert 2 <= len(caption(scene, Random(0))) <= MOST

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.images import ImageError, exists, list_files, load_image, read_bytes
+from common.data.images import ImageError, exists, list_files, load_image, read_bytes, split_region_path
 
 
 def png(mode: str = "RGB", size: tuple[int, int] = (4, 3), color: object = None) -> bytes:
@@ -127,3 +127,16 @@ def test_workers_forked_after_opening_read_correctly(tmp_path: Path) -> None:
     indices, processes = zip(*loader, strict=True)
     assert sorted(torch.cat(indices).tolist()) == list(range(200))
     assert os.getpid() not in torch.cat(processes)
+
+
+@pytest.mark.parametrize(
+    ("path", "zip_mode", "place"),
+    [
+        ("train_frcnn.zip@/00000000.json", False, ("train_frcnn", "00000000")),
+        ("train_frcnn.zip@/00000000.json", True, ("train_frcnn.zip", "00000000")),
+        ("train_frcnn.2.zip@/a/7.json", False, ("train_frcnn", "a/7")),  # one of several archives
+        ("../regions/7.json", True, ("../regions", "7")),
+    ],
+)
+def test_where_regions_of_a_caption_lie(path, zip_mode, place):
+    assert split_region_path(path, zip_mode) == place
