@@ -1,8 +1,8 @@
 """Files of our own: checkpoints written atomically and read without running any code from them.
 
-A checkpoint is the original's dict (state_dict, optimizer, validation_monitor; spec 03 §8.3) with two more
-entries:
-`run`, the exact position and state of the run, and `config`, so that one path is enough to rebuild the model.
+A checkpoint is the original's dict (state_dict, optimizer, validation_monitor; spec 03 §8.3) with three more
+entries: `run`, the exact position and state of the run, `config` and `task`, so that one path is enough to rebuild the
+model.
 """
 
 from __future__ import annotations

@@ -251,6 +251,14 @@ NETWORK = (
     Key(
         "NETWORK.CHECKPOINT_ENCODER", "bool", False, "compute encoder layers again for backward: less memory", ours=True
     ),
+    Key(
+        "NETWORK.REGION_ENCODER",
+        "str",
+        "",
+        "what computes the features of new pictures for a model of precomputed ones: resnet:FILE or module:NAME; "
+        "empty: the ResNet of IMAGE_PRETRAINED",
+        ours=True,
+    ),
     Key("NETWORK.CHECKPOINT_ROIS", "bool", False, "compute the RoI head again for backward, chunk by chunk", ours=True),
     Key("NETWORK.ROI_CHUNK", "int", 0, "regions in the RoI head at a time; 0 is all of a batch", minimum=0, ours=True),
     Key("NETWORK.IMAGE_FROZEN_BN", "bool", True, "batch norm is neither trained nor updated"),

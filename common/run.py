@@ -88,6 +88,7 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
         )[0],
         writer=writer,
         config=cfg.to_dict(),
+        task=task.name,
     )
     try:
         resume(trainer, cfg)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # heavy imports would slow down `--help`
 
     from common.data.batch import Batch, ModelOutput
     from common.data.dataset import TaskDataset
+    from common.inference import Predictor
     from common.metrics import MetricGroup
 
 Record = dict[str, Any]
@@ -41,6 +42,7 @@ class Task:
     summary: (records, dataset) -> what to tell about the results beside their path; empty for nothing.
     adapt_pretrained: (cfg) -> the task's own change of a renamed checkpoint before PARTIAL_PRETRAIN loads it, or None.
     after_loading: (model, dataset, cfg), once at the start of training, after all weights were loaded.
+    predictor: what answers for pictures of users.
     loss_scale_range: smallest and largest dynamic fp16 loss scale (spec 03 §6).
     """
 
@@ -57,6 +59,7 @@ class Task:
     summary: Callable[[Sequence[Record], Any], str] = lambda records, dataset: ""
     adapt_pretrained: Callable[[Any], Callable[[dict[str, Any]], dict[str, Any]] | None] = lambda cfg: None
     after_loading: Callable[[Any, Any, Any], None] = lambda model, dataset, cfg: None
+    predictor: type[Predictor] | None = None
     loss_scale_range: tuple[float, float | None] = (1.0, None)
 
     def build_model(self, cfg: Any) -> nn.Module:

@@ -80,7 +80,7 @@ class Trainer:
 
     model: what is called, perhaps wrapped for several processes; `module` inside it is what is saved.
     schedule: update number -> learning rate factor. validate: (asks whether to stop) -> metrics by name, or None.
-    directory, prefix: checkpoints are `<directory>/<prefix>-%04d.model`. config: saved with them.
+    directory, prefix: checkpoints are `<directory>/<prefix>-%04d.model`. config, task: saved with them.
     base_seed: what the loader's samples are seeded with; a resumed run takes over that of its checkpoint.
     """
 
@@ -97,6 +97,7 @@ class Trainer:
     validate: Callable[[Callable[[], bool]], dict[str, float]] | None = None
     writer: RunWriter | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    task: str = ""
     position: Position = field(default_factory=Position)
     best_epoch: int = -1
     best_value: float = -1.0
@@ -379,6 +380,7 @@ class Trainer:
                 "rng": distributed.gather_objects(rng_state()),  # of each rank
             },
             "config": self.config,
+            "task": self.task,
         }
 
     def load_state_dict(self, state: dict[str, Any], source: str, epoch: int | None = None) -> None:

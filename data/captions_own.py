@@ -35,12 +35,12 @@ from tqdm import tqdm
 from common.boxes import clip_boxes
 from common.data.images import ImageError, load_image
 from common.data.json_files import list_under, read_json
+from common.data.region_boxes import BoxSource, Picture, StoredBoxes, add_detector_arguments, build_source
 from common.data.regions import JsonRegions, RegionError, Regions, check_shapes, open_regions, save_regions
 from common.files import atomic_write
 from data.captions_fetch import LostError, picture_size
 from data.captions_files import SPLITS, image_file, write_pairs
 from data.captions_table import picture_name, split_words
-from data.region_boxes import BoxSource, Picture, StoredBoxes, add_detector_arguments, build_source
 
 SHOWN = 20  # problems that are named on the screen
 CLASSES = 1601  # NETWORK.VLBERT.visual_region_classes of the shipped configs

@@ -25,12 +25,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common.boxes import clip_boxes
 from common.data.images import ImageError, load_image
+from common.data.region_boxes import SOURCES, BoxSource, Picture, add_detector_arguments, build_source
 from common.data.regions import (
     DTYPES,
     JsonRegions,
@@ -43,10 +42,10 @@ from common.data.regions import (
     save_regions,
     unpack,
 )
-from common.data.transforms import normalise, resize_boxes, resize_ratios, resize_size, to_tensor
+from common.data.transforms import Transform
 from common.nn.fast_rcnn import FastRCNN
 from common.pretrained import load_backbone
-from data.region_boxes import SOURCES, BoxSource, Picture, add_detector_arguments, build_source
+from common.region_encoder import RegionEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -54,47 +53,6 @@ PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # BGR, of the weights that all shi
 PIXEL_STDS = (1.0, 1.0, 1.0)
 
 Encode = Callable[[Sequence[Image.Image], Sequence[Tensor]], list[Tensor]]
-
-
-class RegionEncoder:
-    """Pictures and boxes to RoI features, on the resized picture that training would see.
-
-    scales: shorter and longest side in pixels. precision: torch.float32, or torch.bfloat16 for autocast.
-    """
-
-    def __init__(
-        self, model: FastRCNN, scales: tuple[int, int], device: str, precision: torch.dtype = torch.float32
-    ) -> None:
-        self._model = model.to(device).eval()
-        self._scales = scales
-        self._device = torch.device(device)
-        self._precision = precision
-
-    @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[Tensor]:
-        """images: RGB. boxes: [R_i, 4] of each, xyxy in its own pixels. -> float32 [R_i, 2048] of each, on the CPU.
-
-        With several pictures the smaller ones are zero-padded, which changes features near their right and bottom edge
-        a little, as it does in training.
-        """
-        resized = [self._resize(image, rows) for image, rows in zip(images, boxes, strict=True)]
-        height = max(pixels.shape[1] for pixels, _ in resized)
-        width = max(pixels.shape[2] for pixels, _ in resized)
-        batch = torch.zeros(len(resized), 3, height, width)
-        for row, (pixels, _) in zip(batch, resized, strict=True):
-            row[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-        counts = torch.tensor([len(rows) for rows in boxes])
-        padded = pad_sequence([rows for _, rows in resized], batch_first=True)  # (B, R, 4)
-        mask = torch.arange(padded.shape[1]) < counts[:, None]
-        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            features = self._model.region_features(*(t.to(self._device) for t in (batch, padded, mask)))
-        return list(features.float().cpu().split(counts.tolist()))
-
-    def _resize(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        width, height = resize_size(*image.size, *self._scales)
-        pixels = normalise(to_tensor(image.resize((width, height), Image.Resampling.BILINEAR)), PIXEL_MEANS, PIXEL_STDS)
-        scaled = resize_boxes(boxes, resize_ratios(image.size, (width, height)))
-        return pixels, clip_boxes(scaled, width, height)
 
 
 @dataclass
@@ -280,7 +238,8 @@ def build_encoder(args: argparse.Namespace) -> RegionEncoder:
         print("WARNING: RANDOM WEIGHTS. These features mean nothing; they are for tests of the pipeline only.")
     else:
         load_backbone(model, args.weights)
-    return RegionEncoder(model, tuple(args.scales), args.device, getattr(torch, args.precision))
+    transform = Transform(tuple(args.scales), PIXEL_MEANS, PIXEL_STDS)
+    return RegionEncoder(model, transform, args.device, getattr(torch, args.precision))
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -24,11 +24,10 @@ from common.data.json_files import list_under, read_json
 from common.data.lines import LineFile
 from common.data.regions import Regions, RegionStore, open_regions, with_image_box
 from common.data.text import BertTokenizer
-from common.data.transforms import Transform
+from common.data.transforms import Transform, blank_pixels
 from pretrain.masking import (
     NO_LABEL,
     WordMasker,
-    blank_pixels,
     cut_keeping_last,
     image_feature_without,
     joint_lengths,

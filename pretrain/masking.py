@@ -73,12 +73,6 @@ def image_feature_without(features: Tensor, masked: Tensor) -> Tensor:
     return (len(features) * features.mean(0) - features[masked].sum(0)) / (kept + 1e-5)
 
 
-def blank_pixels(image: Tensor, boxes: Tensor) -> None:
-    """Set the image [3, h, w] to 0, the mean colour, inside boxes [n, 4], with their borders; changes the argument."""
-    for x1, y1, x2, y2 in boxes.int().tolist():
-        image[:, y1 : y2 + 1, x1 : x2 + 1] = 0.0
-
-
 def joint_lengths(tokens: int, boxes: int, limit: int) -> tuple[int, int]:
     """How many tokens and boxes of a sample stay so that together they are at most `limit` (spec 10 §9.2 step 11).
 

@@ -6,6 +6,7 @@ from common.task import Task
 from pretrain.dataset import build_dataset
 from pretrain.module import build_attention_vis, build_multitask, build_single
 from pretrain.outputs import build_metrics, main_metric
+from pretrain.predictor import CaptionPredictor
 
 TASK = Task(
     name="pretrain",
@@ -18,5 +19,6 @@ TASK = Task(
     build_metrics=build_metrics,
     main_metric=main_metric,
     has_results=False,
+    predictor=CaptionPredictor,
     loss_scale_range=(128.0, 128.0),
 )

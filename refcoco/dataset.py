@@ -187,9 +187,7 @@ class RefCOCODataset(TaskDataset):
         tokenizer = self.tokenizer
         tokens = tokenizer.tokenize(" ".join(expression.tokens))
         tokens = swap_left_right(tokens) if flipped else tokens
-        ids = [i for i in tokenizer.ids(tokens) if i != tokenizer.pad_id]  # of a written-out "[PAD]" (spec 40 §6.2)
-        text_ids, segment_ids = join_segments([ids[: self.max_expression]], tokenizer.cls_id, tokenizer.sep_id)
-        return torch.tensor(text_ids), torch.tensor(segment_ids)
+        return expression_row(tokenizer.real_ids(tokens)[: self.max_expression], tokenizer)
 
     def _check_empty(self, image_ids: set[int]) -> None:
         """Without candidates the whole image is left to choose, where that is a box (spec 40 §12 no. 15)."""
@@ -202,6 +200,12 @@ class RefCOCODataset(TaskDataset):
         if not self.image_box:
             raise DataError(f"{what}; DATASET.ADD_IMAGE_AS_A_BOX: true would give them one")
         log.warning("%s; they have only the whole image", what)
+
+
+def expression_row(ids: list[int], tokenizer: BertTokenizer) -> tuple[Tensor, Tensor]:
+    """`[CLS] expression [SEP]` and its segment ids, of the expression's word pieces."""
+    text_ids, segment_ids = join_segments([ids], tokenizer.cls_id, tokenizer.sep_id)
+    return torch.tensor(text_ids), torch.tensor(segment_ids)
 
 
 def check_features(boxes: str, proposal_source: str, precomputed: bool) -> None:

@@ -6,6 +6,7 @@ from common.task import Task
 from refcoco.dataset import build_dataset
 from refcoco.module import build_model
 from refcoco.outputs import build_metrics, result_name, result_stem, summary, to_records, write_boxes
+from refcoco.predictor import ReferringPredictor
 
 TASK = Task(
     name="refcoco",
@@ -18,5 +19,6 @@ TASK = Task(
     result_name=result_name,
     result_stem=result_stem,
     summary=summary,
+    predictor=ReferringPredictor,
     loss_scale_range=(128.0, None),
 )

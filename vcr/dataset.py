@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,25 +18,12 @@ from common.data.dataset import DataError, TaskDataset
 from common.data.images import load_image
 from common.data.masks import instance_mask
 from common.data.regions import open_regions, with_image_box
-from common.data.text import BertTokenizer, join_segments, load_tokenizer
+from common.data.text import BertTokenizer, load_tokenizer
 from common.data.transforms import Transform
-from vcr.annotations import CATEGORY_IDS, Annotation, Annotations, Metadata, Text, read_metadata
-from vcr.text import (
-    GENDER_NEUTRAL_NAMES,
-    MAX_TOKENS,
-    PERSON,
-    Q2A,
-    QA2R,
-    Query,
-    TaggedToken,
-    keep_relevant_detections,
-    replacement_names,
-    tokenize_with_tags,
-    truncate_q2a,
-    truncate_qa2r,
-)
+from vcr.annotations import CATEGORY_IDS, Annotation, Annotations, Metadata, read_metadata
+from vcr.rows import ANSWER_FIRST, ONE_SENTENCE, RowBuilder
+from vcr.text import GENDER_NEUTRAL_NAMES, MAX_TOKENS, PERSON, Q2A, QA2R, replacement_names
 
-ANSWER_FIRST, ONE_SENTENCE = "answer first", "one sentence"
 MAX_BOX_ERROR = 1.0  # pixels between a box of the metadata and that of its precomputed feature
 # Positions that a row of text cannot have: the regions' and END's.
 RESERVED_POSITIONS = 2
@@ -100,20 +86,24 @@ class VCRDataset(TaskDataset):
             raise DataError(f"DATASET.TASK {task!r}: expected {Q2A} or {QA2R}")
         self.annotations = Annotations(annotations, with_labels)
         self.images = images
-        self.tokenizer = tokenizer
         self.transform = transform
         self.task = task
         self.with_labels = with_labels
-        self.layout = layout
         self.image_box = image_box
-        self.relevant_only = relevant_only
-        self.basic_align = basic_align
-        self.no_question = no_question
+        self.rows = RowBuilder(
+            tokenizer,
+            task,
+            layout,
+            image_box,
+            relevant_only,
+            basic_align,
+            no_question,
+            seq_len,
+            max_positions - RESERVED_POSITIONS,
+        )
         self.mask_size = mask_size
         self.walk_names = walk_names
         self.next_name = 0  # of the walk
-        self.seq_len = seq_len
-        self.max_row = max_positions - RESERVED_POSITIONS
         self._regions = open_regions(region_path, zip_mode) if region_path else None
         if self._regions is not None:
             _check_stems(self.annotations)
@@ -131,9 +121,9 @@ class VCRDataset(TaskDataset):
         metadata = self.metadata(everything)
         image = None if self._regions is not None else load_image(f"{self.images}/{everything.img_fn}")
         width, height = self._listed_size(everything, metadata) if image is None else image.size
-        annotation, keep = self.relevant(everything)
+        annotation, keep = self.rows.relevant(everything)
         boxes = self._boxes(annotation, metadata, keep, width, height)
-        rows = self._rows(annotation, self.queries(annotation, self._names(annotation)))
+        rows = self.rows.build(annotation, self.rows.queries(annotation, self._names(annotation)))
         state = self.transform(image, boxes.boxes, torch.tensor([width, height, 1.0, 1.0]), boxes.masks, rng)
         text_ids, segment_ids, text_tags = ([torch.tensor(row[i]) for row in rows] for i in range(3))
         return Sample(
@@ -153,37 +143,6 @@ class VCRDataset(TaskDataset):
     def _label(self, annotation: Annotation) -> int | None:
         return annotation.answer_label if self.task == Q2A else annotation.rationale_label
 
-    # ------------------------------------------------------------------------------------------ text
-
-    def relevant(self, annotation: Annotation) -> tuple[Annotation, list[int]]:
-        """The annotation with the detections that are used, and their old numbers (spec 20 §2.1)."""
-        if not self.relevant_only:
-            return annotation, list(range(len(annotation.objects)))
-        rationales = None if self.task == Q2A else annotation.rationales
-        kept = keep_relevant_detections(annotation.question, annotation.answers, rationales)
-        changed = replace(
-            annotation,
-            objects=[annotation.objects[i] for i in kept.keep],
-            question=kept.question,
-            answers=kept.answers,
-            rationales=kept.rationales or [],
-        )
-        return changed, kept.keep
-
-    def queries(self, annotation: Annotation, names: Sequence[str]) -> list[Query]:
-        """The truncated texts of a question: one query, or one for each answer where QA2R has no labels.
-
-        annotation: as `relevant` gives it. names: what each of its detections is called.
-        """
-        question = self._tokens(annotation, annotation.question, names, "question")
-        answers = self._all_tokens(annotation, annotation.answers, names, "answer_choices")
-        if self.task == Q2A:
-            return [truncate_q2a(question, answers, self.seq_len)]
-        rationales = self._all_tokens(annotation, annotation.rationales, names, "rationale_choices")
-        if annotation.answer_label is None:
-            return [Query(question, answer, rationales) for answer in answers]
-        return [truncate_qa2r(question, answers[annotation.answer_label], rationales, self.seq_len)]
-
     def _names(self, annotation: Annotation) -> list[str]:
         """What each detection is called; moves the walk on.
 
@@ -195,43 +154,6 @@ class VCRDataset(TaskDataset):
             first = self.next_name
             self.next_name += annotation.objects.count(PERSON)
         return replacement_names(annotation.objects, first)
-
-    def _all_tokens(
-        self, annotation: Annotation, texts: Sequence[Text], names: Sequence[str], key: str
-    ) -> list[list[TaggedToken]]:
-        return [self._tokens(annotation, text, names, f"{key}[{i}]") for i, text in enumerate(texts)]
-
-    def _tokens(self, annotation: Annotation, text: Text, names: Sequence[str], key: str) -> list[TaggedToken]:
-        tokens = tokenize_with_tags(text, names, self.tokenizer, self.basic_align, 0 if self.image_box else -1)
-        if not tokens:
-            raise DataError(f"{annotation.where}: {key} has no word piece: {text}")
-        return tokens
-
-    def _rows(self, annotation: Annotation, queries: Sequence[Query]) -> list[tuple[list[int], list[int], list[int]]]:
-        """(ids, segment ids, tags) of every query with every choice."""
-        rows = []
-        for query in queries:
-            first = [] if query.answer is not None and self.no_question else query.question
-            both = [*first, *(query.answer or [])]
-            rows += [self._row(both, choice) for choice in query.choices]
-        longest = max(len(ids) for ids, _, _ in rows)
-        if longest > self.max_row:
-            raise DataError(
-                f"{annotation.where}: a text of {longest} tokens, NETWORK.VLBERT.max_position_embeddings has room for "
-                f"{self.max_row}"
-            )
-        return rows
-
-    def _row(self, query: list[TaggedToken], choice: list[TaggedToken]) -> tuple[list[int], list[int], list[int]]:
-        """Special tokens are tied to box 0, and so is what has no box without the image box (spec 20 §5.3 and Q-6)."""
-        parts = {ANSWER_FIRST: [choice, query], ONE_SENTENCE: [query + choice]}.get(self.layout, [query, choice])
-        # A written-out "[PAD]" is no token of the original's.
-        parts = [[token for token in part if token.id != self.tokenizer.pad_id] for part in parts]
-        ids, segments = join_segments(
-            [[t.id for t in part] for part in parts], self.tokenizer.cls_id, self.tokenizer.sep_id
-        )
-        tags, _ = join_segments([[max(t.tag, 0) for t in part] for part in parts], 0, 0)
-        return ids, segments, tags
 
     # ------------------------------------------------------------------------------------------ boxes
 
@@ -301,6 +223,11 @@ def _check_stems(annotations: Annotations) -> None:
             raise DataError(f"{annotations.path}: {other} and {image} have the same stem, which names their regions")
 
 
+def row_layout(network: Any) -> str:
+    """The layout of a row that the switches of NETWORK ask for."""
+    return ANSWER_FIRST if network.ANSWER_FIRST else ONE_SENTENCE if network.QA_ONE_SENT else ""
+
+
 def build_dataset(cfg: Any, split: str, seq_len: int = MAX_TOKENS) -> VCRDataset:
     """The dataset of a config for "train", "val" or "test"; test has no labels.
 
@@ -320,7 +247,7 @@ def build_dataset(cfg: Any, split: str, seq_len: int = MAX_TOKENS) -> VCRDataset
         Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[upper].FLIP_PROB, fixed_padding=True),
         task=dataset.TASK,
         with_labels=split != "test",
-        layout=ANSWER_FIRST if network.ANSWER_FIRST else ONE_SENTENCE if network.QA_ONE_SENT else "",
+        layout=row_layout(network),
         image_box=dataset.ADD_IMAGE_AS_A_BOX,
         relevant_only=dataset.ONLY_USE_RELEVANT_DETS,
         basic_align=dataset.BASIC_ALIGN,

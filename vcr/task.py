@@ -4,6 +4,7 @@ from common.task import Task
 from vcr.dataset import build_dataset
 from vcr.module import build_model
 from vcr.outputs import build_metrics, result_name, to_records, write_results
+from vcr.predictor import VCRPredictor
 from vcr.pretrained import adapt_pretrained
 
 TASK = Task(
@@ -17,5 +18,6 @@ TASK = Task(
     result_name=result_name,
     result_stem=lambda cfg, yaml_stem: cfg.MODEL_PREFIX or yaml_stem,
     adapt_pretrained=adapt_pretrained,
+    predictor=VCRPredictor,
     loss_scale_range=(128.0, None),
 )

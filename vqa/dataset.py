@@ -148,11 +148,7 @@ class VQADataset(TaskDataset):
         else:
             tokens = self.tokenizer.tokenize(words)
             tokens = swap_left_right(tokens) if flipped else tokens
-        tokenizer = self.tokenizer
-        ids = [i for i in tokenizer.ids(tokens) if i != tokenizer.pad_id]  # of a written-out "[PAD]" (spec 30 §8.2)
-        ids = ids[: self.max_question]
-        text_ids, segment_ids = join_segments([ids, [tokenizer.mask_id]], tokenizer.cls_id, tokenizer.sep_id)
-        return torch.tensor(text_ids), torch.tensor(segment_ids)
+        return question_row(self.tokenizer.real_ids(tokens)[: self.max_question], self.tokenizer)
 
     def _target(self, question: Question, flipped: bool) -> Tensor:
         answers: Sequence[str] = question.answers
@@ -161,22 +157,34 @@ class VQADataset(TaskDataset):
         return soft_target(answers, self.vocabulary)
 
 
-def build_dataset(cfg: Any, split: str) -> VQADataset:
-    """The dataset of a config for "train", "val" or "test"; test has no answers."""
+def question_row(ids: list[int], tokenizer: BertTokenizer) -> tuple[Tensor, Tensor]:
+    """`[CLS] question [SEP] [MASK] [SEP]` and its segment ids, of the question's word pieces."""
+    text_ids, segment_ids = join_segments([ids, [tokenizer.mask_id]], tokenizer.cls_id, tokenizer.sep_id)
+    return torch.tensor(text_ids), torch.tensor(segment_ids)
+
+
+def load_answers(cfg: Any) -> AnswerVocabulary:
+    """The answers of a config. Raises FileNotFoundError, and DataError for another number of them."""
     dataset = cfg.DATASET
-    if dataset.DATASET != "vqa":
-        raise DataError(f"DATASET.DATASET {dataset.DATASET!r}: this task has vqa")
     vocabulary = AnswerVocabulary.load(dataset.ANSWER_VOCAB_FILE, processed=not dataset.USE_IMDB)
     if len(vocabulary) != dataset.ANSWER_VOCAB_SIZE:
         raise DataError(
             f"{dataset.ANSWER_VOCAB_FILE}: {len(vocabulary)} answers, "
             f"DATASET.ANSWER_VOCAB_SIZE is {dataset.ANSWER_VOCAB_SIZE}"
         )
+    return vocabulary
+
+
+def build_dataset(cfg: Any, split: str) -> VQADataset:
+    """The dataset of a config for "train", "val" or "test"; test has no answers."""
+    dataset = cfg.DATASET
+    if dataset.DATASET != "vqa":
+        raise DataError(f"DATASET.DATASET {dataset.DATASET!r}: this task has vqa")
     network = cfg.NETWORK
     return VQADataset(
         dataset.DATASET_PATH,
         dataset[f"{split.upper()}_IMAGE_SET"],
-        vocabulary,
+        load_answers(cfg),
         load_tokenizer(network.BERT_MODEL_NAME),
         Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[split.upper()].FLIP_PROB),
         with_answers=split != "test",

@@ -15,6 +15,7 @@ from common.task import Task
 from vqa.dataset import VQADataset, build_dataset
 from vqa.module import VLBertForVQA, build_model
 from vqa.outputs import build_metrics, result_name, to_records, write_answers
+from vqa.predictor import VQAPredictor
 
 log = logging.getLogger(__name__)
 
@@ -64,5 +65,6 @@ TASK = Task(
     write_results=write_answers,
     result_name=result_name,
     after_loading=after_loading,
+    predictor=VQAPredictor,
     loss_scale_range=(32.0, None),
 )

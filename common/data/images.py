@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _MARK = ".zip@"
@@ -90,20 +90,27 @@ def list_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(suffixes))
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """The decoded picture as RGB, whatever its mode on disk.
+def load_image(path: str | Path, upright: bool = False) -> Image.Image:
+    """The decoded picture as RGB, whatever its mode on disk; of an animation the first frame.
 
-    It is not turned by its EXIF orientation: annotated boxes are in the frame of the stored pixels (spec 12, D-5).
+    upright: turned by its EXIF orientation. The pictures of data sets are not: annotated boxes are in the frame of the
+    stored pixels (spec 12, D-5).
     Raises FileNotFoundError as `read_bytes` does, and ImageError for a file that cannot be decoded.
     """
     try:
         data = read_bytes(path)
     except BadZipFile as error:
         raise ImageError(f"unreadable image: {error}") from error
+    return decode_image(data, str(path), upright)
+
+
+def decode_image(data: bytes, what: str, upright: bool = False) -> Image.Image:
+    """`load_image` of a file's content. what: what errors call it."""
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        image = Image.open(io.BytesIO(data))
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except _DECODE_ERRORS as error:
-        raise ImageError(f"unreadable image {path} ({len(data)} bytes): {error}") from error
+        raise ImageError(f"unreadable image {what} ({len(data)} bytes): {error}") from error
 
 
 def _split(path: str | Path) -> tuple[str, str | None]:

@@ -60,6 +60,10 @@ class BertTokenizer:
         """Vocabulary ids; a token outside the vocabulary gets the id of [UNK]."""
         return [self.vocab.get(token, self.unk_id) for token in tokens]
 
+    def real_ids(self, tokens: Sequence[str]) -> list[int]:
+        """`ids` without those of a written-out "[PAD]", which would be a hole in the text (spec 30 §8.2, 40 §6.2)."""
+        return [i for i in self.ids(tokens) if i != self.pad_id]
+
     def _split(self, chunk: str) -> list[str]:
         if chunk in SPECIAL_TOKENS:
             return [chunk]

@@ -95,7 +95,7 @@ class FastRCNN(nn.Module):
 
         images: [B, 3, h, w] normalised, None in precomputed mode. boxes: [B, R, 4] xyxy in pixels of the resized image.
         box_mask: bool [B, R]. im_info: [B, >= 2], width and height of the resized image. features: [B, R, 2048],
-        precomputed.
+        precomputed; where they are given, the CNN does not run.
         classes: [B, R] class of each box. box_masks: [B, R, S, S] instance masks on the RoI head's output.
         masked: bool [B, R], regions whose appearance is replaced by mask_feature [2048].
         Raises ValueError where an input that the configuration needs is missing.
@@ -149,10 +149,10 @@ class FastRCNN(nn.Module):
     def _appearance(
         self, images: Tensor | None, boxes: Tensor, box_mask: Tensor, features: Tensor | None, box_masks: Tensor | None
     ) -> Tensor:
-        if self.precomputed:
-            if features is None:
-                raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is true but the batch has no region features")
+        if features is not None:
             return features[box_mask]
+        if self.precomputed:
+            raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is true but the batch has no region features")
         if images is None:
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false but the batch has no images")
         return self.region_features(images, boxes, box_mask, box_masks)

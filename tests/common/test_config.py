@@ -109,6 +109,7 @@ def test_our_keys(task):
         "NETWORK.CHECKPOINT_ENCODER",
         "NETWORK.CHECKPOINT_ROIS",
         "NETWORK.ROI_CHUNK",
+        "NETWORK.REGION_ENCODER",
         "DATASET.REGION_PATH",
     }
     own = {"vcr": {"DATASET.PERSON_NAMES"}, "refcoco": {"DATASET.SPLIT_BY", "NETWORK.SCORE_PADDING"}}

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
+from common.data.region_boxes import CocoBoxes, GridBoxes, Picture, build_source, select_boxes
 from common.data.regions import JsonRegions, RegionError, Regions, open_regions, save_regions
-from common.nn.fast_rcnn import FastRCNN
 from data import extract_features
-from data.extract_features import RegionEncoder, extract, main
-from data.region_boxes import CocoBoxes, GridBoxes, Picture, build_source, select_boxes
+from data.extract_features import extract, main
 
 GRAY = Image.new("RGB", (64, 48), (128, 128, 128))
 
@@ -313,33 +312,3 @@ def test_real_network_end_to_end(
     regions = JsonRegions(tmp_path / "out").regions(9)
     assert regions.features is not None and regions.features.shape == (2, 2048)
     assert regions.features.isfinite().all() and regions.features.min() >= 0 and regions.features.max() > 0
-
-
-def test_encoder_resizes_boxes_with_the_picture_and_keeps_order() -> None:
-    class Recording(torch.nn.Module):
-        def region_features(self, images: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
-            self.seen = images, boxes, mask
-            return boxes[mask].repeat(1, 512)
-
-    model = Recording()
-    encode = RegionEncoder(model, (24, 100), "cpu")  # type: ignore[arg-type]
-    boxes = [torch.tensor([[0.0, 0, 63, 47], [10, 20, 30, 40]]), torch.tensor([[0.0, 0, 4, 8]])]
-    features = encode([GRAY, Image.new("RGB", (24, 48))], boxes)
-    pixels, scaled, mask = model.seen
-    assert pixels.shape == (2, 3, 48, 32)  # 64 x 48 -> 32 x 24; 24 x 48 stays
-    assert mask.tolist() == [[True, True], [True, False]]
-    assert scaled[0].tolist() == [[0, 0, 31, 23], [5, 10, 15, 20]]  # 31.5 and 23.5 are clipped to the last pixel
-    assert [len(rows) for rows in features] == [2, 1]
-    assert features[1][0, :4].tolist() == [0, 0, 4, 8]
-    torch.testing.assert_close(pixels[0, :, 0, 0], 128 - torch.tensor([102.9801, 115.9465, 122.7717]))
-    assert pixels[0, :, 24:].eq(0).all() and pixels[1, :, :, 24:].eq(0).all()
-
-
-def test_features_do_not_depend_on_the_other_pictures_of_a_batch() -> None:
-    torch.manual_seed(0)
-    encode = RegionEncoder(FastRCNN(50), (48, 64), "cpu")
-    noise = Image.effect_noise((64, 48), 50).convert("RGB")
-    boxes = torch.tensor([[2.0, 2, 30, 30]])
-    alone = encode([noise], [boxes])[0]
-    same_size = encode([GRAY, noise], [boxes, boxes])[1]
-    torch.testing.assert_close(same_size, alone, rtol=1e-3, atol=1e-4)

@@ -76,8 +76,8 @@ def _persons(sample: Sample) -> int:
 
 def _fields(dataset: VCRDataset, index: int, sample: Sample, first_name: int) -> dict[str, Any]:
     everything = dataset.annotations[index]
-    annotation, keep = dataset.relevant(everything)
-    queries = dataset.queries(annotation, replacement_names(annotation.objects, first_name))
+    annotation, keep = dataset.rows.relevant(everything)
+    queries = dataset.rows.queries(annotation, replacement_names(annotation.objects, first_name))
     asked = [_asked(dataset, query) for query in queries]
     _check_text(sample, asked, queries[0].choices)
     name = "answer" if dataset.task == Q2A else "rationale"

@@ -8,7 +8,6 @@ import torch
 from common.data.text import BertTokenizer
 from pretrain.masking import (
     WordMasker,
-    blank_pixels,
     cut_keeping_last,
     image_feature_without,
     joint_lengths,
@@ -77,12 +76,6 @@ class TestRegions:
         nothing = torch.zeros(5, dtype=torch.bool)
         torch.testing.assert_close(image_feature_without(features, nothing), features.mean(0), rtol=1e-4, atol=0)
         assert not image_feature_without(features, ~nothing).abs().max() > 1  # nothing is left: no division by zero
-
-    def test_pixels_with_the_borders(self):
-        image = torch.ones(3, 8, 10)
-        blank_pixels(image, torch.tensor([[1.9, 2.0, 3.9, 4.2], [9.0, 7.0, 9.0, 7.0]]))
-        assert (image == 0).sum() == 3 * (3 * 3 + 1)
-        assert not image[:, 2:5, 1:4].any() and not image[:, 7, 9].any()
 
 
 class TestLength:

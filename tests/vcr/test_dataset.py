@@ -43,7 +43,7 @@ def sample(dataset: VCRDataset, index: int = 0, seed: int = 0):
 
 
 def words(dataset: VCRDataset, ids: torch.Tensor) -> list[str]:
-    by_id = {i: word for word, i in dataset.tokenizer.vocab.items()}
+    by_id = {i: word for word, i in dataset.rows.tokenizer.vocab.items()}
     return [by_id[i] for i in ids.tolist()]
 
 
@@ -125,7 +125,7 @@ class TestText:
         change(world, example, question=["they,are", [0]])
         plain, basic = (build(f"DATASET.BASIC_ALIGN={flag}") for flag in ("false", "true"))
         assert torch.equal(sample(plain, example).text_ids[0], sample(basic, example).text_ids[0])
-        question = [d.queries(d.annotations[example], ["a", "b", "c", "d"])[0].question for d in (plain, basic)]
+        question = [d.rows.queries(d.annotations[example], ["a", "b", "c", "d"])[0].question for d in (plain, basic)]
         assert [[t.align for t in q] for q in question] == [[0, 0, 0, 1], [0, 1, 2, 3]]
 
     def test_a_text_without_word_pieces(self, build, example, world):

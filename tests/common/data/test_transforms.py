@@ -5,7 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data.transforms import Transform, normalise, pad_to_canvas, resize_ratios, resize_size, to_tensor
+from common.data.transforms import (
+    Transform,
+    blank_pixels,
+    normalise,
+    pad_to_canvas,
+    resize_ratios,
+    resize_size,
+    to_tensor,
+)
 
 MEANS, STDS = (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)
 
@@ -106,3 +114,10 @@ def test_an_image_that_disagrees_with_im_info_is_refused():
         transform(picture(8, 6), torch.zeros(0, 4), info(8, 7), None, random.Random(0))
     with pytest.raises(ValueError, match="mode L"):
         transform(picture(8, 6).convert("L"), torch.zeros(0, 4), info(8, 6), None, random.Random(0))
+
+
+def test_pixels_are_blanked_with_the_borders_of_a_box():
+    image = torch.ones(3, 8, 10)
+    blank_pixels(image, torch.tensor([[1.9, 2.0, 3.9, 4.2], [9.0, 7.0, 9.0, 7.0]]))
+    assert (image == 0).sum() == 3 * (3 * 3 + 1)
+    assert not image[:, 2:5, 1:4].any() and not image[:, 7, 9].any()

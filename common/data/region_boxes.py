@@ -7,6 +7,7 @@ picture.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 from abc import ABC, abstractmethod
@@ -26,7 +27,8 @@ from common.data.images import IMAGE_SUFFIXES, list_files, read_bytes
 from common.data.regions import RegionError, Regions, RegionStore, open_regions
 
 SOURCES = (
-    "coco:INSTANCES.json  vcr:ANNOTATIONS.jsonl  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  grid:ROWSxCOLUMNS"
+    "coco:INSTANCES.json  vcr:ANNOTATIONS.jsonl  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  "
+    "grid:ROWSxCOLUMNS  module:NAME (its function find_boxes)"
 )
 
 
@@ -43,7 +45,12 @@ class Picture:
 
 
 class BoxSource(ABC):
-    """Lists the pictures of a folder and gives each its boxes."""
+    """Lists the pictures of a folder and gives each its boxes.
+
+    of_stored_pixels: the boxes are known for the pixels as they lie in the file, not turned by an EXIF orientation.
+    """
+
+    of_stored_pixels = True
 
     def pictures(self, folder: str) -> list[Picture]:
         """Every picture directly in `folder` (or "<archive>.zip@/<folder>"), named by its stem."""
@@ -152,14 +159,18 @@ class JsonBoxes(BoxSource):
 
 
 class StoredBoxes(BoxSource):
-    """Boxes and class scores of existing region files, to compute their features anew."""
+    """Boxes and class scores of existing region files, to compute their features anew; or with their features.
 
-    def __init__(self, store: RegionStore) -> None:
-        self._store = store
+    A picture is found by its name, or by the number its name ends in, as pictures of COCO are stored.
+    """
+
+    def __init__(self, store: RegionStore, with_features: bool = False) -> None:
+        self._store, self._with_features = store, with_features
 
     def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        name = picture.name if picture.name in self._store else _coco_name(picture.name)
         try:
-            stored = self._store.regions(picture.name, with_features=False)
+            stored = self._store.regions(name, self._with_features)
         except FileNotFoundError as error:
             raise RegionError(str(error)) from error
         if stored.width and (stored.width, stored.height) != image.size:
@@ -169,6 +180,8 @@ class StoredBoxes(BoxSource):
 
 class GridBoxes(BoxSource):
     """The picture cut into rows x columns, row by row. Needs no annotation; for tests and blind baselines."""
+
+    of_stored_pixels = False
 
     def __init__(self, rows: int, columns: int) -> None:
         if rows < 1 or columns < 1:
@@ -191,6 +204,8 @@ class DetectorBoxes(BoxSource):
     The number of classes is read from the weights. Gives class_scores [R, classes], background in column 0.
     Raises FileNotFoundError if there is no such file.
     """
+
+    of_stored_pixels = False
 
     def __init__(self, weights: str, min_boxes: int, max_boxes: int, threshold: float, device: str) -> None:
         if not Path(weights).is_file():
@@ -217,6 +232,21 @@ class DetectorBoxes(BoxSource):
         boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
         keep = select_boxes(boxes, scores, *self._limits)
         return Regions(boxes[keep].cpu(), class_scores=scores[keep].cpu())
+
+
+class ModuleBoxes(BoxSource):
+    """What the function `find_boxes(image)` of a Python module gives: an array [R, 4] of an RGB picture."""
+
+    of_stored_pixels = False
+
+    def __init__(self, module: str) -> None:
+        try:
+            self._find = importlib.import_module(module).find_boxes
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"box source module:{module}: {error}") from error
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        return Regions(torch.as_tensor(self._find(image), dtype=torch.float32).reshape(-1, 4))
 
 
 def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, threshold: float) -> Tensor:
@@ -247,9 +277,14 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_source(
-    spec: str, min_boxes: int = 10, max_boxes: int = 100, threshold: float = 0.5, device: str = "cpu"
+    spec: str,
+    min_boxes: int = 10,
+    max_boxes: int = 100,
+    threshold: float = 0.5,
+    device: str = "cpu",
+    with_features: bool = False,
 ) -> BoxSource:
-    """The source that "<kind>:<argument>" names (SOURCES); the numbers are for a detector.
+    """The source that "<kind>:<argument>" names (SOURCES); the numbers are for a detector, with_features for a store.
 
     Raises ValueError for an unknown kind, FileNotFoundError for a missing file.
     """
@@ -261,9 +296,11 @@ def build_source(
     if kind == "json":
         return JsonBoxes(argument)
     if kind == "regions":
-        return StoredBoxes(open_regions(argument))
+        return StoredBoxes(open_regions(argument), with_features)
     if kind == "detector":
         return DetectorBoxes(argument, min_boxes, max_boxes, threshold, device)
+    if kind == "module":
+        return ModuleBoxes(argument)
     if kind == "grid" and (match := re.fullmatch(r"(\d+)x(\d+)", argument)):
         return GridBoxes(int(match[1]), int(match[2]))
     raise ValueError(f"unknown box source {spec!r}; there are: {SOURCES}")

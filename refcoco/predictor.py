@@ -1,0 +1,41 @@
+"""The box that an expression means, in any picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.data.batch import ModelOutput
+from common.inference import Prediction, Predictor, Prepared, ranked
+from common.pictures import Picture
+from refcoco.dataset import RESERVED_POSITIONS, expression_row
+from refcoco.predict import FIELDS
+
+
+class ReferringPredictor(Predictor):
+    """predictor(image, expression=...): the boxes, "box" xyxy in pixels of the picture and "index" its row in
+    Prediction.boxes; the probability is the sigmoid of its score, for each box on its own."""
+
+    task = "refcoco"
+    fields = FIELDS
+
+    def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
+        notes: list[str] = []
+        ids = self.tokenizer.real_ids(self.tokenizer.tokenize(self.text(asked, "expression")))
+        ids = self.cut(ids, self.max_positions - RESERVED_POSITIONS, "expression", notes)
+        rows, features = self.encoded(picture, self.pictures.regions(picture, boxes))
+        text_ids, segment_ids = expression_row(ids, self.tokenizer)
+        sample = self.sample(picture, rows, features, text_ids=text_ids, segment_ids=segment_ids)
+        return Prepared(sample, picture.image.size, rows, self.names(len(rows)), [text_ids.tolist()], asked, notes)
+
+    def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
+        scores = output.predictions["label_logits"][index, : len(prepared.boxes)].float().sigmoid()
+        prediction = self.prediction(prepared, [])
+        prediction.answers = [
+            {"answer": _called(prepared.names[i]), "probability": p, "box": prediction.boxes[i], "index": i}
+            for i, p in ranked(scores, top_k)
+        ]
+        return prediction, 0
+
+
+def _called(name: str) -> str:
+    return "the whole image" if name == "image" else f"box {name}"

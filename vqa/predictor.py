@@ -1,0 +1,37 @@
+"""Answers to questions about any picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.data.batch import ModelOutput
+from common.inference import Prediction, Predictor, Prepared, ranked
+from common.pictures import Picture
+from vqa.dataset import RESERVED_POSITIONS, load_answers, question_row
+from vqa.predict import FIELDS
+
+
+class VQAPredictor(Predictor):
+    """predictor(image, question=...): answers of the vocabulary; the probability is the sigmoid of the logit, the
+    share of annotators' agreement that the model expects, so that those of all answers need not sum to 1."""
+
+    task = "vqa"
+    fields = FIELDS
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.answers = load_answers(self.cfg).answers
+
+    def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
+        notes: list[str] = []
+        ids = self.tokenizer.real_ids(self.tokenizer.tokenize(self.text(asked, "question")))
+        ids = self.cut(ids, self.max_positions - RESERVED_POSITIONS, "question", notes)
+        rows, features = self.encoded(picture, self.pictures.regions(picture, boxes))
+        text_ids, segment_ids = question_row(ids, self.tokenizer)
+        sample = self.sample(picture, rows, features, text_ids=text_ids, segment_ids=segment_ids)
+        return Prepared(sample, picture.image.size, rows, self.names(len(rows)), [text_ids.tolist()], asked, notes)
+
+    def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
+        best = ranked(output.predictions["label_logits"][index].float().sigmoid(), top_k)
+        answers = [{"answer": self.answers[i], "probability": p} for i, p in best]
+        return self.prediction(prepared, answers), 0
