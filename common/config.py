@@ -100,8 +100,9 @@ def config_from_dict(task: str, values: Mapping[str, Any]) -> Config:
     return draft.freeze()
 
 
-def replace(cfg: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy of `cfg` with dotted keys changed: replace(cfg, {"TEST.BATCH_IMAGES": 8}). Not checked again.
+def replace(cfg: Config, changes: Mapping[str, Any] | Sequence[str]) -> Config:
+    """A copy of `cfg` with dotted keys changed: replace(cfg, {"TEST.BATCH_IMAGES": 8}), or texts "KEY=VALUE". Not
+    checked again.
 
     Raises ConfigError for an unknown key or a wrong type.
     """

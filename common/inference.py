@@ -11,7 +11,7 @@ import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from common import checkpoint
 from common.boxes import clip_boxes
 from common.build import build_region_encoder
 from common.config import ConfigError, config_from_dict, load_config, replace
+from common.config_keys import TASKS
 from common.data.batch import ModelOutput, Sample
 from common.data.collate import collate
 from common.data.dataset import DataError
@@ -180,7 +181,9 @@ class Predictor(ABC):
         """Predictions of inputs of one group."""
         batch = collate([p.sample for p in prepared]).to(self.device)
         look = attention or hidden_states
-        with self.precision.autocast(), recorded(self.model) if look else nullcontext([]) as passes:
+        with ExitStack() as stack:
+            stack.enter_context(self.precision.autocast())
+            passes = stack.enter_context(recorded(self.model)) if look else []
             output = self.model(batch)
         predictions = []
         for i, p in enumerate(prepared):
@@ -247,10 +250,8 @@ class Predictor(ABC):
 
     def names(self, count: int) -> list[str]:
         """ "image", "1", "2", ... of `count` boxes of a sequence."""
-        return [
-            str(i) if i or not self.image_box else "image"
-            for i in range(not self.image_box, count + (not self.image_box))
-        ]
+        numbered = [str(i + 1) for i in range(count - self.image_box)]
+        return ["image", *numbered] if self.image_box else numbered
 
     def prediction(self, prepared: Prepared, answers: list[dict[str, Any]], **more: Any) -> Prediction:
         return Prediction(
@@ -372,9 +373,7 @@ def load_predictor(
 def _task_of(content: Any, path: Path) -> str:
     name = content.get("task") if isinstance(content, dict) else None
     if not name:
-        raise checkpoint.CheckpointError(
-            f"checkpoint {path}: does not say its task; name it: pretrain, vcr, vqa, refcoco"
-        )
+        raise checkpoint.CheckpointError(f"checkpoint {path}: does not say its task; name it: {', '.join(TASKS)}")
     return name
 
 

@@ -103,8 +103,9 @@ class Pictures:
             except RegionError as error:
                 raise BoxError(str(error)) from error
             found.boxes = check_boxes(found.boxes, picture.image.size)
-            for row, box in enumerate(found.boxes if found.features is not None else ()):
-                picture.features[_box_key(box),] = found.features[row]
+            if found.features is not None:
+                for box, row in zip(found.boxes, found.features, strict=True):
+                    picture.features[_box_key(box), b"", b""] = row
             picture.found = found
         return picture.found
 
@@ -117,19 +118,15 @@ class Pictures:
         """
         assert self.encode_regions is not None, "a model without regions asks for none"
         context = b"" if hidden is None or not len(hidden) else hidden.numpy().tobytes()
-        keys = [
-            (_box_key(box),)
-            + ((masks[i].numpy().tobytes(),) if masks is not None else ())
-            + ((context,) * bool(context))
-            for i, box in enumerate(boxes)
-        ]
+        outlines = [b""] * len(boxes) if masks is None else [mask.numpy().tobytes() for mask in masks]
+        keys = [(_box_key(box), outline, context) for box, outline in zip(boxes, outlines, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in picture.features]
         if new:
             rows = self.encode_regions(
                 [picture.image],
                 [boxes[new]],
-                *([[masks[new]]] if masks is not None else [None] if context else []),
-                *([[hidden]] if context and hidden is not None else []),
+                None if masks is None else [masks[new]],
+                [hidden] if context and hidden is not None else None,
             )[0]
             self.encoded += len(new)
             picture.features |= {keys[i]: row for i, row in zip(new, rows, strict=True)}
@@ -205,10 +202,16 @@ class LateEncoder:
         self._build = build
         self._encode: Encode | None = None
 
-    def __call__(self, *args: Any) -> list[Tensor]:
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        boxes: Sequence[Tensor],
+        masks: Sequence[Tensor] | None = None,
+        hidden: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
         if self._encode is None:
             self._encode = self._build()
-        return self._encode(*args)
+        return self._encode(images, boxes, masks, hidden)
 
 
 def _key(image: ImageLike) -> tuple[Any, ...]:

@@ -39,8 +39,8 @@ def build_parser(task_name: str, fields: Sequence[Field]) -> argparse.ArgumentPa
     add_predictor_arguments(parser)
     parser.add_argument("--image", metavar="FILE", help="one picture to ask about")
     for f in fields:
-        more = {"nargs": "+"} if f.kind in ("texts", "numbers") else {}
-        parser.add_argument(f"--{f.name}", help=f.help, type=CONVERTERS[f.kind], **more)
+        several = "+" if f.kind in ("texts", "numbers") else None
+        parser.add_argument(f"--{f.name}", help=f.help, type=CONVERTERS[f.kind], nargs=several)
     parser.add_argument(
         "--boxes-json", type=json.loads, metavar="LIST", help="boxes of --image: [[x1, y1, x2, y2], ...]"
     )

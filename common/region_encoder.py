@@ -47,13 +47,13 @@ class RegionEncoder:
         a little, as it does in training.
         """
         states = [self._state(*pair) for pair in zip(images, boxes, strict=True)]
-        for image, state, rows in zip(images, states, hidden or [], strict=bool(hidden)):
-            if len(rows):
-                blank_pixels(state.image, self._clipped(self._state(image, rows)))
+        pixels = [state.image for state in states if state.image is not None]
+        for own, image, blank in zip(pixels, images, hidden or [], strict=bool(hidden)):
+            blank_pixels(own, self._clipped(self._state(image, blank)))
         rows = [self._clipped(state) for state in states]
         counts = [len(r) for r in rows]
         batch = [
-            pad_stack([state.image for state in states], 0.0),
+            pad_stack(pixels, 0.0),
             pad_stack(rows, 0.0),
             pad_stack([torch.ones(n, dtype=torch.bool) for n in counts], False),
         ]
