@@ -30,13 +30,13 @@ from common.data.collate import collate
 from common.data.dataset import DataError
 from common.data.images import ImageError
 from common.data.region_boxes import BoxSource, build_source
-from common.data.regions import Regions, with_image_box
+from common.data.regions import FEATURE_DIM, Regions
 from common.data.sections import dataset_sections
 from common.data.text import MASK, load_tokenizer
 from common.data.transforms import Transform
 from common.fields import Field
 from common.nn.recording import recorded
-from common.pictures import BoxError, Encode, LateEncoder, ModuleEncoder, Picture, Pictures
+from common.pictures import BoxError, Encode, LateEncoder, ModuleEncoder, Picture, Pictures, whole_box
 from common.pretrained import load_backbone, read_tensors
 from common.region_encoder import NEVER, RegionEncoder
 from common.run import Loaded, build_precision, pick_device
@@ -226,17 +226,12 @@ class Predictor(ABC):
 
         Raises InputError without any box.
         """
-        width, height = picture.image.size
-        whole = None
+        boxes, features = regions.boxes, torch.zeros(0, FEATURE_DIM)
+        if len(boxes):
+            features = self.pictures.encode(picture, boxes)
         if self.image_box:
-            whole = regions.image_feature
-            if regions.features is None:
-                whole = self.pictures.encode(picture, whole_box(picture))[0]
-        features = self.pictures.encode(picture, regions.boxes) if len(regions.boxes) else torch.zeros(0, 2048)
-        boxes = regions.boxes
-        if self.image_box:
-            boxes, with_whole = with_image_box(boxes, features, whole, width, height)
-            features = features if with_whole is None else with_whole
+            boxes = torch.cat([whole_box(picture), boxes])
+            features = torch.cat([self.pictures.whole(picture, features)[None], features])
         if not len(boxes):
             raise InputError("boxes: expected at least one, this model does not see the whole image as a box")
         return boxes, features
@@ -311,11 +306,6 @@ def ranked(scores: Tensor, top_k: int) -> list[tuple[int, float]]:
     """(index, probability) of the largest of probabilities [n], best first."""
     values, order = scores.float().sort(descending=True, stable=True)
     return [(int(i), round(float(v), 6)) for i, v in zip(order[:top_k], values[:top_k], strict=True)]
-
-
-def whole_box(picture: Picture) -> Tensor:
-    """The whole picture as a box [1, 4]."""
-    return torch.tensor([[0.0, 0.0, picture.image.width - 1.0, picture.image.height - 1.0]])
 
 
 def picture_transform(cfg: Any, fixed_padding: bool) -> Transform:

@@ -19,9 +19,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from common.boxes import clip_boxes
 from common.data.images import ImageError, decode_image, load_image
-from common.data.region_boxes import BoxSource
+from common.data.region_boxes import BoxSource, StoredBoxes
 from common.data.region_boxes import Picture as SourcePicture
 from common.data.regions import RegionError, Regions
 
@@ -86,28 +85,29 @@ class Pictures:
         return self._kept[key]
 
     def regions(self, picture: Picture, boxes: Any = None) -> Regions:
-        """The given boxes [R, 4], clipped to the picture, or those of the source.
+        """The given boxes [R, 4], or those of the source. Features come from `encode`.
 
         Raises BoxError for what is no list of boxes, and where there is no source.
         """
-        if boxes is not None:
-            return Regions(check_boxes(boxes, picture.image.size))
-        if self.source is None:
+        if self.source is None and boxes is None:
             raise BoxError(
                 f"{picture.path}: no boxes given, and no source of boxes: name one, such as detector:WEIGHTS.pth, "
                 "regions:STORE or grid:4x4"
             )
-        if picture.found is None:
-            try:
-                found = self.source.boxes(SourcePicture(picture.name, picture.path), picture.image)
-            except RegionError as error:
-                raise BoxError(str(error)) from error
-            found.boxes = check_boxes(found.boxes, picture.image.size)
-            if found.features is not None:
-                for box, row in zip(found.boxes, found.features, strict=True):
-                    picture.features[_box_key(box), b"", b""] = row
-            picture.found = found
+        if boxes is None or isinstance(self.source, StoredBoxes):  # which has the features of the given ones too
+            self._find(picture)
+        if boxes is not None:
+            return Regions(check_boxes(boxes, picture.image.size))
+        assert picture.found is not None
         return picture.found
+
+    def whole(self, picture: Picture, features: Tensor) -> Tensor:
+        """The feature [2048] of the whole picture: the stored one, the mean of stored features [R, 2048] where a store
+        has none of it, else that of its box."""
+        if picture.found is not None and picture.found.features is not None:
+            stored = picture.found.image_feature
+            return features.mean(0) if stored is None else stored
+        return self.encode(picture, whole_box(picture))[0]
 
     def encode(
         self, picture: Picture, boxes: Tensor, masks: Tensor | None = None, hidden: Tensor | None = None
@@ -116,12 +116,12 @@ class Pictures:
 
         masks: [R, S, S] on the RoI head's output. hidden: [n, 4], boxes whose pixels are blanked first.
         """
-        assert self.encode_regions is not None, "a model without regions asks for none"
         context = b"" if hidden is None or not len(hidden) else hidden.numpy().tobytes()
         outlines = [b""] * len(boxes) if masks is None else [mask.numpy().tobytes() for mask in masks]
         keys = [(_box_key(box), outline, context) for box, outline in zip(boxes, outlines, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in picture.features]
         if new:
+            assert self.encode_regions is not None, "a model without regions asks for none"
             rows = self.encode_regions(
                 [picture.image],
                 [boxes[new]],
@@ -131,6 +131,21 @@ class Pictures:
             self.encoded += len(new)
             picture.features |= {keys[i]: row for i, row in zip(new, rows, strict=True)}
         return torch.stack([picture.features[key] for key in keys])
+
+    def _find(self, picture: Picture) -> None:
+        """Ask the source, once for each picture, and take over the features that it has."""
+        if picture.found is not None:
+            return
+        assert self.source is not None
+        try:
+            found = self.source.boxes(SourcePicture(picture.name, picture.path), picture.image)
+        except RegionError as error:
+            raise BoxError(str(error)) from error
+        found.boxes = check_boxes(found.boxes, picture.image.size)
+        if found.features is not None:
+            for box, row in zip(found.boxes, found.features, strict=True):
+                picture.features[_box_key(box), b"", b""] = row
+        picture.found = found
 
     def _read(self, image: ImageLike, key: Any) -> Picture:
         upright = self.source is None or not self.source.of_stored_pixels
@@ -153,7 +168,8 @@ def as_image(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
-    """Any list of boxes as float32 [R, 4] inside a picture of `size` (width, height). Raises BoxError."""
+    """Any list of boxes as float32 [R, 4]. Raises BoxError, also for a box outside of a picture of `size` (width,
+    height); a model sees the part of a box that is inside."""
     try:
         rows = torch.as_tensor(np.asarray(boxes, dtype=np.float32).copy())
     except (TypeError, ValueError) as error:
@@ -165,7 +181,14 @@ def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
     for i, box in enumerate(rows):
         if not box.isfinite().all() or box[0] > box[2] or box[1] > box[3]:
             raise BoxError(f"boxes[{i}] is {box.tolist()}: expected x1 <= x2 and y1 <= y2 in pixels")
-    return clip_boxes(rows, *size)
+        if (box[:2] >= torch.tensor(size)).any() or (box[2:] < 0).any():
+            raise BoxError(f"boxes[{i}] is {box.tolist()}: outside of the picture of {size[0]} x {size[1]} pixels")
+    return rows
+
+
+def whole_box(picture: Picture) -> Tensor:
+    """The whole picture as a box [1, 4]."""
+    return torch.tensor([[0.0, 0.0, picture.image.width - 1.0, picture.image.height - 1.0]])
 
 
 class ModuleEncoder:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from common.data.batch import ModelOutput
 from common.data.regions import Regions
-from common.inference import InputError, Prediction, Predictor, Prepared, ranked, whole_box
-from common.pictures import Picture
+from common.inference import InputError, Prediction, Predictor, Prepared, ranked
+from common.pictures import Picture, whole_box
 from pretrain.masking import image_feature_without
 from pretrain.predict import FIELDS
 

@@ -19,6 +19,7 @@ from common.config import load_config, replace
 from common.data.batch import Batch, Sample
 from common.data.collate import collate
 from common.data.dataset import TaskDataset
+from common.inference import InputError, load_predictor
 from common.optim import AdamW
 from common.pretrained import load_partial
 from common.run import run_test, run_training, train_folder
@@ -118,6 +119,43 @@ class TaskCheck:
         report = load_partial(other, {f"module.{k}": v for k, v in model.state_dict().items()}, [], "wrapped")
         assert report.unused == [] and report.kept == []
         assert_same(other.state_dict(), model.state_dict())
+
+    def test_a_predictor_sees_what_an_evaluation_sees(self, task, cfg, model, tmp_path):
+        """The same scores for the same picture, boxes and text, through samples of the two makings."""
+        predictor = self.predictor(task, cfg, model, tmp_path)
+        for sample, asked in self.questions(task, cfg):
+            with torch.no_grad():
+                expected = model.eval()(unlabelled([sample])).predictions[self.scores]
+                prepared = predictor.prepare(asked)
+                got = predictor.model(collate([prepared.sample])).predictions[self.scores]
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+    def test_a_predictor_answers_alone_and_in_batches_and_shows_its_attention(self, task, cfg, model, tmp_path):
+        predictor = self.predictor(task, cfg, model, tmp_path)
+        asked = [a for _, a in self.questions(task, cfg)]
+        together = list(predictor.many([*asked, {"image": "nothing.jpg"}], batch_size=2, attention=True))
+        assert isinstance(together.pop(), InputError)
+        for one, got in zip(asked, together, strict=True):
+            alone = predictor(**one, attention=True, hidden_states=True)
+            assert [a["answer"] for a in alone.answers] == [a["answer"] for a in got.answers]
+            size = len(got.slots)
+            assert got.attention.shape == (2, 2, size, size) and alone.hidden_states.shape == (2, size, 16)
+            torch.testing.assert_close(got.attention.sum(-1), torch.ones(2, 2, size))
+            torch.testing.assert_close(got.attention, alone.attention, atol=1e-5, rtol=1e-4)
+            assert [s.box for s in got.slots if s.box is not None] == list(range(len(got.boxes)))
+            json.dumps(got.to_dict())
+
+    def predictor(self, task, cfg, model, tmp_path):
+        content = {"state_dict": model.state_dict(), "config": cfg.to_dict(), "task": task.name}
+        checkpoint.save_file(tmp_path / "one.model", content)
+        return load_predictor(tmp_path / "one.model", device="cpu", boxes=self.box_source(task, cfg))
+
+    def box_source(self, task: Task, cfg: Any) -> str:
+        return f"regions:{cfg.DATASET.REGION_PATH}"
+
+    def questions(self, task: Task, cfg: Any) -> list[tuple[Sample, dict[str, Any]]]:
+        """Samples of the data set, and what a user would ask to get the same."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------ runs
 

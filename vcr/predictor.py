@@ -10,8 +10,8 @@ from torch import Tensor
 
 from common.data.batch import ModelOutput
 from common.data.masks import instance_mask
-from common.inference import InputError, Prediction, Predictor, Prepared, ranked, whole_box
-from common.pictures import Picture
+from common.inference import InputError, Prediction, Predictor, Prepared, ranked
+from common.pictures import Picture, whole_box
 from vcr.annotations import CATEGORY_IDS, Annotation, Text
 from vcr.dataset import RESERVED_POSITIONS, row_layout
 from vcr.predict import FIELDS
@@ -70,7 +70,7 @@ class VCRPredictor(Predictor):
         sample = self.sample(
             picture,
             shown,
-            self._encode(picture, shown, masks),
+            self._features(picture, found, shown, masks),
             box_classes=torch.tensor(classes),
             text_ids=ids,
             segment_ids=segments,
@@ -86,12 +86,16 @@ class VCRPredictor(Predictor):
         answers = [{"answer": _as_string(choices[i]), "probability": p, "index": i} for i, p in best]
         return self.prediction(prepared, answers), best[0][0]
 
-    def _encode(self, picture: Picture, boxes: Tensor, masks: Tensor) -> Tensor | None:
-        """Precomputed features know no masks, and that of the whole image is that of its box."""
+    def _features(self, picture: Picture, found: Tensor, boxes: Tensor, masks: Tensor) -> Tensor | None:
+        """Features [R, 2048] of the boxes that are shown; precomputed ones know no masks. found: [n, 4], all boxes."""
         if self.pictures.encode_regions is None:
             return None
-        precomputed = self.cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED
-        return self.pictures.encode(picture, boxes, None if precomputed else masks)
+        if not self.cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
+            return self.pictures.encode(picture, boxes, masks)
+        if not self.image_box:
+            return self.pictures.encode(picture, boxes)
+        whole = self.pictures.whole(picture, self.pictures.encode(picture, found))
+        return torch.cat([whole[None], self.pictures.encode(picture, boxes[1:])]) if len(boxes) > 1 else whole[None]
 
     def _annotation(self, asked: dict[str, Any], count: int) -> Annotation:
         objects = _list(asked, "objects")

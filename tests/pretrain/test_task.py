@@ -16,6 +16,25 @@ from tests.tiny import write_settings
 
 
 class TestMultitask(TaskCheck):
+    def box_source(self, task, cfg):
+        return f"regions:{cfg.DATASET[0].DATASET_PATH}/val_frcnn"
+
+    def questions(self, task, cfg):
+        """Nothing is hidden; the boxes of a data set are in the order of their scores."""
+        dataset = master(task, cfg, "val")
+        dataset.settings = dataclasses.replace(dataset.settings, with_mlm=False, with_mvrc=False)
+        return [
+            (
+                dataset.sample(i, random.Random(0)),
+                {
+                    "image": dataset.image_path(i),
+                    "caption": dataset.caption(i),
+                    "boxes": dataset.regions(i).boxes.tolist(),
+                },
+            )
+            for i in range(3)
+        ]
+
     scores = "mlm_logits_wvc"
     learning_rate = 1e-2
     without_gradient = ("aux_text_visual_embedding",)  # the check has no plain text

@@ -25,6 +25,20 @@ PIXELS = [
 
 
 class TestRefCOCO(TaskCheck):
+    def questions(self, task, cfg):
+        dataset = task.build_dataset(cfg, "val")
+        return [
+            (
+                dataset.sample(i, random.Random(0)),
+                {
+                    "image": dataset.image_path(e.image_id),
+                    "expression": " ".join(e.tokens),
+                    "boxes": dataset.candidates(e.image_id).boxes.tolist(),
+                },
+            )
+            for i, e in list(enumerate(dataset.expressions))[::3][:3]
+        ]
+
     def check_results(self, path: Path, dataset: Any) -> None:
         assert path.name == "tiny_refcoco+_test.json" and path.parent.name == "test_test"
         results = json.loads(path.read_text())

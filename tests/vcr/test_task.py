@@ -24,6 +24,18 @@ from vcr.text import Q2A, QA2R
 class _Half(TaskCheck):
     task_name = Q2A
 
+    def questions(self, task, cfg):
+        dataset = task.build_dataset(cfg, "val")
+        dataset.walk_names = True
+        asked = []
+        for i in range(3):
+            dataset.next_name = 0  # the first name, which the predictor takes too
+            a = dataset.annotations[i]
+            right = {"rationales": a.rationales, "answer": a.answer_label + 1} if self.task_name == QA2R else {}
+            fields = {"objects": a.objects, "question": a.question, "answers": a.answers, **right}
+            asked.append((dataset.sample(i, random.Random(0)), {"image": f"{dataset.images}/{a.img_fn}", **fields}))
+        return asked
+
     @pytest.fixture
     def half(self) -> str:
         return self.task_name

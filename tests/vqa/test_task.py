@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from vqa.task import init_classifier_rows
 
 
 class TestVQA(TaskCheck):
+    def box_source(self, task, cfg):
+        return f"regions:{cfg.DATASET.DATASET_PATH}/vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
+
+    def questions(self, task, cfg):
+        dataset = task.build_dataset(cfg, "val")
+        return [
+            (dataset.sample(i, random.Random(0)), {"image": dataset.image_path(q), "question": q.text})
+            for i, q in list(enumerate(dataset.questions))[::5][:4]
+        ]
+
     def check_results(self, path: Path, dataset: Any) -> None:
         assert path.name == "tiny_vqa2_test2015.json" and path.parent.name == "test2015_test"
         results = json.loads(path.read_text())
