@@ -290,6 +290,11 @@ class Predictor(ABC):
         return [*slots, Slot("end", "[END]")]
 
     @property
+    def text_field(self) -> str:
+        """The field that a picture is asked about with: the first required text."""
+        return next(f.name for f in self.fields if f.kind == "text" and f.required)
+
+    @property
     def sees_regions(self) -> bool:
         """Whether regions enter the sequence."""
         return True

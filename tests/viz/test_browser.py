@@ -1,0 +1,317 @@
+"""Report and live page in a real browser: what is shown is what the arrays say.
+
+Needs Playwright and a Chromium (`make test-browser` installs both); skipped without them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.viz.conftest import QUESTION
+from viz.capture import make_capture
+from viz.report import render_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: nothing was tested in a browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: nothing was tested in a browser")
+waitress = pytest.importorskip("waitress", reason="no waitress: the live page was not tested")
+
+from viz.serve import Service, create_app  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser) -> Iterator[playwright.Page]:
+    """An empty page; an error in a script fails the test."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(15000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    assert errors == []
+
+
+@pytest.fixture(scope="module")
+def shown(predictor, picture):
+    """A prediction with its attention [layers, heads, S, S]."""
+    return predictor(str(picture), question=QUESTION, attention=True)
+
+
+@pytest.fixture
+def report(tab, shown, picture, tmp_path) -> playwright.Page:
+    requests: list[str] = []
+    tab.on("request", lambda request: requests.append(request.url))
+    file = tmp_path / "report.html"
+    file.write_text(render_report([make_capture(shown, Image.open(picture), "a report", "vqa", "m", QUESTION)]))
+    tab.goto(file.as_uri())
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    return tab
+
+
+def weights(page: playwright.Page, size: int) -> np.ndarray:
+    """The weight that every slot shows, NaN for none."""
+    found = page.eval_on_selector_all(
+        ".viewer > :not(.pins) [data-slot]",
+        "nodes => nodes.map(n => [Number(n.dataset.slot), Number(n.dataset.weight)])",
+    )
+    out = np.full(size, np.nan)
+    for slot, weight in found:
+        out[slot] = weight
+    return out
+
+
+def until(page: playwright.Page, condition: str) -> None:
+    """Wait for a JavaScript condition. The page's policy forbids `eval`, which Playwright's own waiting uses."""
+    for _ in range(300):
+        if page.evaluate(f"Boolean({condition})"):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"it never came true: {condition}")
+
+
+def slot_of(shown, text: str) -> int:
+    return next(i for i, s in enumerate(shown.slots) if s.text == text)
+
+
+class TestReport:
+    def test_hovering_a_word_shows_what_it_attends_to(self, report, shown):
+        slot = slot_of(shown, "color")
+        report.hover(f".word[data-slot='{slot}']")
+        expected = shown.attention[1, 0, slot].numpy()
+        assert np.abs(weights(report, len(expected)) - expected).max() < 2e-5
+        strongest = int(np.argmax([w if s.box is not None else -1 for w, s in zip(expected, shown.slots, strict=True)]))
+        fills = {i: opacity(report, i) for i, s in enumerate(shown.slots) if s.box is not None}
+        assert max(fills, key=fills.get) == strongest and len(set(fills.values())) > 1
+
+    def test_hovering_a_box_shows_words_and_boxes(self, report, shown):
+        slot = next(i for i, s in enumerate(shown.slots) if s.kind == "region")
+        report.click("text=attended by")
+        report.dispatch_event(f".box[data-slot='{slot}']", "pointerenter")
+        assert np.abs(weights(report, len(shown.slots)) - shown.attention[1, 0, :, slot].numpy()).max() < 2e-5
+        report.dispatch_event(f".box[data-slot='{slot}']", "pointerleave")
+        assert np.isnan(weights(report, len(shown.slots))).all()
+
+    def test_mean_and_rollout(self, report, shown):
+        slot = slot_of(shown, "circle")
+        report.click(f".word[data-slot='{slot}']")
+        report.click("text=mean of the layer")
+        mean = shown.attention.mean(1).double().numpy()
+        assert np.abs(weights(report, len(mean[0])) - mean[1, slot]).max() < 3e-5
+        report.click("text=rollout")
+        mixed = (mean + np.eye(len(mean[0]))) / 2
+        assert np.abs(weights(report, len(mean[0])) - (mixed[1] @ mixed[0])[slot]).max() < 3e-5
+
+    @pytest.mark.parametrize(("choice", "source", "target"), [(0, "word", "region"), (1, "region", "word")])
+    def test_the_grid_is_coloured_by_shares(self, report, shown, choice, source, target):
+        report.select_option("select[aria-label='colour of the grid']", str(choice))
+        of = {"word": [s.kind == "word" for s in shown.slots], "region": [s.box is not None for s in shown.slots]}
+        expected = shown.attention[:, :, of[source]][..., of[target]].sum(-1).mean(-1).flatten().numpy()
+        found = report.eval_on_selector_all(".cell", "cells => cells.map(c => Number(c.dataset.share))")
+        assert np.abs(np.array(found) - expected).max() < 3e-5
+        lightness = report.eval_on_selector_all(
+            ".cell", "cells => cells.map(c => c.style.background.match(/\\d+/g).map(Number).reduce((a, b) => a + b))"
+        )
+        assert np.argmax(lightness) == np.argmax(expected)
+
+    def test_by_keyboard_alone(self, report, shown):
+        report.keyboard.press("Tab")  # boxes
+        assert report.evaluate("document.activeElement.getAttribute('aria-label')") == "whole image"
+        report.keyboard.press("ArrowRight")
+        assert report.evaluate("document.activeElement.getAttribute('aria-label')") == "box 1"
+        report.keyboard.press("Tab")  # words
+        report.keyboard.press("ArrowRight")
+        assert report.evaluate("document.activeElement.dataset.slot") == "1"
+        assert np.abs(weights(report, len(shown.slots)) - shown.attention[1, 0, 1].numpy()).max() < 2e-5
+        report.keyboard.press("Enter")
+        report.keyboard.press("p")
+        assert report.locator(".pin").count() == 1
+        report.focus(".cell.chosen")
+        report.keyboard.press("ArrowUp")
+        report.keyboard.press("ArrowRight")
+        assert "(layer 0, head 1)" in report.inner_text(".readout")  # of the word that was kept
+        assert np.abs(weights(report, len(shown.slots)) - shown.attention[0, 1, 1].numpy()).max() < 2e-5
+        report.keyboard.press("Escape")
+        assert "Point at" in report.inner_text(".readout")
+
+    def test_pins_stay_as_they_were(self, report, shown):
+        for head in (0, 1):
+            report.click(f".cell[data-layer='0'][data-head='{head}']")
+            report.click(".word[data-slot='2']")
+            report.click("text=Pin this view")
+            report.keyboard.press("Escape")
+        pinned = report.eval_on_selector_all(
+            ".pin", "pins => pins.map(p => Number(p.querySelector(\".word[data-slot='3']\").dataset.weight))"
+        )
+        assert np.abs(np.array(pinned) - shown.attention[0, :, 2, 3].numpy()).max() < 2e-5
+        report.click(".pin >> nth=0 >> button")
+        assert report.locator(".pin").count() == 1
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_text_can_be_read_in_both_schemes(self, browser, report, scheme):
+        report.emulate_media(color_scheme=scheme)
+        contrasts = report.evaluate(
+            CONTRAST, [".viewer h2", ".viewer .dim", ".word", ".readout", "footer", ".cell ~ .axis"]
+        )
+        assert min(contrasts) >= 4.5, contrasts
+
+    def test_what_attention_does_not_tell_is_said(self, report):
+        assert "not why the model answers as it does" in report.inner_text("footer")
+
+
+def opacity(page: playwright.Page, slot: int) -> float:
+    fill = page.eval_on_selector(f".box[data-slot='{slot}'] .face", "n => getComputedStyle(n).fill")
+    return float(fill.rstrip(")").split(",")[3]) if fill.startswith("rgba") else 1.0
+
+
+CONTRAST = """selectors => selectors.map(selector => {
+  const rgb = c => c.match(/[\\d.]+/g).map(Number);
+  const linear = x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
+  const node = document.querySelector(selector);
+  let back = node;
+  while (rgb(getComputedStyle(back).backgroundColor)[3] === 0) back = back.parentElement;
+  const [a, b] = [getComputedStyle(node).color, getComputedStyle(back).backgroundColor].map(c => light(rgb(c)));
+  return (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+})"""
+
+
+@pytest.fixture(scope="module")
+def address(predictor) -> Iterator[str]:
+    server = waitress.create_server(create_app(Service(predictor)), host="127.0.0.1", port=0, threads=4)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.effective_port}/"
+    server.close()
+
+
+@pytest.fixture
+def live(tab, address, picture) -> playwright.Page:
+    """The page with a picture and its boxes."""
+    tab.goto(address)
+    tab.wait_for_selector("input[name=question]")
+    tab.set_input_files("#file", picture)
+    tab.wait_for_selector(".drawn")
+    return tab
+
+
+def ask(page: playwright.Page, text: str) -> dict[str, float]:
+    page.fill("input[name=question]", text)
+    with page.expect_response("**/api/ask"):
+        page.click("button[type=submit]")
+    until(page, "!document.querySelector('#answers[aria-busy]')")
+    return answers(page)
+
+
+def answers(page: playwright.Page) -> dict[str, float]:
+    rows = page.eval_on_selector_all(
+        ".answer", "rows => rows.map(r => [r.dataset.key.slice(1), Number(r.dataset.probability)])"
+    )
+    return dict(rows)
+
+
+def boxes(page: playwright.Page) -> list[list[float]]:
+    return page.eval_on_selector_all(
+        ".drawn",
+        """nodes => nodes.sort((a, b) => a.dataset.box - b.dataset.box).map(n => {
+          const [x, y, w, h] = ["x", "y", "width", "height"].map(k => Number(n.querySelector(".face").getAttribute(k)));
+          return [x, y, x + w, y + h]; })""",
+    )
+
+
+class TestLivePage:
+    def test_answers_are_the_models(self, live, predictor, picture):
+        expected = predictor(str(picture), question=QUESTION, boxes=boxes(live))
+        assert ask(live, QUESTION) == pytest.approx({a["answer"]: a["probability"] for a in expected.answers}, abs=1e-5)
+        assert live.locator("#viewer .cell").count() == 4
+
+    def test_without_a_word_the_probabilities_change_at_once(self, live, predictor, picture):
+        before = ask(live, QUESTION)
+        with live.expect_response("**/api/ask"):
+            live.click("[data-word='1']")
+        live.wait_for_selector(".answer b")
+        words = QUESTION.split()
+        shorter = " ".join(w for i, w in enumerate(words) if i != 1)
+        expected = predictor(str(picture), question=shorter, boxes=boxes(live), top_k=10**6)
+        now = {a["answer"]: a["probability"] for a in expected.answers}
+        after = answers(live)
+        assert {k: after[k] for k in before} == pytest.approx({k: now[k] for k in before}, abs=1e-5)
+        assert "words" not in live.inner_text("#message")
+
+    def test_without_a_box(self, live, predictor, picture):
+        given = boxes(live)
+        before = ask(live, QUESTION)
+        with live.expect_response("**/api/ask"):
+            live.click("[data-chip='0']")
+        live.wait_for_selector(".drawn.absent")
+        live.wait_for_selector(".answer b")
+        expected = predictor(str(picture), question=QUESTION, boxes=given[1:], top_k=10**6)
+        now = {a["answer"]: a["probability"] for a in expected.answers}
+        after = answers(live)
+        assert {k: after[k] for k in before} == pytest.approx({k: now[k] for k in before}, abs=1e-5)
+        names = live.eval_on_selector_all("#viewer .box", "nodes => nodes.map(n => n.getAttribute('aria-label'))")
+        assert "box 1" not in names and "box 2" in names
+        with live.expect_response("**/api/ask"):
+            live.click("#restore")
+        until(live, "!document.querySelector('.answer b') && document.querySelector('.answer')")
+        assert answers(live) == pytest.approx(before)
+
+    def test_boxes_are_drawn_moved_and_deleted(self, live):
+        count = len(boxes(live))
+        live.click("#clear-boxes")
+        assert boxes(live) == []
+        area = live.locator("#stage svg").bounding_box()
+        x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+        live.mouse.move(x, y)
+        live.mouse.down()
+        live.mouse.move(x + 60, y + 40, steps=4)
+        live.mouse.up()
+        (drawn,) = boxes(live)
+        assert count > 1 and drawn[2] - drawn[0] > 4
+        live.mouse.move(x + 20, y + 20)
+        live.mouse.down()
+        live.mouse.move(x + 10, y + 5, steps=4)
+        live.mouse.up()
+        (moved,) = boxes(live)
+        assert moved[0] < drawn[0] and moved[2] - moved[0] == pytest.approx(drawn[2] - drawn[0])
+        until(live, "document.activeElement.dataset.box === '0'")
+        live.keyboard.press("ArrowDown")
+        until(live, "document.activeElement.dataset.box === '0'")
+        live.keyboard.press("Shift+ArrowRight")
+        until(live, "document.activeElement.dataset.box === '0'")
+        (pressed,) = boxes(live)
+        assert pressed[1] > moved[1] and pressed[2] - pressed[0] > moved[2] - moved[0]
+        assert len(ask(live, QUESTION)) == 5
+        live.focus(".drawn")
+        live.keyboard.press("Delete")
+        assert boxes(live) == [] and live.locator(".answer").count() == 0
+        live.click("#add-box")
+        assert len(boxes(live)) == 1
+
+    def test_what_is_wrong_is_said_and_the_page_goes_on(self, live, tmp_path, picture):
+        (tmp_path / "no.jpg").write_bytes(b"this is text")
+        live.set_input_files("#file", tmp_path / "no.jpg")
+        until(live, "document.querySelector('#message').textContent.includes('no picture')")
+        live.click("button[type=submit]")
+        assert "Give a picture first" in live.inner_text("#message")
+        live.set_input_files("#file", picture)
+        live.wait_for_selector(".drawn")
+        live.click("button[type=submit]")
+        assert "type something first" in live.inner_text("#message")
+        ask(live, "word " * 10000)
+        assert "10000 words" in live.inner_text("#message")
+        assert len(ask(live, "<img src=x onerror=alert(1)> what color?")) == 5
+        assert live.locator("#viewer img, #word-chips img").count() == 0

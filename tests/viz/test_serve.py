@@ -1,0 +1,206 @@
+"""The interface of the live page: answers, and everything that may be wrong with a request."""
+
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("flask", reason="flask is not installed: the live page was not tested")
+
+from tests.viz.conftest import QUESTION
+from viz.serve import MAX_PICTURES, Gallery, RequestError, Service, Turnstile, create_app, read_picture
+
+
+@pytest.fixture
+def service(predictor) -> Service:
+    return Service(predictor)
+
+
+@pytest.fixture
+def client(service):
+    return create_app(service).test_client()
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(width: int = 60, height: int = 40) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def question(client, file: Path, **changes) -> dict:
+    given = client.post("/api/picture", data=file.read_bytes()).get_json()
+    return {"picture": given["picture"], "boxes": given["boxes"], "fields": {"question": QUESTION}, **changes}
+
+
+class TestAnswers:
+    def test_they_are_the_predictors(self, client, predictor, picture):
+        body = question(client, picture, attention=True)
+        got = client.post("/api/ask", json=body).get_json()
+        expected = predictor(str(picture), question=QUESTION, boxes=body["boxes"], attention=True)
+        assert [(a["answer"], a["probability"]) for a in got["answers"]] == [
+            (a["answer"], a["probability"]) for a in expected.answers
+        ]
+        assert got["capture"]["size"] == len(expected.slots) and got["capture"]["image"]["src"] is None
+
+    def test_also_gives_answers_of_any_rank(self, client, picture):
+        body = question(client, picture)
+        best = client.post("/api/ask", json=body).get_json()["answers"]
+        fewer = {**body, "boxes": body["boxes"][1:], "also": [a["key"] for a in best]}
+        also = client.post("/api/ask", json=fewer).get_json()["also"]
+        assert {a["key"] for a in also} == {a["key"] for a in best}
+
+    def test_a_box_that_is_taken_away_costs_no_encoding(self, client, service, picture):
+        body = question(client, picture)
+        client.post("/api/ask", json=body)
+        before = service.predictor.pictures.encoded
+        client.post("/api/ask", json={**body, "boxes": body["boxes"][:1]})
+        assert service.predictor.pictures.encoded == before
+
+    def test_about(self, client):
+        about = client.get("/api/about").get_json()
+        assert about["task"] == "vqa" and about["text"] == "question" and about["fields"][0]["name"] == "question"
+
+    def test_the_page_and_its_parts_are_there(self, client):
+        page = client.get("/")
+        assert page.status_code == 200 and "default-src 'self'" in page.headers["Content-Security-Policy"]
+        for name in ("viewer.js", "viewer.css", "page.js", "page.css"):
+            assert f"static/{name}" in page.text and client.get(f"/static/{name}").status_code == 200
+
+
+class TestUploads:
+    @pytest.mark.parametrize(
+        ("data", "status", "message"),
+        [
+            (b"", 400, "empty file"),
+            (b"hello", 415, "no picture"),
+            (encoded(noise(), "JPEG")[:300], 415, "cut off"),
+            (encoded(noise())[:-2000], 415, "cut off"),
+            (encoded(noise(4, 4)), 400, "at least 8"),
+            (encoded(Image.new("L", (8000, 8000))), 413, "8000 x 8000"),
+            (encoded(Image.new("L", (40000, 10))), 400, "too narrow"),
+        ],
+    )
+    def test_bad_ones_are_told(self, client, data, status, message):
+        response = client.post("/api/picture", data=data)
+        assert response.status_code == status and message in response.get_json()["error"]
+
+    def test_too_many_bytes(self, client):
+        response = client.post("/api/picture", data=b"x" * (20 * 2**20 + 1))
+        assert response.status_code == 413 and "20 MB" in response.get_json()["error"]
+
+    def test_turned_by_its_orientation(self, client):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        got = client.post("/api/picture", data=encoded(noise(), "JPEG", exif=exif)).get_json()
+        assert (got["width"], got["height"]) == (40, 60)
+        shown = Image.open(io.BytesIO(client.get(f"/api/picture/{got['picture']}").data))
+        assert shown.size == (40, 60)
+
+    def test_an_animation_and_a_see_through_picture(self):
+        frames = [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
+        data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        assert Image.open(io.BytesIO(read_picture(data))).getpixel((3, 3)) == (255, 0, 0)
+        data = encoded(Image.new("RGBA", (20, 20), (9, 9, 9, 0)))
+        assert Image.open(io.BytesIO(read_picture(data))).getpixel((3, 3)) == (255, 255, 255)
+
+    def test_a_huge_one_is_made_smaller(self):
+        data = encoded(Image.new("RGB", (5000, 4000), "red"), "JPEG")
+        assert Image.open(io.BytesIO(read_picture(data))).size == (1600, 1280)
+
+
+class TestQuestions:
+    @pytest.mark.parametrize(
+        ("changes", "status", "message"),
+        [
+            ({"fields": {"question": ""}}, 400, "question: expected a text"),
+            ({"fields": {"question": "   "}}, 400, "question: expected a text"),
+            ({"fields": {}}, 400, "question: missing"),
+            ({"fields": {"question": "word " * 10000}}, 400, "question of 10000 words: this page takes up to 100"),
+            ({"fields": {"question": 7}}, 400, "question: expected a text"),
+            ({"fields": {"question": "a", "color": "b"}}, 400, "color: unknown"),
+            ({"fields": {"question": "a", "top_k": 3}}, 400, "top_k"),
+            ({"fields": None}, 400, 'expected {"picture"'),
+            ({"boxes": "all"}, 400, "boxes: expected a list"),
+            ({"boxes": [[0, 0, 5, 5]] * 101}, 400, "at most 100"),
+            ({"boxes": [[0, 0, 5]]}, 400, "rows of"),
+            ({"boxes": [[0, 0, 5, "x"]]}, 400, "expected a list of"),
+            ({"picture": "gone"}, 404, "no longer kept"),
+            ({"picture": ["a"]}, 404, "no longer kept"),
+        ],
+    )
+    def test_bad_ones_are_told(self, client, picture, changes, status, message):
+        response = client.post("/api/ask", json=question(client, picture, **changes))
+        assert response.status_code == status and message in response.get_json()["error"]
+
+    def test_no_boxes_leave_the_whole_image(self, client, picture):
+        assert len(client.post("/api/ask", json=question(client, picture, boxes=[])).get_json()["answers"]) == 5
+
+    def test_no_json_too_much_of_it_and_nothing_there(self, client):
+        assert client.post("/api/ask", data="x").status_code == 415
+        assert client.post("/api/ask", data="{", content_type="application/json").status_code == 400
+        big = client.post("/api/ask", data=b" " * 2**21, content_type="application/json")
+        assert big.status_code == 413 and "1 MB" in big.get_json()["error"]
+        assert client.get("/nothing").status_code == 404
+
+    def test_other_names_of_this_machine_are_refused(self, client):
+        assert client.get("/", headers={"Host": "evil.example:8000"}).status_code == 403
+        assert client.get("/", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+
+    def test_a_fault_is_no_traceback(self, client, service, picture, monkeypatch):
+        body = question(client, picture)
+        monkeypatch.setattr(type(service.predictor), "run", lambda *a, **k: 1 / 0)
+        response = client.post("/api/ask", json=body)
+        assert response.status_code == 500 and "something failed" in response.get_json()["error"]
+        monkeypatch.undo()
+        assert client.post("/api/ask", json=body).status_code == 200  # and the model is free again
+
+
+class TestManyUsers:
+    def test_at_once_they_all_get_their_own_answers(self, service, client, picture, tmp_path):
+        body = question(client, picture)
+        texts = ["what color is it?", "how many circles are there?", QUESTION] * 6
+        alone = {t: client.post("/api/ask", json={**body, "fields": {"question": t}}).get_json() for t in set(texts)}
+        app = create_app(service)
+
+        def ask(text: str):
+            return app.test_client().post("/api/ask", json={**body, "fields": {"question": text}})
+
+        with ThreadPoolExecutor(6) as pool:
+            got = list(pool.map(ask, texts))
+        for text, response in zip(texts, got, strict=True):
+            assert response.status_code == 200 and response.get_json()["answers"] == alone[text]["answers"]
+
+    def test_too_many_are_sent_away(self):
+        turnstile, entered, leave = Turnstile(1), threading.Event(), threading.Event()
+
+        def stay() -> None:
+            with turnstile:
+                entered.set()
+                leave.wait(10)
+
+        thread = threading.Thread(target=stay)
+        thread.start()
+        entered.wait(10)
+        with pytest.raises(RequestError, match="busy"), turnstile:
+            pass
+        leave.set()
+        thread.join()
+        with turnstile:
+            pass
+
+    def test_only_the_newest_pictures_are_kept(self):
+        gallery = Gallery()
+        names = [gallery.add(bytes([i])) for i in range(MAX_PICTURES + 1)]
+        assert gallery.get(names[-1]) == bytes([MAX_PICTURES])
+        with pytest.raises(RequestError, match="no longer kept"):
+            gallery.get(names[0])

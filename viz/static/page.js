@@ -1,0 +1,298 @@
+"use strict";
+/* The live page. State: the picture, its boxes, and what was last asked; `gone` are the words and boxes that the what-if
+   takes away. Boxes are xyxy in pixels of the picture. */
+(() => {
+  const { element, percent } = VLBertViewer;
+  const $ = id => document.getElementById(id);
+  const state = { about: null, picture: null, boxes: [], baseline: null, gone: { words: new Set(), boxes: new Set() }, turn: 0 };
+  const MIN_BOX = 4;
+
+  async function call(path, options) {
+    const response = await fetch(path, options);
+    const body = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+    if (!response.ok) throw new Error(body.error || `the server answered ${response.status}`);
+    return body;
+  }
+
+  function say(text) { $("message").textContent = text; }
+
+  /* ------------------------------------------------------------------ the picture */
+
+  async function take(file) {
+    if (!file) return;
+    say("");
+    $("stage").replaceChildren(element("p", { class: "dim" }, "Reading the picture …"));
+    try {
+      const found = await call("api/picture", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      Object.assign(state, { picture: found, boxes: found.boxes, baseline: null });
+      forget();
+    } catch (error) {
+      state.picture = null;
+      say(error.message);
+    }
+    draw();
+  }
+
+  function draw() {
+    for (const id of ["add-box", "clear-boxes"]) $(id).disabled = !state.picture;
+    if (!state.picture) { $("stage").replaceChildren(element("p", { class: "dim" }, "No picture yet.")); return; }
+    const { picture: name, width, height } = state.picture;
+    const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "picture and boxes" },
+      element("svg:image", { href: `api/picture/${name}`, width, height }));
+    const area = b => (b[2] - b[0]) * (b[3] - b[1]);
+    const order = state.boxes.map((_, i) => i).sort((a, b) => area(state.boxes[b]) - area(state.boxes[a]));
+    for (const i of order) svg.append(drawnBox(i));
+    svg.addEventListener("pointerdown", startDrawing);
+    $("stage").replaceChildren(svg);
+  }
+
+  function drawnBox(i) {
+    const [x1, y1, x2, y2] = state.boxes[i], unit = Math.max(state.picture.width, state.picture.height) / 40;
+    const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
+    const handle = element("svg:rect", { class: "handle", x: x2 - unit / 2, y: y2 - unit / 2, width: unit, height: unit });
+    const node = element("svg:g", { class: `drawn ${state.gone.boxes.has(i) ? "absent" : ""}`, tabindex: 0, role: "button",
+      "data-box": i, "aria-label": `box ${i + 1}` }, element("svg:rect", { ...place, class: "edge" }),
+      element("svg:rect", { ...place, class: "face" }),
+      element("svg:text", { x: x1 + unit / 4, y: y1 + unit, "font-size": unit, "stroke-width": unit / 5 }, String(i + 1)), handle);
+    node.addEventListener("pointerdown", e => startMoving(e, i, e.target === handle));
+    node.addEventListener("keydown", e => keyOnBox(e, i));
+    return node;
+  }
+
+  function point(event) {
+    const svg = $("stage").querySelector("svg"), p = new DOMPoint(event.clientX, event.clientY);
+    const { x, y } = p.matrixTransform(svg.getScreenCTM().inverse());
+    return [Math.min(Math.max(x, 0), state.picture.width - 1), Math.min(Math.max(y, 0), state.picture.height - 1)];
+  }
+
+  function follow(change, end) {
+    const move = e => { change(point(e)); draw(); };
+    const stop = () => { window.removeEventListener("pointermove", move); end(); draw(); };
+    window.addEventListener("pointermove", move);
+    window.addEventListener("pointerup", stop, { once: true });
+    window.addEventListener("pointercancel", stop, { once: true });
+  }
+
+  function startDrawing(event) {
+    if (event.button !== 0 || event.target.closest(".drawn")) return;
+    event.preventDefault();
+    const [x, y] = point(event);
+    state.boxes.push([x, y, x, y]);
+    const i = state.boxes.length - 1;
+    follow(([u, v]) => { state.boxes[i] = [Math.min(x, u), Math.min(y, v), Math.max(x, u), Math.max(y, v)]; }, () => {
+      const [x1, y1, x2, y2] = state.boxes[i];
+      if (x2 - x1 < MIN_BOX || y2 - y1 < MIN_BOX) state.boxes.splice(i, 1); else changed();
+    });
+  }
+
+  function startMoving(event, i, resize) {
+    event.stopPropagation();
+    const [x, y] = point(event), before = [...state.boxes[i]];
+    let moved = false;
+    follow(([u, v]) => { moved = true; shift(i, before, u - x, v - y, resize); }, () => {
+      if (moved) changed();
+      focusBox(i);
+    });
+  }
+
+  function shift(i, [x1, y1, x2, y2], dx, dy, resize) {
+    const { width, height } = state.picture, clamp = (v, low, high) => Math.min(Math.max(v, low), high);
+    if (resize) {
+      state.boxes[i] = [x1, y1, clamp(x2 + dx, x1 + MIN_BOX, width - 1), clamp(y2 + dy, y1 + MIN_BOX, height - 1)];
+    } else {
+      dx = clamp(dx, -x1, width - 1 - x2);
+      dy = clamp(dy, -y1, height - 1 - y2);
+      state.boxes[i] = [x1 + dx, y1 + dy, x2 + dx, y2 + dy];
+    }
+  }
+
+  function keyOnBox(event, i) {
+    const step = Math.max(state.picture.width, state.picture.height) / 100;
+    const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+    if (event.key === "Delete" || event.key === "Backspace") {
+      state.boxes.splice(i, 1);
+      changed();
+      draw();
+      focusBox(Math.min(i, state.boxes.length - 1));
+    } else if (move) {
+      shift(i, state.boxes[i], ...move, event.shiftKey);
+      changed();
+      draw();
+      focusBox(i);
+    } else return;
+    event.preventDefault();
+  }
+
+  function focusBox(i) { setTimeout(() => $("stage").querySelector(`[data-box="${i}"]`)?.focus()); }
+
+  function changed() { forget(); say(""); }
+
+  /* ------------------------------------------------------------------ asking */
+
+  function buildForm(about) {
+    $("about").textContent = `${about.task} · ${about.model} · ${about.device}`;
+    const hints = { texts: "one a line", numbers: "numbers, with commas between", number: "a number" };
+    const inputs = about.fields.map(f => {
+      const several = f.kind === "texts", hint = `${f.help}${hints[f.kind] ? ` (${hints[f.kind]})` : ""}`;
+      const input = several ? element("textarea", { name: f.name, rows: 3 })
+        : element("input", { type: "text", name: f.name, autocomplete: "off" });
+      return element("label", {}, element("strong", {}, f.name), ` ${hint}${f.required ? "" : ", may be left out"}`, input);
+    });
+    $("form").replaceChildren(...inputs, element("button", { type: "submit" }, "Ask"));
+    $("form").addEventListener("submit", e => { e.preventDefault(); ask(); });
+  }
+
+  function fields() {
+    const out = {};
+    for (const f of state.about.fields) {
+      const text = $("form").elements[f.name].value.trim();
+      if (!text && !f.required) continue;
+      if (f.kind === "texts") out[f.name] = text.split("\n").map(t => t.trim()).filter(Boolean);
+      else if (f.kind === "numbers") out[f.name] = text.split(/[\s,]+/).map(Number);
+      else out[f.name] = f.kind === "number" ? Number(text) : text;
+    }
+    return out;
+  }
+
+  async function ask() {
+    if (!state.picture) { say("Give a picture first."); return; }
+    const asked = { fields: fields(), boxes: state.boxes.map(b => [...b]) };
+    if (!String(asked.fields[state.about.text] ?? "").trim()) { say(`${state.about.text}: type something first.`); return; }
+    state.gone.words.clear();
+    state.gone.boxes.clear();
+    const result = await send(asked, []);
+    if (!result) return;
+    state.baseline = { ...asked, answers: result.answers };
+    showAnswers(result, null);
+    showChips();
+  }
+
+  /* The newest question wins: an answer that comes late to an older one is dropped. */
+  async function send({ fields, boxes, numbers }, also) {
+    const turn = ++state.turn;
+    say("");
+    $("answers").setAttribute("aria-busy", "true");
+    try {
+      const result = await call("api/ask", { method: "POST", headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ picture: state.picture.picture, fields, boxes, also, attention: true }) });
+      if (turn !== state.turn) return null;
+      for (const answer of [...result.answers, ...result.also]) if (answer.box) answer.answer = renumber(answer.answer, numbers);
+      for (const slot of result.capture?.slots ?? []) if (slot.kind === "region") slot.text = renumber(slot.text, numbers);
+      showViewer(result.capture);
+      if (result.notes.length) say(result.notes.join(" · "));
+      return result;
+    } catch (error) {
+      if (turn === state.turn) say(error.message);
+      return null;
+    } finally {
+      $("answers").removeAttribute("aria-busy");
+    }
+  }
+
+  /* With boxes taken away, the others keep their numbers. */
+  function renumber(text, numbers) {
+    return numbers ? text.replace(/\d+$/, n => String(numbers[n - 1] + 1)) : text;
+  }
+
+  function showAnswers(result, before) {
+    const known = new Map((before || []).map(a => [a.key, a.probability]));
+    const now = new Map([...result.also, ...result.answers].map(a => [a.key, a]));
+    // With something taken away: the old answers in their order, then new ones among the best.
+    const rows = before ? [...before.map(a => ({ ...a, probability: now.get(a.key)?.probability ?? 0 })),
+      ...result.answers.filter(a => !known.has(a.key) && a.probability >= 0.01)] : result.answers;
+    const seen = result.regions.map(r => `box ${r.box}: ${r.labels.map(l => `${l.label} ${percent(l.probability)}`).join(", ")}`);
+    $("answers").replaceChildren(...rows.map(a => bar(a, known.get(a.key))),
+      ...seen.map(text => element("div", { class: "dim" }, text)));
+  }
+
+  function bar(answer, before) {
+    const name = answer.mask === undefined ? answer.answer : `[MASK] ${answer.mask + 1}: ${answer.answer}`;
+    const track = element("div", { class: "bar" }, element("i", { style: `width: ${100 * answer.probability}%` }));
+    const number = element("span", {}, percent(answer.probability));
+    if (before !== undefined) {
+      const change = 100 * (answer.probability - before);
+      track.append(element("b", { style: `left: ${100 * before}%` }));
+      number.append(" ", element("span", { class: change < 0 ? "down" : "up" }, signed(change)));
+    }
+    return element("div", { class: "answer", "data-key": answer.key, "data-probability": answer.probability },
+      element("span", {}, name), track, number);
+  }
+
+  function signed(points) {
+    const text = Math.abs(points).toFixed(1);
+    return text === "0.0" ? "±0.0" : `${points < 0 ? "−" : "+"}${text}`;
+  }
+
+  function showViewer(capture) {
+    if (!capture) { $("viewer").replaceChildren(); return; }
+    capture.image.src = `api/picture/${state.picture.picture}`;
+    capture.title = "Attention";
+    const old = state.viewer?.state;
+    state.viewer = VLBertViewer.mount($("viewer"), capture);
+    if (old && old.layer < capture.layers && old.head < capture.heads) {
+      Object.assign(state.viewer.state, old);
+      state.viewer.update();
+    }
+  }
+
+  /* ------------------------------------------------------------------ what if */
+
+  function words() { return state.baseline.fields[state.about.text].trim().split(/\s+/); }
+
+  function showChips() {
+    const chip = (set, i, label, data) => element("button", { type: "button", "aria-pressed": String(set.has(i)), [data]: i,
+      "aria-label": `without ${label}`, onclick: () => toggle(set, i) }, label);
+    $("what-if").hidden = false;
+    $("word-chips").replaceChildren(...words().map((w, i) => chip(state.gone.words, i, w, "data-word")));
+    $("box-chips").replaceChildren(...state.baseline.boxes.map((_, i) => chip(state.gone.boxes, i, `box ${i + 1}`, "data-chip")));
+  }
+
+  async function toggle(set, i) {
+    if (!set.delete(i)) set.add(i);
+    showChips();
+    draw();
+    const { fields, boxes, answers } = state.baseline;
+    const text = words().filter((_, k) => !state.gone.words.has(k)).join(" ");
+    const kept = boxes.map((_, k) => k).filter(k => !state.gone.boxes.has(k));
+    const changed = { ...fields, [state.about.text]: text };
+    // What goes along with each box stays with its box.
+    if (Array.isArray(fields.objects)) changed.objects = kept.map(k => fields.objects[k]);
+    const result = await send({ fields: changed, boxes: kept.map(k => boxes[k]), numbers: kept }, answers.map(a => a.key));
+    if (result) showAnswers(result, state.gone.words.size || state.gone.boxes.size ? answers : null);
+    const pressed = document.querySelector(set === state.gone.words ? `[data-word="${i}"]` : `[data-chip="${i}"]`);
+    pressed?.focus();
+  }
+
+  function forget() {
+    state.baseline = null;
+    state.gone.words.clear();
+    state.gone.boxes.clear();
+    $("what-if").hidden = true;
+    $("answers").replaceChildren();
+  }
+
+  /* ------------------------------------------------------------------ start */
+
+  $("file").addEventListener("change", e => take(e.target.files[0]));
+  $("add-box").addEventListener("click", () => {
+    const { width, height } = state.picture;
+    state.boxes.push([width * .375, height * .375, width * .625, height * .625]);
+    changed();
+    draw();
+    focusBox(state.boxes.length - 1);
+  });
+  $("clear-boxes").addEventListener("click", () => { state.boxes = []; changed(); draw(); });
+  $("restore").addEventListener("click", () => { state.gone.words.clear(); state.gone.boxes.clear(); draw(); ask(); });
+  document.addEventListener("paste", e => {
+    const file = [...e.clipboardData.files].find(f => f.type.startsWith("image/"));
+    if (file) take(file);
+  });
+  document.addEventListener("dragover", e => { e.preventDefault(); $("stage").classList.add("over"); });
+  document.addEventListener("dragleave", () => $("stage").classList.remove("over"));
+  document.addEventListener("drop", e => {
+    e.preventDefault();
+    $("stage").classList.remove("over");
+    take(e.dataTransfer.files[0]);
+  });
+  call("api/about").then(about => { state.about = about; buildForm(about); }, error => say(error.message));
+})();
