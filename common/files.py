@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:  # many start quickly with this file
+    import numpy as np
 
 
 @contextmanager
@@ -34,3 +38,13 @@ def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     with atomic_write(path) as f:
         f.write(text.encode("utf-8"))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file, complete or not at all."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, array)
+    with atomic_write(path) as file:
+        file.write(content.getvalue())

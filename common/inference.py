@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -32,7 +32,7 @@ from common.data.images import ImageError
 from common.data.region_boxes import BoxSource, build_source
 from common.data.regions import FEATURE_DIM, Regions
 from common.data.sections import dataset_sections
-from common.data.text import MASK, load_tokenizer
+from common.data.text import CLS, MASK, SEP, BertTokenizer, load_tokenizer
 from common.data.transforms import Transform
 from common.fields import Field
 from common.nn.recording import recorded
@@ -221,6 +221,26 @@ class Predictor(ABC):
             notes.append(f"{name} cut to its first {room} of {len(ids)} word pieces")
         return ids[:room]
 
+    def one_text(
+        self,
+        picture: Picture,
+        boxes: Any,
+        asked: dict[str, Any],
+        make_row: Callable[[list[int], BertTokenizer], tuple[Tensor, Tensor]],
+        reserved: int,
+    ) -> Prepared:
+        """The sample of a picture and the task's text. make_row: word pieces to token and segment ids. reserved:
+        positions that the text cannot have."""
+        notes: list[str] = []
+        name = self.text_field
+        ids = self.tokenizer.real_ids(self.tokenizer.tokenize(self.text(asked, name)))
+        ids = self.cut(ids, self.max_positions - reserved, name, notes)
+        rows, features = self.encoded(picture, self.pictures.regions(picture, boxes))
+        text_ids, segment_ids = make_row(ids, self.tokenizer)
+        sample = self.sample(picture, rows, features, text_ids=text_ids, segment_ids=segment_ids)
+        names = region_names(len(rows), self.image_box)
+        return Prepared(sample, picture.image.size, rows, names, [text_ids.tolist()], asked, notes)
+
     def encoded(self, picture: Picture, regions: Regions) -> tuple[Tensor, Tensor]:
         """Boxes [R, 4] and features [R, 2048], the whole image first where the model has it as a box.
 
@@ -242,11 +262,6 @@ class Predictor(ABC):
         state = self.transform(None, boxes, info, None, NEVER)
         clipped = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
         return Sample(id=picture.name, im_info=state.im_info, boxes=clipped, features=features, **fields)
-
-    def names(self, count: int) -> list[str]:
-        """ "image", "1", "2", ... of `count` boxes of a sequence."""
-        numbered = [str(i + 1) for i in range(count - self.image_box)]
-        return ["image", *numbered] if self.image_box else numbered
 
     def prediction(self, prepared: Prepared, answers: list[dict[str, Any]], **more: Any) -> Prediction:
         return Prediction(
@@ -273,21 +288,8 @@ class Predictor(ABC):
             return error
 
     def _slots(self, prepared: Prepared, row: int) -> list[Slot]:
-        """Words of a row, regions, END: the order of VisualLinguisticBert."""
-        slots: list[Slot] = []
-        word = -1
-        special = {self.tokenizer.cls_id, self.tokenizer.sep_id}
-        for i in prepared.tokens[row]:
-            piece = self.pieces.get(i, "?")
-            if i in special:
-                slots.append(Slot("special", piece))
-                continue
-            word += not (piece.startswith("##") and slots[-1].kind == "word")
-            slots.append(Slot("word", piece, word))
-        if prepared.sample.boxes.shape[0] and self.sees_regions:
-            for box, name in enumerate(prepared.names):
-                slots.append(Slot("image" if name == "image" else "region", name, box=box))
-        return [*slots, Slot("end", "[END]")]
+        pieces = [self.pieces.get(i, "?") for i in prepared.tokens[row]]
+        return sequence_slots(pieces, prepared.names if self.sees_regions else [])
 
     @property
     def text_field(self) -> str:
@@ -305,6 +307,26 @@ class Predictor(ABC):
             prediction.attention = torch.stack([p[row, :, :size, :size] for p in seen.attention]).float().cpu()
         if hidden_states:
             prediction.hidden_states = torch.stack([h[row, :size] for h in seen.layers]).float().cpu()
+
+
+def sequence_slots(pieces: Sequence[str], names: Sequence[str]) -> list[Slot]:
+    """Words of a row, regions, END: the order of VisualLinguisticBert. names: of the regions, "image" for the whole."""
+    slots: list[Slot] = []
+    word = -1
+    for piece in pieces:
+        if piece in (CLS, SEP):
+            slots.append(Slot("special", piece))
+            continue
+        word += not (piece.startswith("##") and slots[-1].kind == "word")
+        slots.append(Slot("word", piece, word))
+    slots += [Slot("image" if name == "image" else "region", name, box=box) for box, name in enumerate(names)]
+    return [*slots, Slot("end", "[END]")]
+
+
+def region_names(count: int, image_box: bool) -> list[str]:
+    """ "image", "1", "2", ... of the `count` regions of a sequence, the first of which may be the whole image."""
+    numbered = [str(i + 1) for i in range(count - image_box)]
+    return ["image", *numbered] if image_box else numbered
 
 
 def ranked(scores: Tensor, top_k: int) -> list[tuple[int, float]]:
@@ -355,14 +377,26 @@ def load_predictor(
         config = replace(config, {"GPUS": device.partition(":")[2]})
     if found.predictor is None:
         raise ConfigError(f"{found.name} has no predictor")
-    chosen = encoder or config.NETWORK.REGION_ENCODER
+    loaded = _restore(found, config, content, path)
+    return build_predictor(found.predictor, loaded, config, boxes, encoder, labels)
+
+
+def build_predictor(
+    kind: type[Predictor],
+    loaded: Loaded,
+    cfg: Any,
+    boxes: str | BoxSource | None = None,
+    encoder: str | None = None,
+    labels: str | Path | None = None,
+) -> Predictor:
+    """The predictor of a model that is loaded already; arguments as in `load_predictor`."""
+    chosen = encoder or cfg.NETWORK.REGION_ENCODER
     if not encoder and chosen.startswith("module:") and not chosen.startswith("module:data."):
         raise ConfigError(f"NETWORK.REGION_ENCODER {chosen!r}: a config may name modules of data/ only")
-    loaded = _restore(found, config, content, path)
     default = chosen if chosen.startswith("module:") else None
-    source = boxes if isinstance(boxes, BoxSource) else _build_source(boxes or default, config, loaded.device)
-    pictures = Pictures(_build_encoder(loaded, config, chosen, found.predictor.fixed_padding), source)
-    return found.predictor(loaded, config, pictures, _read_labels(labels, default))
+    source = boxes if isinstance(boxes, BoxSource) else _build_source(boxes or default, cfg, loaded.device)
+    pictures = Pictures(_build_encoder(loaded, cfg, chosen, kind.fixed_padding), source)
+    return kind(loaded, cfg, pictures, _read_labels(labels, default))
 
 
 def _task_of(content: Any, path: Path) -> str:

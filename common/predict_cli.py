@@ -56,9 +56,9 @@ def build_parser(task_name: str, fields: Sequence[Field]) -> argparse.ArgumentPa
     return parser
 
 
-def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
+def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The arguments of `load_predictor`."""
-    parser.add_argument("--ckpt", required=True, metavar="FILE", help="checkpoint; one of ours carries its config")
+    parser.add_argument("--ckpt", required=required, metavar="FILE", help="checkpoint; one of ours carries its config")
     parser.add_argument("--cfg", metavar="FILE", help="YAML of a checkpoint that carries none")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"

@@ -7,6 +7,7 @@ import logging
 import random
 from abc import abstractmethod
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,6 +70,13 @@ class CaptionDataset(TaskDataset):
 
     @abstractmethod
     def caption(self, index: int) -> str: ...
+
+    @abstractmethod
+    def image_id(self, index: int) -> str:
+        """What files about the picture are named by (spec 11 §1.3)."""
+
+    @abstractmethod
+    def image_path(self, index: int) -> str: ...
 
     @abstractmethod
     def regions(self, index: int) -> Regions:
@@ -235,6 +243,9 @@ class ConceptualCaptions(CaptionDataset):
         self._readable[True] += 1
         return image
 
+    def image_id(self, index: int) -> str:
+        return PurePosixPath(self._record(index)["image"]).stem
+
     def image_path(self, index: int) -> str:
         path = self._record(index)["image"]
         return f"{self.root}/{path if self.zip_mode else unpacked(path)}"
@@ -315,5 +326,24 @@ class COCOCaptions(CaptionDataset):
         return Regions(boxes, class_scores=scores, width=image["width"], height=image["height"])
 
     def image(self, index: int) -> Image.Image | None:
+        return load_image(self.image_path(index))
+
+    def image_id(self, index: int) -> str:
+        return str(self.ids[index])
+
+    def image_path(self, index: int) -> str:
         base = f"{self.folder}.zip@/{self.folder}" if self.zip_mode else self.folder
-        return load_image(f"{self.root}/{base}/{self._images[self.ids[index]]['file_name']}")
+        return f"{self.root}/{base}/{self._images[self.ids[index]]['file_name']}"
+
+
+class Subset(TaskDataset):
+    """Some samples of a data set, which keep their ids."""
+
+    def __init__(self, dataset: CaptionDataset, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sample(self, index: int, rng: random.Random) -> Sample:
+        return self.dataset.sample(self.indices[index], rng)

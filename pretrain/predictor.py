@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.data.batch import ModelOutput
 from common.data.regions import Regions
-from common.inference import InputError, Prediction, Predictor, Prepared, ranked
+from common.inference import InputError, Prediction, Predictor, Prepared, ranked, region_names
 from common.pictures import Picture, whole_box
 from pretrain.masking import image_feature_without
 from pretrain.predict import FIELDS
@@ -44,7 +44,7 @@ class CaptionPredictor(Predictor):
             segment_ids=torch.zeros(len(text), dtype=torch.int64),
             targets={"mvrc_ops": ops},
         )
-        return Prepared(sample, picture.image.size, rows, self.names(len(rows)), [text], asked, notes)
+        return Prepared(sample, picture.image.size, rows, region_names(len(rows), self.image_box), [text], asked, notes)
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         predictions = output.predictions

@@ -19,13 +19,7 @@ class ReferringPredictor(Predictor):
     fields = FIELDS
 
     def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
-        notes: list[str] = []
-        ids = self.tokenizer.real_ids(self.tokenizer.tokenize(self.text(asked, "expression")))
-        ids = self.cut(ids, self.max_positions - RESERVED_POSITIONS, "expression", notes)
-        rows, features = self.encoded(picture, self.pictures.regions(picture, boxes))
-        text_ids, segment_ids = expression_row(ids, self.tokenizer)
-        sample = self.sample(picture, rows, features, text_ids=text_ids, segment_ids=segment_ids)
-        return Prepared(sample, picture.image.size, rows, self.names(len(rows)), [text_ids.tolist()], asked, notes)
+        return self.one_text(picture, boxes, asked, expression_row, RESERVED_POSITIONS)
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         scores = output.predictions["label_logits"][index, : len(prepared.boxes)].float().sigmoid()

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import checkpoint
+from common.config import load_config
+from common.inference import Predictor, load_predictor
+from common.task import load_task
 from data.scenes import World, write_world
+from tests.tiny import tiny_vqa, write_settings
 
 KIT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -43,3 +48,28 @@ def kit() -> Path:
     if not KIT.is_dir():
         pytest.skip(f"no data kit in {KIT}: this test on real data did not run")
     return KIT
+
+
+@pytest.fixture(scope="session")
+def vqa_ckpt(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VQA checkpoint with random weights that knows how to find boxes and compute features of made-up pictures."""
+    folder = tmp_path_factory.mktemp("vqa")
+    settings = tiny_vqa(tiny_world, folder)
+    settings["NETWORK"]["REGION_ENCODER"] = "module:data.scene_regions"
+    settings["NETWORK"]["VLBERT"]["initializer_range"] = 0.4  # so that attention is not nearly uniform
+    cfg = load_config("vqa", write_settings(settings, folder / "tiny.yaml"))
+    torch.manual_seed(1)
+    content = {"state_dict": load_task("vqa").build_model(cfg).state_dict(), "config": cfg.to_dict(), "task": "vqa"}
+    checkpoint.save_file(folder / "tiny.model", content)
+    return folder / "tiny.model"
+
+
+@pytest.fixture(scope="session")
+def vqa_predictor(vqa_ckpt: Path) -> Predictor:
+    return load_predictor(vqa_ckpt, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def picture(tiny_world: Path) -> Path:
+    """One of the world's pictures."""
+    return sorted((tiny_world / "val2014").glob("*.jpg"))[0]

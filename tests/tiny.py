@@ -10,6 +10,8 @@ import yaml
 
 from data.scene_questions import ANSWERS
 
+QUESTION = "what color is the big circle?"  # in the words of the made-up world
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.data.batch import Batch, ModelOutput
 from common.data.dataset import DataError
-from common.files import atomic_write
+from common.files import save_array
 from common.metrics import Accuracy, Mean, MetricGroup
 from common.task import Record
 from vcr.annotations import NUM_CHOICES
@@ -55,14 +53,6 @@ def write_results(records: Sequence[Record], dataset: VCRDataset, path: Path) ->
     rows = [[i, *map(str, row)] for i, row in zip(dataset.ids, probabilities, strict=True)]
     write_table(dataset.task, rows, path)
     save_array(path.with_suffix(".npy"), probabilities)
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """A .npy file, complete or not at all."""
-    content = io.BytesIO()
-    np.save(content, array)
-    with atomic_write(path) as file:
-        file.write(content.getvalue())
 
 
 def result_name(cfg: Any, stem: str) -> str:

@@ -5,15 +5,13 @@ import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from common.data.dataset import DataError
 from common.data.regions import JsonRegions, Regions, pack, save_regions
 from pretrain.captions import MANY, COCOCaptions, ConceptualCaptions
-from tests.pretrain.world import CLASSES, caption_settings, write_world
+from tests.pretrain.world import CLASSES, caption_settings, write_coco, write_world
 
 CAPTION = ["a", "red", "box", "near", "the", "blue", "boxs", "."]
 
@@ -198,26 +196,7 @@ class TestFiles:
 class TestCOCO:
     @pytest.fixture
     def coco(self, own: Path) -> Path:
-        """Two pictures with instances, one without, one with more boxes than fit."""
-        (own / "annotations").mkdir()
-        (own / "val2017").mkdir()
-        sizes = {7: (60, 40), 3: (50, 50), 9: (40, 60), 5: (64, 48)}
-        for i, (width, height) in sizes.items():
-            pixels = np.random.default_rng(i).integers(0, 255, (height, width, 3), np.uint8)
-            Image.fromarray(pixels).save(own / f"val2017/{i:012d}.jpg")
-        instances = [
-            {"image_id": 7, "category_id": 18, "bbox": [1, 2, 10, 20], "iscrowd": 0},
-            {"image_id": 7, "category_id": 1, "bbox": [5, 5, 0.5, 8], "iscrowd": 1},
-            {"image_id": 3, "category_id": 1, "bbox": [0, 0, 50, 50], "iscrowd": 0},
-            *({"image_id": 5, "category_id": 1, "bbox": [k, 0, 5, 5], "iscrowd": 0} for k in range(50)),
-        ]
-        images = [{"id": i, "width": w, "height": h, "file_name": f"{i:012d}.jpg"} for i, (w, h) in sizes.items()]
-        content = {"images": images, "annotations": instances, "categories": [{"id": 1}, {"id": 18}]}
-        (own / "annotations/instances_val2017.json").write_text(json.dumps(content))
-        rows = [{"image_id": i, "caption": f"w{i} the box"} for i in sizes]
-        rows.append({"image_id": 7, "caption": "another one"})
-        (own / "annotations/captions_val2017.json").write_text(json.dumps({"annotations": rows}))
-        return own
+        return write_coco(own)
 
     def dataset(self, root: Path, **changes) -> COCOCaptions:
         settings = {"precomputed": False, "num_classes": 3} | changes

@@ -114,3 +114,26 @@ def tiny_captions_only(root: Path, out: Path) -> dict[str, Any]:
     for section in ("TRAIN", "VAL", "TEST"):
         settings[section] = settings[section] | {"BATCH_IMAGES": 4}
     return settings
+
+
+def write_coco(own: Path) -> Path:
+    """COCO 2017 in `own`: two pictures with instances, one without, one with more boxes than fit."""
+    (own / "annotations").mkdir()
+    (own / "val2017").mkdir()
+    sizes = {7: (60, 40), 3: (50, 50), 9: (40, 60), 5: (64, 48)}
+    for i, (width, height) in sizes.items():
+        pixels = np.random.default_rng(i).integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(own / f"val2017/{i:012d}.jpg")
+    instances = [
+        {"image_id": 7, "category_id": 18, "bbox": [1, 2, 10, 20], "iscrowd": 0},
+        {"image_id": 7, "category_id": 1, "bbox": [5, 5, 0.5, 8], "iscrowd": 1},
+        {"image_id": 3, "category_id": 1, "bbox": [0, 0, 50, 50], "iscrowd": 0},
+        *({"image_id": 5, "category_id": 1, "bbox": [k, 0, 5, 5], "iscrowd": 0} for k in range(50)),
+    ]
+    images = [{"id": i, "width": w, "height": h, "file_name": f"{i:012d}.jpg"} for i, (w, h) in sizes.items()]
+    content = {"images": images, "annotations": instances, "categories": [{"id": 1}, {"id": 18}]}
+    (own / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    rows = [{"image_id": i, "caption": f"w{i} the box"} for i in sizes]
+    rows.append({"image_id": 7, "caption": "another one"})
+    (own / "annotations/captions_val2017.json").write_text(json.dumps({"annotations": rows}))
+    return own

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.viz.conftest import QUESTION
+from tests.tiny import QUESTION
 from viz.capture import make_capture
 from viz.report import render_report
 
@@ -46,9 +46,9 @@ def tab(browser) -> Iterator[playwright.Page]:
 
 
 @pytest.fixture(scope="module")
-def shown(predictor, picture):
+def shown(vqa_predictor, picture):
     """A prediction with its attention [layers, heads, S, S]."""
-    return predictor(str(picture), question=QUESTION, attention=True)
+    return vqa_predictor(str(picture), question=QUESTION, attention=True)
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ CONTRAST = """selectors => selectors.map(selector => {
 
 
 @pytest.fixture(scope="module")
-def address(predictor) -> Iterator[str]:
-    server = waitress.create_server(create_app(Service(predictor)), host="127.0.0.1", port=0, threads=4)
+def address(vqa_predictor) -> Iterator[str]:
+    server = waitress.create_server(create_app(Service(vqa_predictor)), host="127.0.0.1", port=0, threads=4)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.effective_port}/"
@@ -233,32 +233,32 @@ def boxes(page: playwright.Page) -> list[list[float]]:
 
 
 class TestLivePage:
-    def test_answers_are_the_models(self, live, predictor, picture):
-        expected = predictor(str(picture), question=QUESTION, boxes=boxes(live))
+    def test_answers_are_the_models(self, live, vqa_predictor, picture):
+        expected = vqa_predictor(str(picture), question=QUESTION, boxes=boxes(live))
         assert ask(live, QUESTION) == pytest.approx({a["answer"]: a["probability"] for a in expected.answers}, abs=1e-5)
         assert live.locator("#viewer .cell").count() == 4
 
-    def test_without_a_word_the_probabilities_change_at_once(self, live, predictor, picture):
+    def test_without_a_word_the_probabilities_change_at_once(self, live, vqa_predictor, picture):
         before = ask(live, QUESTION)
         with live.expect_response("**/api/ask"):
             live.click("[data-word='1']")
         live.wait_for_selector(".answer b")
         words = QUESTION.split()
         shorter = " ".join(w for i, w in enumerate(words) if i != 1)
-        expected = predictor(str(picture), question=shorter, boxes=boxes(live), top_k=10**6)
+        expected = vqa_predictor(str(picture), question=shorter, boxes=boxes(live), top_k=10**6)
         now = {a["answer"]: a["probability"] for a in expected.answers}
         after = answers(live)
         assert {k: after[k] for k in before} == pytest.approx({k: now[k] for k in before}, abs=1e-5)
         assert "words" not in live.inner_text("#message")
 
-    def test_without_a_box(self, live, predictor, picture):
+    def test_without_a_box(self, live, vqa_predictor, picture):
         given = boxes(live)
         before = ask(live, QUESTION)
         with live.expect_response("**/api/ask"):
             live.click("[data-chip='0']")
         live.wait_for_selector(".drawn.absent")
         live.wait_for_selector(".answer b")
-        expected = predictor(str(picture), question=QUESTION, boxes=given[1:], top_k=10**6)
+        expected = vqa_predictor(str(picture), question=QUESTION, boxes=given[1:], top_k=10**6)
         now = {a["answer"]: a["probability"] for a in expected.answers}
         after = answers(live)
         assert {k: after[k] for k in before} == pytest.approx({k: now[k] for k in before}, abs=1e-5)

@@ -13,13 +13,13 @@ from PIL import Image
 
 pytest.importorskip("flask", reason="flask is not installed: the live page was not tested")
 
-from tests.viz.conftest import QUESTION
+from tests.tiny import QUESTION
 from viz.serve import MAX_PICTURES, Gallery, RequestError, Service, Turnstile, create_app, read_picture
 
 
 @pytest.fixture
-def service(predictor) -> Service:
-    return Service(predictor)
+def service(vqa_predictor) -> Service:
+    return Service(vqa_predictor)
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def question(client, file: Path, **changes) -> dict:
 
 
 class TestAnswers:
-    def test_they_are_the_predictors(self, client, predictor, picture):
+    def test_they_are_the_predictors(self, client, vqa_predictor, picture):
         body = question(client, picture, attention=True)
         got = client.post("/api/ask", json=body).get_json()
-        expected = predictor(str(picture), question=QUESTION, boxes=body["boxes"], attention=True)
+        expected = vqa_predictor(str(picture), question=QUESTION, boxes=body["boxes"], attention=True)
         assert [(a["answer"], a["probability"]) for a in got["answers"]] == [
             (a["answer"], a["probability"]) for a in expected.answers
         ]

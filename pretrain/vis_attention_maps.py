@@ -1,0 +1,202 @@
+"""Attention maps of a pretrained model, one file a picture (spec 11 §1).
+
+python pretrain/vis_attention_maps.py --cfg cfgs/pretrain/vis_attention_maps_coco.yaml --save-dir maps
+python pretrain/vis_attention_maps.py --cfg ... --save-dir maps --input own.jsonl --boxes detector:WEIGHTS.pth
+
+Writes <save-dir>/attention_probs/<id>.npy, float32 [layers, heads, S, S], axis 2 attends to axis 3, and beside it
+<save-dir>/slots/<id>.json: what the S slots are, the boxes and the text. Files that are there are not made again.
+`python -m viz.attention --map <save-dir>/attention_probs/<id>.npy` makes a page of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.cli import add_config_arguments, find_place, guarded, load_run_config
+
+if TYPE_CHECKING:
+    from common.data.batch import Batch, ModelOutput
+    from common.run import Loaded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_config_arguments(parser)
+    parser.add_argument("--ckpt", metavar="FILE", help="overrides NETWORK.PARTIAL_PRETRAIN")
+    parser.add_argument("--save-dir", type=Path, default=Path("attention_maps"), metavar="DIR")
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE", help='own pictures: a JSON object a line with "image", "caption", "boxes"'
+    )
+    parser.add_argument("--boxes", metavar="SOURCE", help="boxes of those without: detector:FILE, regions:STORE, ...")
+    parser.add_argument("--dist", action="store_true", help="one of the processes of scripts/launch.py")
+    parser.add_argument("--slurm", action="store_true", help="one of the tasks of srun, whose variables say which")
+    args = parser.parse_args(argv)
+    if args.ckpt:
+        args.set.append(f"NETWORK.PARTIAL_PRETRAIN={args.ckpt}")
+    return guarded(_main, args)
+
+
+def _main(args: argparse.Namespace) -> None:
+    find_place(args.dist, args.slurm)
+    cfg = load_run_config("pretrain", args)
+    loaded = load_model(cfg)
+    count = write_own(cfg, loaded, args) if args.input else write_dataset(cfg, loaded, args.save_dir)
+    print(f"{args.save_dir}: {count} maps written by this process")
+
+
+def load_model(cfg: Any) -> Loaded:
+    """The model of a config with the weights that a training run would start from."""
+    from common import distributed
+    from common.pretrained import load_initial_weights
+    from common.run import Loaded, build_precision, pick_device, seed_everything, wants_cuda
+    from pretrain.task import TASK
+
+    distributed.init_from_env(cuda=wants_cuda(cfg))
+    seed_everything(cfg.RNG_SEED)
+    device = pick_device(cfg)
+    model = TASK.build_model(cfg)
+    load_initial_weights(model, cfg)
+    source = Path(cfg.NETWORK.PARTIAL_PRETRAIN or "initial weights")
+    return Loaded(model.to(device).eval(), device, build_precision(TASK, cfg, device), source)
+
+
+def write_dataset(cfg: Any, loaded: Loaded, folder: Path) -> int:
+    """Maps of the val split, of several data sets the first; every process does its part. Returns how many."""
+    from common import distributed
+    from common.config import ConfigError
+    from common.data.loader import BatchLoader
+    from common.evaluator import evaluate
+    from common.inference import region_names, sequence_slots
+    from common.nn.recording import recorded
+    from pretrain.captions import CaptionDataset, Subset
+    from pretrain.task import TASK
+
+    datasets = TASK.build_dataset(cfg, "val")
+    dataset = datasets if not isinstance(datasets, list) else datasets[0]
+    if not isinstance(dataset, CaptionDataset):
+        raise ConfigError("DATASET: expected captions with regions, coco_captions or conceptual_captions, first")
+    batch_size = cfg.VAL.BATCH_IMAGES
+    # Several captions of a picture share its file: the first one stands for it.
+    first = {dataset.image_id(i): i for i in reversed(range(len(dataset)))}
+    todo = sorted(i for name, i in first.items() if not map_path(folder, name).is_file())
+    if not todo:
+        return 0
+    rest = Subset(dataset, todo)
+    loader = BatchLoader(
+        rest,
+        batch_size if isinstance(batch_size, int) else batch_size[0],
+        num_workers=min(cfg.NUM_WORKERS_PER_GPU, len(rest)),
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+    )
+    tokenizer = dataset.settings.tokenizer
+    pieces = {i: piece for piece, i in tokenizer.vocab.items()}
+    written: list[str] = []
+
+    with recorded(loaded.model) as passes:
+
+        def write(output: ModelOutput, batch: Batch) -> list[Any]:
+            attention = passes.pop().attention
+            assert attention is not None, "it was recorded"
+            boxes = (batch.boxes / batch.im_info[:, None, [2, 3, 2, 3]]).cpu()
+            for row, index in enumerate(batch.ids):
+                tokens = batch.text_ids[row, : int(batch.text_mask[row].sum())].tolist()
+                count = int(batch.box_mask[row].sum())
+                names = region_names(count, dataset.settings.image_box)
+                slots = sequence_slots([pieces[t] for t in tokens], names)
+                maps = [layer[row, :, : len(slots), : len(slots)] for layer in attention]
+                name, text = dataset.image_id(int(index)), dataset.caption(int(index))
+                size = (batch.im_info[row, :2] / batch.im_info[row, 2:4]).round().int().tolist()
+                path = dataset.image_path(int(index))
+                save_map(folder, name, maps, slots, boxes[row, :count].tolist(), names, text, path, size)
+                written.append(name)
+            return []
+
+        evaluate(loaded.model, loader, loaded.device, loaded.precision, to_records=write, title="attention maps")
+    return len(written)
+
+
+def write_own(cfg: Any, loaded: Loaded, args: argparse.Namespace) -> int:
+    """Maps of the lines of a file, named by "id" or by the picture's stem. Returns how many.
+
+    Raises DataError naming the line that cannot be used.
+    """
+    from common.data.dataset import DataError
+    from common.inference import INPUT_ERRORS, build_predictor
+    from pretrain.predictor import CaptionPredictor
+
+    predictor = build_predictor(CaptionPredictor, loaded, cfg, args.boxes)
+    written = 0
+    for where, item in read_lines(args.input):
+        try:
+            name = str(item.get("id", Path(str(item.get("image"))).stem))
+            if map_path(args.save_dir, name).is_file():
+                continue
+            p = predictor(**{k: v for k, v in item.items() if k != "id"}, attention=True)
+        except (*INPUT_ERRORS, TypeError) as error:
+            raise DataError(f"{where}: {error}") from error
+        assert p.attention is not None
+        save_map(
+            args.save_dir, name, [*p.attention], p.slots, p.boxes, p.names, item["caption"], item["image"], [*p.size]
+        )
+        written += 1
+    return written
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file, line 3", object) of every line that is not empty. Raises DataError for one that is no object."""
+    from common.data.dataset import DataError
+
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{where}: not valid JSON: {error}") from error
+            if not isinstance(item, dict):
+                raise DataError(f"{where}: expected an object with image and caption")
+            yield where, item
+
+
+def map_path(folder: Path, name: str) -> Path:
+    return folder / "attention_probs" / f"{name}.npy"
+
+
+def save_map(
+    folder: Path,
+    name: str,
+    attention: Sequence[Any],
+    slots: Sequence[Any],
+    boxes: Sequence[Sequence[float]],
+    names: Sequence[str],
+    text: str,
+    image: str,
+    size: Sequence[int],
+) -> None:
+    """attention: [heads, S, S] of each layer. The map is written last: where it is, the slots are too."""
+    import numpy as np
+    import torch
+
+    from common.files import save_array, write_text
+
+    about = {
+        "text": text,
+        "image": {"path": str(image), "width": size[0], "height": size[1]},
+        "boxes": [[round(x, 2) for x in box] for box in boxes],
+        "names": list(names),
+        "slots": [vars(slot) for slot in slots],
+    }
+    write_text(folder / "slots" / f"{name}.json", json.dumps(about))
+    save_array(map_path(folder, name), torch.stack(list(attention)).float().cpu().numpy().astype(np.float32))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

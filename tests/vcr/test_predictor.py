@@ -1,0 +1,107 @@
+"""Choices for one's own pictures; what an evaluation sees is compared in test_task.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import checkpoint
+from common.config import load_config
+from common.inference import InputError, load_predictor
+from vcr.predictor import _mixed
+from vcr.task import TASK
+from vcr.text import QA2R
+
+ASKED = {
+    "boxes": [[2, 2, 30, 60], [20, 5, 60, 70]],
+    "objects": ["person", "dog"],
+    "question": "Why is [1] near [2] ?",
+    "answers": ["[1] holds [2] .", "[1,2] are happy ."],
+}
+PIXELS = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "NETWORK.IMAGE_C5_DILATED=false", "DATASET.MASK_SIZE=7"]
+
+
+@pytest.fixture
+def picture(shared_world: Path) -> Path:
+    return next((shared_world / "vcr1images/movie_wide").glob("*.jpg"))
+
+
+def predictor_of(cfg_path: Path, *overrides: str):
+    cfg = load_config("vcr", cfg_path, [*PIXELS, *overrides])
+    torch.manual_seed(0)
+    state = TASK.build_model(cfg).state_dict()
+    path = cfg_path.parent / "one.model"
+    checkpoint.save_file(path, {"state_dict": state, "config": cfg.to_dict(), "task": "vcr"})
+    return load_predictor(path, device="cpu")
+
+
+def test_any_number_of_choices_from_pixels(cfg_path, picture):
+    predictor = predictor_of(cfg_path)
+    got = predictor(picture, **ASKED, attention=True)
+    assert {a["answer"] for a in got.answers} == set(ASKED["answers"])
+    assert sum(a["probability"] for a in got.answers) == pytest.approx(1, abs=1e-5)
+    assert got.names == ["image", "1", "2"] and got.attention.shape[-1] == len(got.slots)
+    best = got.answers[0]["index"]
+    assert ("and" in [s.text for s in got.slots]) == (best == 1)  # the row of the best choice
+    three = {**ASKED, "answers": [*ASKED["answers"], "they are ."]}
+    assert [len(p.answers) for p in predictor.many([{"image": picture, **a} for a in (ASKED, three, ASKED)])] == [
+        2,
+        3,
+        2,
+    ]
+
+
+def test_outlines_matter_and_only_relevant_boxes_are_seen(cfg_path, picture):
+    predictor = predictor_of(cfg_path)
+    plain = predictor(picture, **ASKED)
+    triangle = [[[2, 2], [30, 2], [2, 60]]]
+    square = [[[20, 5], [60, 5], [60, 70], [20, 70]]]
+    outlined = predictor(picture, **ASKED, polygons=[triangle, square])
+    assert plain.answers[0]["probability"] != outlined.answers[0]["probability"]
+    predictor = predictor_of(cfg_path, "DATASET.ONLY_USE_RELEVANT_DETS=true")
+    only = predictor(picture, **{**ASKED, "question": "Why is [2] happy ?", "answers": ["[2] is .", "is ."]})
+    assert only.names == ["image", "2"]
+
+
+class TestRationales:
+    @pytest.fixture
+    def half(self) -> str:
+        return QA2R
+
+    def test_they_belong_to_an_answer(self, cfg_path, picture):
+        predictor = predictor_of(cfg_path)
+        reasons = ["because [2] looks .", "because they are happy .", "and"]
+        got = predictor(picture, **ASKED, rationales=reasons, answer=2)
+        assert {a["answer"] for a in got.answers} == set(reasons)
+        other = predictor(picture, **ASKED, rationales=reasons, answer=1)
+        assert [a["probability"] for a in got.answers] != [a["probability"] for a in other.answers]
+        for wrong, message in (({}, "answer is None"), ({"answer": 3}, "which of the 2 answers")):
+            with pytest.raises(InputError, match=message):
+                predictor(picture, **ASKED, rationales=reasons, **wrong)
+        with pytest.raises(InputError, match="rationales: missing"):
+            predictor(picture, **ASKED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objects": ["person"]}, "1 categories for 2 boxes"),
+        ({"objects": ["person", "unicorn"]}, r"objects\[1\] is 'unicorn'"),
+        ({"objects": "person"}, "objects: expected a list"),
+        ({"answers": []}, "at least one choice"),
+        ({"answers": ["[3] is"]}, r"answers\[0\].*not there"),
+        ({"question": "[0] is"}, "question.*not there"),
+        ({"rationales": ["a"]}, "model of Q2A"),
+        ({"polygons": [[]]}, "each of the 2 boxes"),
+    ],
+)
+def test_what_cannot_be_answered_is_told(cfg_path, picture, changes, message):
+    with pytest.raises(InputError, match=message):
+        predictor_of(cfg_path)(picture, **{**ASKED, **changes})
+
+
+def test_references_in_strings_are_from_one():
+    assert _mixed("Why is [1] near [2, 3] ?", 3, "q") == ["Why", "is", [0], "near", [1, 2], "?"]
+    assert _mixed(["Why", [0]], 1, "q") == ["Why", [0]]
