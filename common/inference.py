@@ -393,10 +393,11 @@ def build_predictor(
     chosen = encoder or cfg.NETWORK.REGION_ENCODER
     if not encoder and chosen.startswith("module:") and not chosen.startswith("module:data."):
         raise ConfigError(f"NETWORK.REGION_ENCODER {chosen!r}: a config may name modules of data/ only")
-    default = chosen if chosen.startswith("module:") else None
+    encode = _build_encoder(loaded, cfg, chosen, kind.fixed_padding)
+    module = importlib.import_module(chosen.removeprefix("module:")) if isinstance(encode, ModuleEncoder) else None
+    default = chosen if hasattr(module, "find_boxes") else None
     source = boxes if isinstance(boxes, BoxSource) else _build_source(boxes or default, cfg, loaded.device)
-    pictures = Pictures(_build_encoder(loaded, cfg, chosen, kind.fixed_padding), source)
-    return kind(loaded, cfg, pictures, _read_labels(labels, default))
+    return kind(loaded, cfg, Pictures(encode, source), _read_labels(labels, module))
 
 
 def _task_of(content: Any, path: Path) -> str:
@@ -460,11 +461,10 @@ def _build_encoder(loaded: Loaded, cfg: Any, spec: str, fixed_padding: bool) -> 
     return LateEncoder(build)
 
 
-def _read_labels(path: str | Path | None, module: str | None) -> Sequence[str] | None:
+def _read_labels(path: str | Path | None, module: Any) -> Sequence[str] | None:
+    """Names of region classes from a file, or CLASSES of the module that computes the features."""
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"names of region classes {path}: no such file")
         return Path(path).read_text(encoding="utf-8").splitlines()
-    if module is None:
-        return None
-    return getattr(importlib.import_module(module.removeprefix("module:")), "CLASSES", None)
+    return getattr(module, "CLASSES", None)

@@ -147,11 +147,13 @@ class VLBertForPretraining(PretrainingEncoder):
         """
         encoded = self.vlbert(*self.joint_rows(batch))
         output = ModelOutput({})
-        self._words(output, "_wvc" if self.multitask else "", encoded.text[: len(batch)], [batch])
+        # The rows of the captions; without a slice where they are all, because their number may be a symbol.
+        captions = slice(len(batch)) if batch.auxiliary else slice(None)
+        self._words(output, "_wvc" if self.multitask else "", encoded.text[captions], [batch])
         if batch.auxiliary:
             self._words(output, "_aux", encoded.text[len(batch) :], batch.auxiliary)
-        self._regions(output, encoded.objects[: len(batch)], batch.targets)
-        self._relationship(output, encoded.pooled, batch)
+        self._regions(output, encoded.objects[captions], batch.targets)
+        self._relationship(output, None if encoded.pooled is None else encoded.pooled[captions], batch)
         if batch.targets:
             for name, missing in self._switched_off(batch):
                 output.losses.setdefault(name, missing)
@@ -206,7 +208,7 @@ class VLBertForPretraining(PretrainingEncoder):
         head = self.vlbert.relationsip_head
         if head is None or pooled is None:
             return
-        logits = head(pooled[: len(batch)])
+        logits = head(pooled)
         output.predictions["relationship_logits"] = logits
         if "relationship_label" in batch.targets:
             output.losses["relationship_loss"] = F.cross_entropy(logits.float(), batch.targets["relationship_label"])

@@ -19,6 +19,7 @@ from common.config import load_config, replace
 from common.data.batch import Batch, Sample
 from common.data.collate import collate
 from common.data.dataset import TaskDataset
+from common.export import export
 from common.inference import InputError, load_predictor
 from common.optim import AdamW
 from common.pretrained import load_partial
@@ -144,6 +145,20 @@ class TaskCheck:
             torch.testing.assert_close(got.attention, alone.attention, atol=1e-5, rtol=1e-4)
             assert [s.box for s in got.slots if s.box is not None] == list(range(len(got.boxes)))
             json.dumps(got.to_dict())
+
+    def test_an_exported_model_gives_the_same_scores(self, task, cfg, model, tmp_path):
+        """In onnxruntime, for other numbers of samples, words and regions than it was exported with."""
+        runtime = pytest.importorskip("onnxruntime", reason="no onnxruntime: the exported model was not run")
+        about = export(self.predictor(task, cfg, model, tmp_path), tmp_path / "model.onnx")
+        session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        samples = [sample for sample, _ in self.questions(task, cfg)]
+        for batch in (unlabelled(samples), unlabelled(samples[:1]), padded(unlabelled(samples))):
+            with torch.no_grad():
+                expected = model.eval()(batch).predictions
+            found = session.run(None, {name: getattr(batch, name).numpy() for name in about["inputs"]})
+            for name, scores in zip(about["outputs"], found, strict=True):
+                width = expected[name].shape[1]  # an exported model keeps the padding
+                torch.testing.assert_close(torch.from_numpy(scores)[:, :width], expected[name], atol=1e-4, rtol=1e-3)
 
     def predictor(self, task, cfg, model, tmp_path):
         content = {"state_dict": model.state_dict(), "config": cfg.to_dict(), "task": task.name}

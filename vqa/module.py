@@ -57,7 +57,7 @@ class VLBertForVQA(nn.Module):
             batch.box_mask,
         )
         answer = batch.text_mask.sum(1) - 2  # [MASK] is the last word but one
-        logits = self.final_mlp(encoded.text[torch.arange(len(answer), device=answer.device), answer])
+        logits = self.final_mlp(encoded.text[torch.arange(answer.shape[0], device=answer.device), answer])
         return self._output(logits, batch.targets.get("label"))
 
     @staticmethod

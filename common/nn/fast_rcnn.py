@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 
 from common.boxes import coordinate_embedding
 from common.nn import recompute
+from common.nn.padding import real_rows, rows_back
 from common.nn.resnet import ResNetC4, build_c5, freeze
 
 FEATURE_DIM = 2048  # of a region's appearance, and of its coordinate embedding
@@ -100,7 +101,7 @@ class FastRCNN(nn.Module):
         masked: bool [B, R], regions whose appearance is replaced by mask_feature [2048].
         Raises ValueError where an input that the configuration needs is missing.
         """
-        labels = classes[box_mask].long() if classes is not None else None
+        labels = real_rows(classes, box_mask).long() if classes is not None else None
         raw = self._appearance(images, boxes, box_mask, features, box_masks)  # (K, 2048)
         logits, loss = None, None
         if self.regularizing_predictor is not None:
@@ -109,16 +110,16 @@ class FastRCNN(nn.Module):
             logits = self.regularizing_predictor(raw)
             loss = F.cross_entropy(logits.float(), labels)
         if masked is not None and mask_feature is not None:
-            raw = torch.where(masked[box_mask][:, None], mask_feature.to(raw.dtype), raw)
+            raw = torch.where(real_rows(masked, box_mask)[:, None], mask_feature.to(raw.dtype), raw)
         content = raw
         if self.object_embed is not None:
             if labels is None:
                 raise ValueError("NETWORK.IMAGE_SEMANTIC needs the class of each box, and this task has none")
             content = torch.cat([raw, self.object_embed(labels).to(raw.dtype)], dim=1)
-        sizes = im_info[:, None, :2].expand(-1, boxes.shape[1], -1)[box_mask]
-        place = coordinate_embedding(boxes[box_mask], sizes).flatten(1)
+        sizes = real_rows(im_info[:, None, :2].expand(-1, boxes.shape[1], -1), box_mask)
+        place = coordinate_embedding(real_rows(boxes, box_mask), sizes).flatten(1)
         reps = self.obj_downsample(torch.cat([place.to(content.dtype), content], dim=1))
-        return RegionOutput(_scatter(reps, box_mask), _scatter(raw, box_mask), logits, labels, loss)
+        return RegionOutput(rows_back(reps, box_mask), rows_back(raw, box_mask), logits, labels, loss)
 
     def region_features(
         self, images: Tensor, boxes: Tensor, box_mask: Tensor, box_masks: Tensor | None = None
@@ -150,7 +151,7 @@ class FastRCNN(nn.Module):
         self, images: Tensor | None, boxes: Tensor, box_mask: Tensor, features: Tensor | None, box_masks: Tensor | None
     ) -> Tensor:
         if features is not None:
-            return features[box_mask]
+            return real_rows(features, box_mask)
         if self.precomputed:
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is true but the batch has no region features")
         if images is None:
@@ -175,10 +176,3 @@ def _mask_of(slots: Tensor, like: Tensor) -> Tensor:
     mask = torch.zeros_like(like)
     mask[slots[:, 0], slots[:, 1]] = True
     return mask
-
-
-def _scatter(rows: Tensor, mask: Tensor) -> Tensor:
-    """Rows [K, F] of the True slots of mask [B, R] -> [B, R, F], zero elsewhere."""
-    out = rows.new_zeros(*mask.shape, rows.shape[-1])
-    out[mask] = rows
-    return out

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.nn.bert import Encoder, Pooler, init_weights, layer_norm
 from common.nn.heads import MaskedLanguageHead, MaskedRegionHead, RelationshipHead
+from common.nn.padding import packed_length
 
 # With frozen word embeddings the first ids (special tokens and unused ones) get a trainable table of their own.
 NUM_SPECIAL_WORDS = 1000
@@ -159,7 +160,7 @@ class VisualLinguisticBert(nn.Module):
         text = self._words(text_ids) + self._text_visual(text_visual)
         objects = object_linguistic + self._object_visual(object_visual)
         num_text, num_objects = text_mask.sum(1, keepdim=True), object_mask.sum(1, keepdim=True)  # (B, 1)
-        length = int((num_text + num_objects).max()) + 1
+        length = packed_length(num_text + num_objects, text_mask.shape[1] + object_mask.shape[1])
         position = torch.arange(length, device=text_ids.device)[None]  # (1, L)
         end = num_text + num_objects
         is_text, is_object = position < num_text, (position >= num_text) & (position < end)
@@ -168,7 +169,7 @@ class VisualLinguisticBert(nn.Module):
         order = torch.cat(
             [_real_first(text_mask), _real_first(object_mask) + text_ids.shape[1]], dim=1
         )  # (B, T + R) -> rows of `table`
-        table = torch.cat([text, objects, self.end_embedding.weight.expand(len(text), 1, -1)], dim=1)
+        table = torch.cat([text, objects, self.end_embedding.weight.expand(text.shape[0], 1, -1)], dim=1)
         end_row = table.shape[1] - 1
         slot = torch.where(is_text, position, position - num_text + text_ids.shape[1]).clamp(0, end_row - 1)
         row = torch.where(is_text | is_object, order.gather(1, slot), end_row)
@@ -176,7 +177,7 @@ class VisualLinguisticBert(nn.Module):
         packed = packed.masked_fill((position > end)[..., None], 0.0)
 
         text_types = segment_ids.gather(1, _real_first(text_mask))
-        types = text_types.gather(1, position.clamp(max=text_ids.shape[1] - 1).expand(len(text), -1))
+        types = text_types.gather(1, position.clamp(max=text_ids.shape[1] - 1).expand(text.shape[0], -1))
         types = torch.where(is_text, types, OBJECT_TYPE).masked_fill(position > end, 0)
         packed = packed + self.position_embeddings(self._positions(position, num_text, end))
         packed = packed + self.token_type_embeddings(types)
@@ -242,7 +243,8 @@ class VisualLinguisticBertForPretraining(VisualLinguisticBert):
 
 def _real_first(mask: Tensor) -> Tensor:
     """Indices that bring the True entries of each row to the front, order kept: bool [B, N] -> int64 [B, N]."""
-    return torch.argsort(~mask, dim=1, stable=True)
+    place = torch.arange(mask.shape[1], device=mask.device)
+    return torch.argsort(torch.where(mask, place, place + mask.shape[1]), dim=1)
 
 
 def _unpack_objects(packed: Tensor, text_mask: Tensor, object_mask: Tensor) -> Tensor:
