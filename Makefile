@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo demo-vcr demo-refcoco demo-pretrain test test-slow golden lint format doctor clean
+.PHONY: setup demo demo-vcr demo-refcoco demo-pretrain serve test test-browser test-slow golden lint format doctor clean
 
 setup: $(INSTALLED)
 
@@ -17,6 +17,10 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 # Generates a small world of coloured shapes, trains VL-BERT on questions about it, prints its accuracy.
 demo: setup
 	$(BIN)/python scripts/demo_vqa.py
+
+# A page to ask the demo's model about any picture, and to see its attention: http://127.0.0.1:8000/
+serve: setup
+	$(BIN)/python -m viz.serve --ckpt output/scenes/scenes/train2014_train/vl-bert_scenes-best.model
 
 # The same world: choosing answers and the reasons for them, and finding what an expression means.
 demo-vcr: setup
@@ -31,6 +35,12 @@ demo-pretrain: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
+
+# Report and live page in a real browser; Chromium comes from the system's packages.
+test-browser: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	command -v chromium chromium-browser google-chrome || apt-get install -y chromium || sudo apt-get install -y chromium
+	$(BIN)/python -m pytest tests/viz/test_browser.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
