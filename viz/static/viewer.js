@@ -289,8 +289,10 @@ const VLBertViewer = (() => {
       const strength = w => this.scale === "raw" ? w : top > 0 ? w / top : 0;
       for (const { node, face, label, slot: i } of boxes) {
         const w = all ? all[i] : 0, name = this.capture.slots[i].kind === "image" ? "image" : this.capture.slots[i].text;
-        face.style.fill = `rgba(var(--glow), ${0.78 * strength(w)})`;
-        face.style.strokeWidth = `${1.5 + 3.5 * strength(w)}px`;
+        // Not so strong that the picture's own colours are lost; the whole image would tint all of it.
+        face.style.fill = `rgba(var(--glow), ${name === "image" ? 0 : 0.5 * strength(w)})`;
+        face.style.stroke = strength(w) > 0.1 ? "rgb(var(--glow))" : "";
+        face.style.strokeWidth = `${1.5 + 4.5 * strength(w)}px`;
         label.textContent = all ? `${name} ${percent(w)}` : name;
         this.mark(node, all, w, i === slot);
       }
