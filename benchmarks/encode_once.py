@@ -53,7 +53,9 @@ def main() -> None:
                 predictor(picture, question=question, boxes=boxes)
             times.append((time.perf_counter() - start) / len(questions))
     device = "CPU" if predictor.device.type == "cpu" else torch.cuda.get_device_name(predictor.device)
-    print(f"{device}, {args.precision}, {args.questions} questions, {args.boxes} boxes, medians of {args.rounds} rounds")
+    print(
+        f"{device}, {args.precision}, {args.questions} questions, {args.boxes} boxes, medians of {args.rounds} rounds"
+    )
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, median in medians.items():
         print(f"  encoded {name:<14} {median:8.3f} s a question")
