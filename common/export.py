@@ -2,144 +2,19 @@
 
 python -m common.export --ckpt FILE -o model.onnx          or -o model.pt2
 
-Inputs and outputs are named, batch, words and regions may be of any number (see INPUTS). Beside the file, <name>.json
-tells them, the task and the configuration's sizes.
+Inputs and outputs are named; batch, words and regions may be of any number (INPUTS in common/exporter.py). Beside the
+file, <name>.json tells them, the task and the scales of pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from common.cli import guarded
-from common.config import ConfigError
-from common.data.batch import Batch
-from common.files import atomic_write, write_text
-from common.inference import Predictor
 from common.predict_cli import add_predictor_arguments, open_predictor
-
-# Names as in Batch; axes: B batch, C choices (of vcr), T tokens, R regions. Padding is False in the masks.
-INPUTS: dict[str, tuple[str, ...]] = {
-    "boxes": ("B", "R", "4"),  # float32, xyxy in pixels of the resized image
-    "box_mask": ("B", "R"),  # bool
-    "im_info": ("B", "4"),  # float32, width, height of the resized image, two resize ratios
-    "features": ("B", "R", "2048"),  # float32
-    "box_classes": ("B", "R"),  # int64, vcr
-    "text_ids": ("B", "T"),  # int64, with special tokens
-    "segment_ids": ("B", "T"),  # int64
-    "text_mask": ("B", "T"),  # bool
-    "text_tags": ("B", "T"),  # int64, vcr
-}
-OF_VCR = ("box_classes", "text_tags")
-OF_TEXT = ("text_ids", "segment_ids", "text_mask", "text_tags")
-
-
-class Positional(nn.Module):
-    """A task module as a function of tensors, for exporters. names: of the inputs, then of the predictions."""
-
-    def __init__(self, model: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.inputs, self.outputs = model, tuple(inputs), tuple(outputs)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given: dict[str, Any] = dict(zip(self.inputs, tensors, strict=True))
-        predictions = self.model(Batch(ids=[], **given)).predictions
-        return tuple(predictions[name] for name in self.outputs)
-
-
-def export(predictor: Predictor, path: Path) -> dict[str, Any]:
-    """Write the model of a predictor to `path`, .onnx or .pt2; returns what is told beside it.
-
-    Raises ConfigError for another suffix, and for a model that computes its features from pixels.
-    """
-    if path.suffix not in (".onnx", ".pt2"):
-        raise ConfigError(f"-o {path}: expected a name that ends in .onnx or .pt2")
-    if not predictor.cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
-        raise ConfigError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false: only models that take region features are exported")
-    batch = example(predictor)
-    names = [name for name in INPUTS if getattr(batch, name) is not None]
-    tensors = tuple(getattr(batch, name) for name in names)
-    model = predictor.model.cpu().float().eval()
-    with torch.no_grad():
-        outputs = sorted(k for k, v in model(batch).predictions.items() if k != "pred_boxes" and isinstance(v, Tensor))
-    function = Positional(model, names, outputs).eval()
-    dims = {axis: torch.export.Dim(axis, min=1, max=4096) for axis in "BCTR"}
-    shapes = tuple({i: dims[axis] for i, axis in enumerate(axes_of(name, predictor)) if axis in dims} for name in names)
-    with torch.no_grad():
-        program = torch.export.export(function, tensors, dynamic_shapes=(shapes,), strict=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        if path.suffix == ".pt2":
-            torch.export.save(program, file)
-        else:
-            write_onnx(program, names, outputs, file)
-    about = {
-        "task": predictor.task,
-        "model": predictor.source.name,
-        "inputs": {
-            name: [str(t.dtype).removeprefix("torch."), *axes_of(name, predictor)]
-            for name, t in zip(names, tensors, strict=True)
-        },
-        "outputs": outputs,
-        "scales": list(predictor.cfg.SCALES),
-    }
-    write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
-    return about
-
-
-def axes_of(name: str, predictor: Predictor) -> tuple[str, ...]:
-    """The axes of an input; texts of a task with choices have one more."""
-    axes = INPUTS[name]
-    return ("B", "C", "T") if name in OF_TEXT and predictor.task == "vcr" else axes
-
-
-def example(predictor: Predictor) -> Batch:
-    """A batch with padding, for tracing; what is in it does not matter."""
-    size, words, regions = 2, 7, 5
-    section = predictor.cfg.NETWORK.VLBERT
-    vcr = predictor.task == "vcr"
-    shape = (size, 3, words) if vcr else (size, words)
-    ids = torch.randint(5, section.vocab_size, shape)
-    real = torch.ones(shape, dtype=torch.bool)
-    real[0, ..., -2:] = False
-    boxes = torch.tensor([0.0, 0, 99, 79]).expand(size, regions, 4).contiguous()
-    mask = torch.ones(size, regions, dtype=torch.bool)
-    mask[1, -1] = False
-    return Batch(
-        ids=[],
-        im_info=torch.tensor([[100.0, 80, 1, 1]]).repeat(size, 1),
-        boxes=boxes,
-        box_mask=mask,
-        features=torch.rand(size, regions, 2048),
-        text_ids=ids,
-        segment_ids=torch.zeros_like(ids),
-        text_mask=real,
-        box_classes=torch.zeros(size, regions, dtype=torch.int64) if vcr else None,
-        text_tags=torch.zeros_like(ids) if vcr else None,
-    )
-
-
-def write_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], file: Any) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("a .onnx file needs onnx and onnxscript: pip install onnx onnxscript") from error
-    for name in ("onnxscript", "onnx_ir", "torch.onnx"):  # they tell every step
-        logging.getLogger(name).setLevel(logging.WARNING)
-    exported = torch.onnx.export(
-        program, input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
-    )
-    assert exported is not None
-    file.write(exported.model_proto.SerializeToString())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> None:
+    from common.exporter import export
+
     about = export(open_predictor(args.task, args), args.output)
     print(
         f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, {', '.join(about['inputs'])} -> {about['outputs']}"

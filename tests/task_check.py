@@ -19,7 +19,7 @@ from common.config import load_config, replace
 from common.data.batch import Batch, Sample
 from common.data.collate import collate
 from common.data.dataset import TaskDataset
-from common.export import export
+from common.exporter import export
 from common.inference import InputError, load_predictor
 from common.optim import AdamW
 from common.pretrained import load_partial

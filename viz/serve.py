@@ -216,6 +216,8 @@ def answer_key(answer: dict[str, Any]) -> str:
     """Equal for the same answer of two questions that differ in boxes or words."""
     if "box" in answer:
         return json.dumps([round(x) for x in answer["box"]])
+    if "index" in answer:
+        return f"choice {answer['index']}"
     return f"{answer.get('mask', '')}:{answer['answer']}"
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.config import ConfigError
-from common.export import example, export, main
+from common.export import main
+from common.exporter import example, export
 from common.inference import load_predictor
 
 

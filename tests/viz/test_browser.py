@@ -322,3 +322,63 @@ class TestLivePage:
         assert "10000 words" in live.inner_text("#message")
         assert len(ask(live, "<img src=x onerror=alert(1)> what color?")) == 5
         assert live.locator("#viewer img, #word-chips img").count() == 0
+
+
+class TestOtherTasks:
+    """What belongs to a box stays with it when another one is taken away."""
+
+    @pytest.fixture
+    def asked(self, tab, picture) -> Iterator[tuple[playwright.Page, list[dict]]]:
+        """A page of VCR whose service only notes what it is asked."""
+        calls: list[dict] = []
+
+        class Noting(Service):
+            def about(self) -> dict:
+                fields = [{"name": n, "help": "", "kind": k, "required": n != "hide"} for n, k in KINDS.items()]
+                return {"task": "vcr", "model": "m", "device": "cpu", "text": "question", "fields": fields}
+
+            def ask(self, body: dict) -> dict:
+                calls.append(body)
+                answers = [
+                    {"answer": a, "index": i, "probability": 0.5, "key": f"choice {i}"} for i, a in enumerate("ab")
+                ]
+                return {"answers": answers, "also": answers, "regions": [], "notes": [], "capture": None}
+
+            def add(self, data: bytes) -> dict:
+                boxes = [[10.0 * i, 10, 10.0 * i + 9, 40] for i in range(3)]
+                return {"picture": "p", "width": 60, "height": 50, "boxes": boxes}
+
+        server = waitress.create_server(create_app(Noting(None)), host="127.0.0.1", port=0, threads=4)
+        threading.Thread(target=server.run, daemon=True).start()
+        tab.goto(f"http://127.0.0.1:{server.effective_port}/")
+        tab.wait_for_selector("input[name=question]")
+        tab.set_input_files("#file", picture)
+        tab.wait_for_selector(".drawn")
+        texts = {"question": "Why [3] ?", "objects": "person\ndog\ncat", "answers": "[1,3] is\n[3] .", "hide": "1, 2"}
+        for name, text in texts.items():
+            tab.fill(f"[name={name}]", text)
+        tab.click("button[type=submit]")
+        tab.wait_for_selector(".answer")
+        yield tab, calls
+        server.close()
+
+    def test_numbers_follow_their_boxes(self, asked):
+        page, calls = asked
+        page.click("[data-chip='1']")
+        page.wait_for_selector(".answer b")
+        assert calls[1]["fields"] == {
+            "question": "Why [2] ?",
+            "objects": ["person", "cat"],
+            "answers": ["[1,2] is", "[2] ."],
+            "hide": [1],
+        }
+        assert len(calls[1]["boxes"]) == 2
+
+    def test_a_box_that_a_text_mentions_cannot_go(self, asked):
+        page, calls = asked
+        page.click("[data-chip='2']")
+        until(page, "document.querySelector('#message').textContent.includes('mentioned')")
+        assert len(calls) == 1 and page.locator("[aria-pressed='true'][data-chip]").count() == 0
+
+
+KINDS = {"question": "text", "objects": "texts", "answers": "texts", "hide": "numbers"}

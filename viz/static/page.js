@@ -247,6 +247,23 @@
     $("box-chips").replaceChildren(...state.baseline.boxes.map((_, i) => chip(state.gone.boxes, i, `box ${i + 1}`, "data-chip")));
   }
 
+  /* Fields with what belongs to each box, and with the numbers of those that are kept; null where one that is gone is
+     mentioned. */
+  function renumbered(fields, kept) {
+    const out = { ...fields }, number = n => kept.indexOf(n - 1) + 1;
+    if (fields.hide) out.hide = fields.hide.map(number).filter(Boolean);
+    if (!fields.objects) return out;
+    out.objects = kept.map(k => fields.objects[k]).filter(Boolean);
+    let gone = false;
+    const text = t => t.replace(/\[[\d\s,]+\]/g, all => all.replace(/\d+/g, n => { gone ||= !number(Number(n)); return number(Number(n)); }));
+    for (const [name, value] of Object.entries(fields)) {
+      if (name === "objects") continue;
+      if (typeof value === "string") out[name] = text(value);
+      else if (Array.isArray(value) && typeof value[0] === "string") out[name] = value.map(text);
+    }
+    return gone ? null : out;
+  }
+
   async function toggle(set, i) {
     if (!set.delete(i)) set.add(i);
     showChips();
@@ -254,9 +271,14 @@
     const { fields, boxes, answers } = state.baseline;
     const text = words().filter((_, k) => !state.gone.words.has(k)).join(" ");
     const kept = boxes.map((_, k) => k).filter(k => !state.gone.boxes.has(k));
-    const changed = { ...fields, [state.about.text]: text };
-    // What goes along with each box stays with its box.
-    if (Array.isArray(fields.objects)) changed.objects = kept.map(k => fields.objects[k]);
+    const changed = renumbered({ ...fields, [state.about.text]: text }, kept);
+    if (!changed) {
+      set.delete(i);
+      showChips();
+      draw();
+      say("This box is mentioned in a text: take the words away first.");
+      return;
+    }
     const result = await send({ fields: changed, boxes: kept.map(k => boxes[k]), numbers: kept }, answers.map(a => a.key));
     if (result) showAnswers(result, state.gone.words.size || state.gone.boxes.size ? answers : null);
     const pressed = document.querySelector(set === state.gone.words ? `[data-word="${i}"]` : `[data-chip="${i}"]`);
