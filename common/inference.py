@@ -122,12 +122,8 @@ class Predictor(ABC):
     fixed_padding: ClassVar[bool] = False  # pictures on a canvas of one size, as in training
 
     def __init__(self, loaded: Loaded, cfg: Any, pictures: Pictures, labels: Sequence[str] | None = None) -> None:
-        self.model, self.device, self.precision, self.source = (
-            loaded.model,
-            loaded.device,
-            loaded.precision,
-            loaded.source,
-        )
+        self.model, self.device = loaded.model, loaded.device
+        self.precision, self.source = loaded.precision, loaded.source
         self.cfg, self.pictures, self.labels = cfg, pictures, labels
         self.image_box = dataset_sections(cfg)[0].ADD_IMAGE_AS_A_BOX
         self.tokenizer = load_tokenizer(cfg.NETWORK.BERT_MODEL_NAME)

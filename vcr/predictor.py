@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,11 @@ class VCRPredictor(Predictor):
         everything = self._annotation(asked, len(found))
         annotation, keep = self.builder.relevant(everything)
         names = replacement_names(annotation.objects)
-        rows = self.builder.build(annotation, self.builder.queries(annotation, names))
+        queries = self.builder.queries(annotation, names)
+        notes = []
+        if queries != replace(self.builder, seq_len=len(str(asked))).queries(annotation, names):
+            notes.append(f"question and choices cut to {MAX_TOKENS} word pieces together, as in training")
+        rows = self.builder.build(annotation, queries)
         masks = self._masks(asked.get("polygons"), found)
         classes = [CATEGORY_IDS[name] for name in annotation.objects]
         shown, numbers, masks = found[keep], [str(i + 1) for i in keep], masks[keep]
@@ -78,7 +83,7 @@ class VCRPredictor(Predictor):
         )
         asked = {**asked, "choices": asked["rationales"] if self.builder.task == QA2R else asked["answers"]}
         tokens = [row[0] for row in rows]
-        return Prepared(sample, picture.image.size, shown, numbers, tokens, asked, group=len(tokens))
+        return Prepared(sample, picture.image.size, shown, numbers, tokens, asked, notes, group=len(tokens))
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         best = ranked(output.predictions["label_logits"][index].float().softmax(-1), top_k)

@@ -116,7 +116,7 @@ def _asked(dataset: VCRDataset, query: Query) -> list[list[TaggedToken]]:
     """Question and answer of the query, as far as they are in it."""
     if query.answer is None:
         return [query.question]
-    return [query.answer] if dataset.no_question else [query.question, query.answer]
+    return [query.answer] if dataset.rows.no_question else [query.question, query.answer]
 
 
 def _rows(*parts: Sequence[TaggedToken]) -> Tensor:

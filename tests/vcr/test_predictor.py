@@ -84,6 +84,12 @@ class TestRationales:
             predictor(picture, **ASKED)
 
 
+def test_long_texts_are_cut_with_a_note(cfg_path, picture):
+    predictor = predictor_of(cfg_path)
+    assert predictor(picture, **ASKED).notes == []
+    assert "cut to 64" in predictor(picture, **{**ASKED, "question": "Why " * 500}).notes[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
