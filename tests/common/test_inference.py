@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from common import checkpoint
 from common.checkpoint import CheckpointError
@@ -71,6 +72,13 @@ class TestLoad:
         predictor = load_predictor(vqa_ckpt, encoder="resnet:nothing.model", boxes="grid:2x2", device="cpu")
         with pytest.raises(ConfigError, match="no CNN at nothing.model.*regions:STORE"):
             predictor(picture, question=QUESTION)
+
+    def test_boxes_from_a_detector(self, vqa_ckpt, picture, tmp_path):
+        torch.manual_seed(0)
+        detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+        torch.save(detector.state_dict(), tmp_path / "detector.pth")
+        predictor = load_predictor(vqa_ckpt, boxes=f"detector:{tmp_path}/detector.pth", device="cpu")
+        assert len(predictor(picture, question=QUESTION).boxes) == 11  # its ten best and the whole image
 
     def test_in_bf16(self, vqa_ckpt, vqa_predictor, picture):
         low = load_predictor(vqa_ckpt, device="cpu", precision="bf16")(picture, question=QUESTION, top_k=40)
