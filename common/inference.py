@@ -364,6 +364,8 @@ def load_predictor(
     labels: text file with a name of each class of regions a line, for the region head of pretraining.
     Raises CheckpointError, ConfigError, FileNotFoundError.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
     path = Path(ckpt)
     content = checkpoint.load_file(path)
     found = load_task(task or _task_of(content, path))

@@ -150,7 +150,10 @@ class Pictures:
     def _read(self, image: ImageLike, key: Any) -> Picture:
         upright = self.source is None or not self.source.of_stored_pixels
         if isinstance(image, str | Path):
-            return Picture(load_image(image, upright), Path(str(image)).stem, str(image))
+            try:
+                return Picture(load_image(image, upright), Path(str(image)).stem, str(image))
+            except (IsADirectoryError, PermissionError) as error:
+                raise ImageError(f"picture {image}: {error.strerror}") from error
         name = key[1][:12]
         what = f"picture {name}"
         if isinstance(image, bytes):

@@ -58,6 +58,7 @@ class TestLoad:
             ({"encoder": "module:data.demo"}, "region_features"),
             ({"device": "cuda"}, "finds no CUDA"),
             ({"precision": "fp8"}, "fp8"),
+            ({"device": "tpu"}, "expected auto, cpu, cuda or cuda:N"),
         ],
     )
     def test_what_cannot_be_is_told(self, vqa_ckpt, options, message):

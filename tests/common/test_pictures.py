@@ -66,6 +66,10 @@ class TestOpen:
         data = encoded(frames[0], format="GIF", save_all=True, append_images=frames[1:])
         assert Pictures(None).open(data).image.size == (4, 4)
 
+    def test_a_folder_is_no_picture(self, tmp_path):
+        with pytest.raises(ImageError, match="directory"):
+            Pictures(None).open(tmp_path)
+
     @pytest.mark.parametrize("bad", [b"", b"no picture", encoded(noise(), format="PNG")[:200], 7, np.zeros((3, 4, 2))])
     def test_what_is_no_picture_is_named(self, bad):
         with pytest.raises(ImageError, match="unreadable image|is no picture|expected uint8"):
