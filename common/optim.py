@@ -78,17 +78,27 @@ class AdamW(Optimizer):
         grads = [p.grad for p in params if p.grad is not None]
         mean = [self.state[p]["exp_avg"] for p in params]
         square = [self.state[p]["exp_avg_sq"] for p in params]
-        torch._foreach_mul_(mean, beta1)
-        torch._foreach_add_(mean, grads, alpha=1 - beta1)
-        torch._foreach_mul_(square, beta2)
-        torch._foreach_addcmul_(square, grads, grads, 1 - beta2)
-
-        step_size = group["lr"]
-        if group["correct_bias"]:
-            step_size *= (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        root = torch._foreach_sqrt(square)
-        torch._foreach_add_(root, group["eps"])
-        torch._foreach_addcdiv_(params, mean, root, -step_size)
+        # PyTorch's kernel computes  lr / (1 - beta1^t) * mean / (sqrt(square) / sqrt(1 - beta2^t) + eps)  in one pass:
+        # with other lr and eps it is ours, where eps is added before the root is corrected.
+        root_correction = (1 - beta2**step) ** 0.5
+        lr, eps = group["lr"], group["eps"] / root_correction
+        if not group["correct_bias"]:
+            lr *= (1 - beta1**step) / root_correction
+        torch._fused_adam_(
+            params,
+            grads,
+            mean,
+            square,
+            [],
+            [torch.tensor(float(step), device=params[0].device)] * len(params),
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
         if group["weight_decay"] > 0:
             torch._foreach_add_(params, params, alpha=-group["lr"] * group["weight_decay"])
 

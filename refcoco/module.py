@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from common.build import build_region_encoder, build_vlbert
 from common.data.batch import Batch, ModelOutput
+from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import RegionHeadTransform, init_classifier
 from common.nn.visual_linguistic_bert import VisualLinguisticBert
@@ -40,7 +41,7 @@ class VLBertForReferring(nn.Module):
         self.final_mlp = init_classifier(
             nn.Sequential(
                 RegionHeadTransform(sizes.hidden_size, sizes.hidden_act),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Linear(sizes.hidden_size, 1),
             )
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.build import build_region_encoder, build_vlbert
 from common.data.batch import Batch, ModelOutput
 from common.nn.bert import init_weights
+from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import NUM_CLASSES, ROI_SIZE, FastRCNN
 from common.nn.heads import RegionHeadTransform, build_classifier
 from common.nn.visual_linguistic_bert import VisualLinguisticBert, VLBertOutput
@@ -74,7 +75,7 @@ class VLBertForVCR(nn.Module):
             if class_loss_top:
                 self.cnn_loss_reg = nn.Sequential(
                     RegionHeadTransform(hidden, sizes.hidden_act),
-                    nn.Dropout(class_loss_dropout),
+                    Dropout(class_loss_dropout),
                     nn.Linear(hidden, NUM_CLASSES),
                 )
                 init_weights(self.cnn_loss_reg, sizes.initializer_range)

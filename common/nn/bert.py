@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.nn import recompute
+from common.nn.dropout import Dropout
 
 LAYER_NORM_EPS = 1e-12
 
@@ -45,10 +46,17 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, hidden: Tensor, bias: Tensor, with_probs: bool) -> tuple[Tensor, Tensor | None]:
-        """hidden [B, L, H], additive bias [B, 1, 1, L] -> context [B, L, H], probabilities [B, heads, L, L] or None."""
+    def forward(
+        self, hidden: Tensor, bias: Tensor, with_probs: bool, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden [B, L, H], additive bias [B, 1, 1, L] -> context [B, L, H], probabilities [B, heads, L, L] or None.
+
+        rows: int64 [N], where the rows of a packed hidden [N, H] lie in [B * L]; the context is then [N, H] too.
+        """
+        if rows is not None:
+            return self._packed(hidden, bias, rows), None
         query, key, value = (self._heads(p(hidden)) for p in (self.query, self.key, self.value))
         probs = None
         if with_probs:
@@ -56,9 +64,26 @@ class SelfAttention(nn.Module):
             probs = self.dropout(scores.softmax(-1))
             context = probs.to(value.dtype) @ value
         else:
-            dropout = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+            context = self._attend(query, key, value, bias)
         return context.transpose(1, 2).flatten(2), probs
+
+    def _packed(self, hidden: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+        """Only the scores see padding: they are a small part of the work, the projections are a large one."""
+        size = bias.shape[0], bias.shape[-1]  # B, L
+        joint = torch.cat([p(hidden) for p in (self.query, self.key, self.value)], dim=1)  # (N, 3H)
+        padded = joint.new_zeros(size[0] * size[1], joint.shape[1]).index_copy(0, rows, joint)
+        query, key, value = (self._heads(x) for x in padded.unflatten(0, size).chunk(3, dim=-1))
+        context = self._attend(query, key, value, bias).transpose(1, 2).flatten(2)
+        return context.flatten(0, 1).index_select(0, rows)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        bias = bias.to(query.dtype)
+        if not (self.training and self.dropout.p and query.device.type == "cpu"):
+            return F.scaled_dot_product_attention(query, key, value, bias, self.dropout.p if self.training else 0.0)
+        # With dropout there is no fused kernel for CPUs; this is what the function does then, with cheaper numbers.
+        with torch.autocast("cpu", enabled=False):
+            scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-1, -2) + bias
+            return self.dropout(scores.softmax(-1)) @ value
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, H/heads)
@@ -71,7 +96,7 @@ class ResidualNorm(nn.Module):
         super().__init__()
         self.dense = nn.Linear(in_size, hidden_size)
         self.LayerNorm = layer_norm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
@@ -83,8 +108,10 @@ class Attention(nn.Module):
         self.self = SelfAttention(hidden_size, num_heads, attention_dropout)
         self.output = ResidualNorm(hidden_size, hidden_size, hidden_dropout)
 
-    def forward(self, hidden: Tensor, bias: Tensor, with_probs: bool) -> tuple[Tensor, Tensor | None]:
-        context, probs = self.self(hidden, bias, with_probs)
+    def forward(
+        self, hidden: Tensor, bias: Tensor, with_probs: bool, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        context, probs = self.self(hidden, bias, with_probs, rows)
         return self.output(context, hidden), probs
 
 
@@ -113,15 +140,22 @@ class EncoderLayer(nn.Module):
         self.intermediate = Intermediate(hidden_size, intermediate_size, hidden_act)
         self.output = ResidualNorm(intermediate_size, hidden_size, hidden_dropout)
 
-    def forward(self, hidden: Tensor, bias: Tensor, with_probs: bool = False) -> tuple[Tensor, Tensor | None]:
-        hidden, probs = self.attention(hidden, bias, with_probs)
+    def forward(
+        self, hidden: Tensor, bias: Tensor, with_probs: bool = False, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        hidden, probs = self.attention(hidden, bias, with_probs, rows)
         return self.output(self.intermediate(hidden), hidden), probs
 
 
 class Encoder(nn.Module):
-    """A stack of `num_layers` encoder layers. recompute: in training keep their inputs alone for the backward pass."""
+    """A stack of `num_layers` encoder layers.
+
+    recompute: in training keep their inputs alone for the backward pass. packed: leave padding out of the work; where
+    False, masked positions are computed as in the original, though nothing may read them.
+    """
 
     recompute = False
+    packed = True
 
     def __init__(
         self,
@@ -144,15 +178,27 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """hidden [B, L, H], mask bool [B, L] (True is real) -> EncoderOutput.
 
-        A masked key gets -10000 added to its score, as in the original; masked queries are computed and meaningless.
+        A masked key gets -10000 added to its score, as in the original. What stands at masked positions is meaningless:
+        zeros, or with attention probabilities, or not `packed`, what the layers make of them.
         """
         bias = (~mask)[:, None, None, :].to(hidden.dtype) * -10000.0
+        rows = None
+        if self.packed and not with_probs and not torch.compiler.is_exporting():
+            rows = mask.flatten().nonzero().squeeze(1)
+            hidden = hidden.flatten(0, 1).index_select(0, rows)  # (N, H)
         layers, attention = [], []
         for layer in self.layer:
-            hidden, probs = recompute.call(layer, hidden, bias, with_probs, again=self.recompute and self.training)
+            hidden, probs = recompute.call(
+                layer, hidden, bias, with_probs, rows, again=self.recompute and self.training
+            )
             layers.append(hidden)
             attention.append(probs)
-        return EncoderOutput(layers if all_layers else layers[-1:], attention if with_probs else None)
+        layers = layers if all_layers else layers[-1:]
+        if rows is not None:
+            layers = [
+                x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, rows, x).unflatten(0, mask.shape) for x in layers
+            ]
+        return EncoderOutput(layers, attention if with_probs else None)
 
 
 class Pooler(nn.Module):

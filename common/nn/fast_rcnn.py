@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 
 from common.boxes import coordinate_embedding
 from common.nn import recompute
+from common.nn.dropout import Dropout
 from common.nn.padding import real_rows, rows_back
 from common.nn.resnet import ResNetC4, build_c5, freeze
 
@@ -78,7 +79,7 @@ class FastRCNN(nn.Module):
             for stage in frozen_stages:
                 freeze([self.roi_head_feature_extractor] if stage == 5 else self.backbone.stage(stage))
         in_dim = 2 * FEATURE_DIM + (CLASS_EMBEDDING_DIM if semantic else 0)
-        self.obj_downsample = nn.Sequential(nn.Dropout(0.1), nn.Linear(in_dim, final_dim), nn.ReLU())
+        self.obj_downsample = nn.Sequential(Dropout(0.1), nn.Linear(in_dim, final_dim), nn.ReLU())
 
     def forward(
         self,
@@ -127,7 +128,8 @@ class FastRCNN(nn.Module):
         """Appearance features of the K real boxes, row-major: -> [K, 2048]. Arguments as in forward."""
         if not box_mask.any():
             raise ValueError("no real box in the batch")
-        feature_map = self.backbone(images)
+        # Channels last is what convolution kernels of CPUs and GPUs like best; the values are the same.
+        feature_map = self.backbone(images.contiguous(memory_format=torch.channels_last))
         chunks = [box_mask]
         if self.roi_chunk:
             chunks = [_mask_of(part, box_mask) for part in box_mask.nonzero().split(self.roi_chunk)]
@@ -142,7 +144,8 @@ class FastRCNN(nn.Module):
         self, feature_map: Tensor, boxes: Tensor, box_mask: Tensor, box_masks: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """[K, 2048] of the K boxes in box_mask."""
-        grid = self.roi_head_feature_extractor(roi_align_features(feature_map, boxes, box_mask).to(dtype))
+        regions = roi_align_features(feature_map, boxes, box_mask).to(dtype, memory_format=torch.channels_last)
+        grid = self.roi_head_feature_extractor(regions)
         if box_masks is not None:
             grid = grid * box_masks[box_mask][:, None].to(grid.dtype)
         return self.head[2](self.head[1](grid))

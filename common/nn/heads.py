@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common.nn.bert import PredictionHeadTransform, activation
+from common.nn.dropout import Dropout
 
 
 class RelationshipHead(nn.Module):
@@ -77,18 +78,18 @@ def build_classifier(
     layers: list[nn.Module]
     if kind == "2fc":
         layers = [
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_size, mlp_size),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(mlp_size, num_outputs),
         ]
     elif kind == "1fc":
-        layers = [nn.Dropout(dropout), nn.Linear(hidden_size, num_outputs)]
+        layers = [Dropout(dropout), nn.Linear(hidden_size, num_outputs)]
     elif kind == "mlm":
         layers = [
             PredictionHeadTransform(hidden_size, hidden_act),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_size, num_outputs),
         ]
     else:

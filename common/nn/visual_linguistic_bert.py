@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.nn.bert import Encoder, Pooler, init_weights, layer_norm
+from common.nn.dropout import Dropout
 from common.nn.heads import MaskedLanguageHead, MaskedRegionHead, RelationshipHead
 from common.nn.padding import packed_length
 
@@ -80,7 +81,7 @@ class VisualLinguisticBert(nn.Module):
         self.position_embeddings = nn.Embedding(sizes.max_position_embeddings, hidden)
         self.token_type_embeddings = nn.Embedding(sizes.type_vocab_size, hidden)
         self.embedding_LayerNorm = layer_norm(hidden)
-        self.embedding_dropout = nn.Dropout(sizes.hidden_dropout_prob)
+        self.embedding_dropout = Dropout(sizes.hidden_dropout_prob)
         self.visual_1x1_text = nn.Linear(visual, hidden) if visual != hidden else None
         self.visual_1x1_object = nn.Linear(visual, hidden) if visual != hidden else None
         if sizes.visual_ln:

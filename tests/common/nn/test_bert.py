@@ -95,8 +95,31 @@ def test_encoder_outputs():
     torch.testing.assert_close(last.layers[0].var(-1, unbiased=False), torch.ones(2, 5))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_without_padding_the_work_is_the_same(training):
+    """States of real positions, and gradients of weights and of the input, are those of the padded computation."""
+    torch.manual_seed(0)
+    model = encoder(hidden_dropout=0.0, attention_dropout=0.0).train(training)
+    mask = torch.tensor([[True] * 6, [True, True, False, False, False, False], [True, False, True, True, False, True]])
+    found = []
+    for packed in (True, False):
+        model.packed = packed
+        hidden = torch.linspace(-1, 1, 3 * 6 * 8).view(3, 6, 8).requires_grad_()
+        out = model(hidden, mask, all_layers=True)
+        out.layers[-1][mask].square().sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        found.append([hidden.grad[mask], *(layer[mask] for layer in out.layers), *gradients])
+        assert [layer.shape for layer in out.layers] == [hidden.shape] * 3
+        if packed:
+            assert not out.layers[-1][~mask].any()
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
 def test_masked_positions_do_not_reach_the_others():
     model = encoder().eval()
+    model.packed = False
     mask = torch.tensor([[True, True, False, True]])
     one, two = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
     two[mask] = one[mask]

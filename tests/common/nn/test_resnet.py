@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from common.nn.resnet import Bottleneck, FrozenBatchNorm2d, ResNetC4, build_c5
+from common.nn.resnet import Bottleneck, FrozenBatchNorm2d, ResNetC4, build_c5, conv_norm
 
 
 def torchvision_resnet() -> nn.Module:
@@ -90,3 +90,27 @@ def test_without_freezing_the_statistics_move():
     block = Bottleneck(8, 2, 1, 1, False, nn.BatchNorm2d).train()
     block(torch.randn(4, 8, 3, 3))
     assert block.bn1.num_batches_tracked == 1 and block.bn1.weight.requires_grad
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_a_frozen_norm_in_the_convolution_changes_nothing(stride, dilation):
+    """Values and the gradient of the weight that trains, against convolution and norm one after the other."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+    norm = FrozenBatchNorm2d(8)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, 6, 9, 11, requires_grad=True)
+    found = []
+    for out in (conv_norm(x, conv, norm), norm(conv(x))):
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, conv.weight])])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
+
+
+def test_a_norm_that_trains_is_not_folded():
+    conv, norm = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+    out = conv_norm(torch.randn(8, 3, 5, 5), conv, norm)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)

@@ -1,0 +1,79 @@
+"""What the original computes, written plainly: the baseline of every ratio.
+
+Padded batches through separate projections and an explicit softmax, batch norms as layers of their own, word logits at
+every position, one parameter at a time in clipping and in the optimizer, float32. The model is ours with its shortcuts
+switched off, so that both do the same work on the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from common.nn import bert, resnet
+from common.optim import AdamW
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Within the block models compute as the original does."""
+    with (
+        mock.patch.object(bert.SelfAttention, "forward", _attention),
+        mock.patch.object(bert.Encoder, "packed", False),
+        mock.patch.object(resnet, "conv_norm", lambda x, conv, norm: norm(conv(x))),
+    ):
+        yield
+
+
+def all_positions(model: nn.Module) -> nn.Module:
+    """Word and region logits everywhere, where the model has a choice."""
+    if hasattr(model, "all_positions"):
+        model.all_positions = True
+    return model
+
+
+def _attention(
+    self: bert.SelfAttention, hidden: Tensor, bias: Tensor, with_probs: bool, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    query, key, value = (self._heads(p(hidden)) for p in (self.query, self.key, self.value))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
+    probs = self.dropout(scores.softmax(-1))
+    return (probs @ value).transpose(1, 2).flatten(2), probs
+
+
+class PlainAdamW(AdamW):
+    """The same update, one parameter at a time."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    for (step, *_), params in self._by_step([p]).items():
+                        self._one(params[0], step, group)
+
+    def _one(self, p: Tensor, step: int, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[p], group["betas"]
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        mean.mul_(beta1).add_(p.grad, alpha=1 - beta1)
+        square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+        size = group["lr"]
+        if group["correct_bias"]:
+            size *= (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        p.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-size)
+        if group["weight_decay"] > 0:
+            p.add_(p, alpha=-group["lr"] * group["weight_decay"])
+
+
+def plain_clip(model: nn.Module, norm: float) -> None:
+    """Clipping by a loop over parameters, with a number on the host for each."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    total = sum(float(g.norm()) ** 2 for g in grads) ** 0.5
+    if total > norm:
+        for g in grads:
+            g.mul_(norm / (total + 1e-6))
