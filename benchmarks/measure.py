@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import platform
 import statistics
@@ -65,6 +67,7 @@ class Memory:
 
     def __enter__(self) -> Memory:
         gc.collect()
+        _give_back()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
@@ -84,6 +87,12 @@ class Memory:
     def _watch(self) -> None:
         while not self._done.wait(0.005):
             self.peak = max(self.peak, _resident() - self._before)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, so that using it again counts."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident() -> int:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+import logging
+import multiprocessing
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.measure import Memory, interleaved, matmul_peak, medians
+from benchmarks.measure import Memory, matmul_peak, medians, synchronise
+from benchmarks.peers import PeerStep, build_peer
 from benchmarks.plain import PlainAdamW, all_positions, plain_clip, plainly
 from common.config import load_config
 from common.data.batch import Batch
 from common.data.synthetic import made_up_batch
-from common.model_report import OTHER, PARTS, TOTAL, inference_step, training_step
+from common.memory import keep_freed_memory
+from common.model_report import TOTAL, inference_step, training_step
 from common.optim import AdamW, clip_grad_norm
 from common.precision import Precision
 from common.task import load_task
 
 CLIP, LR = 1.0, 1e-5
+PLAIN = "plain fp32"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Workload:
 
 NO_WEIGHTS = ("NETWORK.PARTIAL_PRETRAIN=",)
 WORKLOADS = {
-    "vqa-base": Workload("vqa", "cfgs/vqa/base_4x16G_fp32.yaml", 32, 20, 100, peers=("VisualBert", "Lxmert")),
+    "vqa-base": Workload("vqa", "cfgs/vqa/base_4x16G_fp32.yaml", 32, 20, 100, peers=("VisualBert",)),
+    "vqa-base-lxmert": Workload("vqa", "cfgs/vqa/base_4x16G_fp32.yaml", 8, 20, 100, peers=("Lxmert",)),
     "vqa-large": Workload("vqa", "cfgs/vqa/large_4x16G_fp32.yaml", 8, 20, 100),
     "pretrain-base": Workload("pretrain", "cfgs/pretrain/base_prec_4x16G_fp32.yaml", 16, 20, 100),
     "pretrain-e2e-50": Workload("pretrain", "cfgs/pretrain/base_e2e_16x16G_fp16.yaml", 1, 20, 50),
@@ -82,26 +89,102 @@ class Step:
             return self.model(batch)
 
 
-def measure(
-    name: str, rounds: int, device: torch.device, precisions: Sequence[str], samples: int | None
-) -> dict[str, Any]:
-    """Figures of one workload, JSON-able: seconds, samples a second, ratios to the baseline, memory, FLOPs, MFU."""
-    work = WORKLOADS[name]
+class Family:
+    """The candidates that share a process, so that settings of one (its heap) do not help another.
+
+    name: "plain", "ours" or a peer. The process builds its models and then does what it is asked, one call at a time.
+    """
+
+    def __init__(self, name: str, workload: str, samples: int | None, precisions: Sequence[str], device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        arguments = (other, name, workload, samples, tuple(precisions), device, torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        self.candidates: list[str] = self._pipe.recv()
+
+    def call(self, verb: str, candidate: str = "", kind: str = "train") -> Any:
+        """Raises RuntimeError when the process is gone, which is most often for want of memory."""
+        try:
+            self._pipe.send((verb, candidate, kind))
+            return self._pipe.recv()
+        except (BrokenPipeError, EOFError) as error:
+            raise RuntimeError(f"the process of {', '.join(self.candidates)} ended: out of memory?") from error
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(
+    pipe: Connection,
+    family: str,
+    workload: str,
+    samples: int | None,
+    precisions: Sequence[str],
+    device_name: str,
+    threads: int,
+) -> None:
+    """The process of a Family."""
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(threads)
+    work, device = WORKLOADS[workload], torch.device(device_name)
     cfg = load_config(work.task, work.cfg, [*NO_WEIGHTS, *work.overrides])
     torch.manual_seed(0)
     batch = made_up_batch(work.task, cfg, samples or work.samples, work.words, work.boxes).to(device)
-    model = load_task(work.task).build_model(cfg).to(device)
-    steps = {"plain fp32": Step(all_positions(copy.deepcopy(model)), batch, Precision("fp32", device), plain=True)}
-    steps |= {f"ours {p}": Step(model, batch, Precision(p, device)) for p in precisions}
-    figures: dict[str, Any] = {"batch": len(batch), "kinds": {}}
+    steps: dict[str, Step | PeerStep]
+    if family == "ours":
+        keep_freed_memory(device)  # as a run of ours does
+    if family in ("plain", "ours"):
+        model = load_task(work.task).build_model(cfg).to(device)
+        if family == "plain":
+            steps = {PLAIN: Step(all_positions(model), batch, Precision("fp32", device), plain=True)}
+        else:
+            steps = {f"ours {p}": Step(model, batch, Precision(p, device)) for p in precisions}
+    else:
+        peer = build_peer(family, cfg).to(device)
+        steps = {f"{family} {p}": PeerStep(peer, batch, Precision(p, device)) for p in precisions}
+    pipe.send([*steps])
+    while (message := pipe.recv()) is not None:
+        verb, candidate, kind = message
+        if verb == "seconds":
+            synchronise(device)
+            start = time.perf_counter()
+            getattr(steps[candidate], kind)()
+            synchronise(device)
+            pipe.send(time.perf_counter() - start)
+        elif verb == "memory":
+            with Memory(device) as memory:
+                steps[candidate].train()
+            pipe.send(memory.peak)
+        else:
+            pipe.send(_flops(model, batch, cfg, device) | {"batch": len(batch)})
+
+
+def measure(
+    name: str, rounds: int, device: torch.device, precisions: Sequence[str], samples: int | None
+) -> dict[str, Any]:
+    """Figures of one workload, JSON-able: seconds of each round, FLOPs, memory, and MFU of ours.
+
+    The candidates take turns, round after round; one round before them is not counted.
+    """
+    names = ("plain", "ours", *WORKLOADS[name].peers)
+    families = [Family(family, name, samples, precisions, str(device)) for family in names]
+    figures: dict[str, Any] = {"kinds": {}}
     for kind in ("forward", "train"):
-        candidates: dict[str, Callable[[], object]] = {n: getattr(s, kind) for n, s in steps.items()}
-        seconds = interleaved(candidates, rounds, device)
+        seconds: dict[str, list[float]] = {c: [] for f in families for c in f.candidates}
+        for number in range(rounds + 1):
+            for family in families:
+                for candidate in family.candidates:
+                    taken = family.call("seconds", candidate, kind)
+                    seconds[candidate] += [taken] if number else []
         figures["kinds"][kind] = {"seconds": seconds, "median": medians(seconds)}
-    figures["memory"] = {n: _memory(s, device) for n, s in steps.items()}
-    figures["flops"] = _flops(model, batch, cfg, device)
+    figures["memory"] = {c: f.call("memory", c) for f in families for c in f.candidates}
+    figures |= families[1].call("flops")
+    for family in families:
+        family.close()
     figures["mfu"] = {
-        f"ours {p}": figures["flops"]["train"][TOTAL]
+        f"ours {p}": figures["train"][TOTAL]
         / figures["kinds"]["train"]["median"][f"ours {p}"]
         / matmul_peak(Precision(p, device).dtype, device)
         for p in precisions
@@ -109,13 +192,7 @@ def measure(
     return figures
 
 
-def _memory(step: Step, device: torch.device) -> int:
-    with Memory(device) as memory:
-        step.train()
-    return memory.peak
-
-
-def _flops(model: nn.Module, batch: Batch, cfg: Any, device: torch.device) -> dict[str, dict[str, int]]:
+def _flops(model: nn.Module, batch: Batch, cfg: Any, device: torch.device) -> dict[str, Any]:
     """By part of the model; what our model computes, which is what the figures of MFU count."""
     precision = Precision("fp32", device)
     forward = inference_step(model, batch, precision)[0].flops
@@ -126,7 +203,7 @@ def rows(name: str, figures: dict[str, Any]) -> list[list[str]]:
     """Table rows: what, seconds, samples a second, ratio to plain, memory, MFU."""
     out = []
     for kind, found in figures["kinds"].items():
-        base = found["median"]["plain fp32"]
+        base = found["median"][PLAIN]
         for candidate, median in found["median"].items():
             train = kind == "train"
             out.append(
@@ -145,4 +222,3 @@ def rows(name: str, figures: dict[str, Any]) -> list[list[str]]:
 
 
 HEADER = ["workload", "step", "what", "seconds", "samples/s", "x plain", "GiB", "MFU"]
-__all__ = ["HEADER", "OTHER", "PARTS", "WORKLOADS", "measure", "rows"]

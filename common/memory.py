@@ -1,7 +1,8 @@
-"""How much GPU memory a run will take, from one step on a batch of the largest samples before it starts."""
+"""Memory of a run: how much of a GPU's it will take, and how a CPU's is used again."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from typing import Any
 
@@ -20,6 +21,26 @@ STATES = {"SGD": 1}  # tensors as large as the parameters that an optimizer keep
 ADVICE = (
     "smaller TRAIN.BATCH_IMAGES with more GRAD_ACCUMULATE_STEPS, NETWORK.CHECKPOINT_ENCODER or CHECKPOINT_ROIS help"
 )
+
+
+# Of mallopt(3): blocks from the heap and not from the system one by one, and nothing of the heap given back.
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let the C library keep what tensors on a CPU no longer need, for the next ones; whether it does.
+
+    By default glibc asks the system for every large block anew, which clears the pages of a step's tensors again and
+    again, for a fifth of a training step (docs/results.md). The most that is held at a time does not change.
+    """
+    if device.type != "cpu":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
+    return all(mallopt(option, value) for option, value in options.items())
 
 
 def log_forecast(task_name: str, cfg: Any, model: nn.Module, precision: Precision) -> None:

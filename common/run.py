@@ -19,7 +19,7 @@ from common.data.loader import build_loader
 from common.data.sections import dataset_sections
 from common.evaluator import evaluate
 from common.log import RunWriter, setup_logging
-from common.memory import log_forecast
+from common.memory import keep_freed_memory, log_forecast
 from common.optim import RunPlan, build_optimizer, build_schedule
 from common.precision import Precision, resolve_precision
 from common.pretrained import load_initial_weights
@@ -37,6 +37,7 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
     torch.backends.cudnn.enabled = cudnn
     distributed.init_from_env(cuda=wants_cuda(cfg))
     device = pick_device(cfg)
+    keep_freed_memory(device)
     folder = train_folder(cfg, cfg_path)
     setup_logging(folder / f"{cfg_path.stem}.log")
     base_seed = seed_everything(cfg.RNG_SEED)
@@ -162,6 +163,7 @@ def load_trained(task: Task, cfg: Any, cfg_path: Path, ckpt: Path | None = None)
     if not isinstance(state, dict) or "state_dict" not in state:
         raise checkpoint.CheckpointError(f"checkpoint {source}: has no state_dict")
     device = pick_device(cfg)
+    keep_freed_memory(device)
     model = task.build_model(cfg)
     checkpoint.load_model(model, state["state_dict"], str(source))
     return Loaded(model.to(device).eval(), device, build_precision(task, cfg, device), source)

@@ -107,7 +107,7 @@ class TaskCheck:
         batch = collate(samples)
         optimizer = AdamW(model.parameters(), lr=self.learning_rate)
         losses = []
-        for _ in range(40):
+        for _ in range(60):
             output = model.train()(batch)
             output.loss.backward()
             optimizer.step()

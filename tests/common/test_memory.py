@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 import types
 
 import pytest
@@ -115,3 +117,14 @@ def test_the_forecast_is_near_what_a_run_takes(cfg):
         optimizer.step()
         optimizer.zero_grad()
     assert 0.8 < forecast / torch.cuda.max_memory_allocated(device) < 1.25
+
+
+def test_freed_memory_of_a_cpu_is_kept_and_a_gpu_left_alone():
+    """In a process of its own: the setting stays for the rest of one."""
+    code = (
+        "import torch; from common.memory import keep_freed_memory;"
+        "assert not keep_freed_memory(torch.device('cuda'));"
+        "assert keep_freed_memory(torch.device('cpu')) in (True, False);"
+        "x = [torch.ones(10**7) for _ in range(3)]; del x; assert torch.ones(10**7).sum() == 10**7"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
