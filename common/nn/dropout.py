@@ -1,4 +1,4 @@
-"""Dropout whose random numbers are cheap on a CPU, where drawing them took a sixth of a training step."""
+"""Dropout whose random numbers are cheap on a CPU, where drawing them took a sixth of a bf16 training step."""
 
 from __future__ import annotations
 
