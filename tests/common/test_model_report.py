@@ -416,7 +416,10 @@ def test_shipped_configs_take_a_step_at_full_size(path):
     assert report.problems == [] and 0 < report.loss < 1e4
     assert report.idle == []
     layers, hidden = (24, 1024) if "large" in path.stem else (12, 768)
-    beside = path.parts[0] == "pretrain" and "withouttextonly" not in path.stem  # plain text, of the same length
-    length, rows = report.sequence, report.choices + beside
-    assert report.inference.flops["encoder"] == rows * layers * (24 * length * hidden**2 + 4 * length**2 * hidden)
+    batch = made_up_batch(path.parts[0], load_config(path.parts[0], ROOT / "cfgs" / path, SEEN), 1)
+    rows = report.choices + len(batch.auxiliary)  # plain text, of the same length
+    words = sum(int(b.text_mask.sum()) for b in (batch, *batch.auxiliary))
+    real = words + report.choices * int(batch.box_mask.sum()) + rows  # and END
+    expected = 24 * real * hidden**2 + rows * 4 * report.sequence**2 * hidden
+    assert report.inference.flops["encoder"] == layers * expected
     assert peak_memory() < 12 * 2**30
