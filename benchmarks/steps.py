@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.measure import Memory, matmul_peak, medians, synchronise
+from benchmarks.measure import Memory, interleaved, matmul_peak, medians, synchronise
 from benchmarks.peers import PeerStep, build_peer
 from benchmarks.plain import PlainAdamW, all_positions, plain_clip, plainly
 from common.config import load_config
@@ -31,14 +31,13 @@ PLAIN = "plain fp32"
 
 @dataclass(frozen=True)
 class Workload:
-    """A config with the shape of its batch. peers: names of PEERS to measure beside it."""
+    """A config with the shape of its batch. peers: what to measure beside it, names that `build_peer` knows."""
 
     task: str
     cfg: str
     samples: int
     words: int
     boxes: int
-    overrides: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
 
 
@@ -129,7 +128,7 @@ def _serve(
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
     work, device = WORKLOADS[workload], torch.device(device_name)
-    cfg = load_config(work.task, work.cfg, [*NO_WEIGHTS, *work.overrides])
+    cfg = load_config(work.task, work.cfg, NO_WEIGHTS)
     torch.manual_seed(0)
     batch = made_up_batch(work.task, cfg, samples or work.samples, work.words, work.boxes).to(device)
     steps: dict[str, Step | PeerStep]
@@ -147,12 +146,10 @@ def _serve(
     pipe.send([*steps])
     while (message := pipe.recv()) is not None:
         verb, candidate, kind = message
-        if verb == "seconds":
-            synchronise(device)
-            start = time.perf_counter()
+        if verb == "run":
             getattr(steps[candidate], kind)()
             synchronise(device)
-            pipe.send(time.perf_counter() - start)
+            pipe.send(None)
         elif verb == "memory":
             with Memory(device) as memory:
                 steps[candidate].train()
@@ -172,12 +169,8 @@ def measure(
     families = [Family(family, name, samples, precisions, str(device)) for family in names]
     figures: dict[str, Any] = {"kinds": {}}
     for kind in ("forward", "train"):
-        seconds: dict[str, list[float]] = {c: [] for f in families for c in f.candidates}
-        for number in range(rounds + 1):
-            for family in families:
-                for candidate in family.candidates:
-                    taken = family.call("seconds", candidate, kind)
-                    seconds[candidate] += [taken] if number else []
+        candidates = {c: partial(f.call, "run", c, kind) for f in families for c in f.candidates}
+        seconds = interleaved(candidates, rounds, device)
         figures["kinds"][kind] = {"seconds": seconds, "median": medians(seconds)}
     figures["memory"] = {c: f.call("memory", c) for f in families for c in f.candidates}
     figures |= families[1].call("flops")

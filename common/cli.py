@@ -101,10 +101,8 @@ def guarded(run: Any, *args: Any) -> int:
     from common.data.dataset import DataError
     from common.data.images import ImageError
     from common.data.regions import RegionError
-    from common.inference import InputError
     from common.launch import report_failure
     from common.log import setup_logging
-    from common.pictures import BoxError
     from common.trainer import Stopped
 
     setup_logging()
@@ -121,8 +119,6 @@ def guarded(run: Any, *args: Any) -> int:
         DataError,
         ImageError,
         RegionError,
-        InputError,
-        BoxError,
         FloatingPointError,
         yaml.YAMLError,
     ) as error:

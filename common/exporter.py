@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from common.config import ConfigError
 from common.data.batch import Batch
+from common.data.synthetic import made_up_batch
 from common.files import atomic_write, write_text
 from common.inference import Predictor
 
@@ -92,28 +94,8 @@ def axes_of(name: str, predictor: Predictor) -> tuple[str, ...]:
 
 def example(predictor: Predictor) -> Batch:
     """A batch with padding, for tracing; what is in it does not matter."""
-    size, words, regions = 2, 7, 5
-    section = predictor.cfg.NETWORK.VLBERT
-    vcr = predictor.task == "vcr"
-    shape = (size, 3, words) if vcr else (size, words)
-    ids = torch.randint(5, section.vocab_size, shape)
-    real = torch.ones(shape, dtype=torch.bool)
-    real[0, ..., -2:] = False
-    boxes = torch.tensor([0.0, 0, 99, 79]).expand(size, regions, 4).contiguous()
-    mask = torch.ones(size, regions, dtype=torch.bool)
-    mask[1, -1] = False
-    return Batch(
-        ids=[],
-        im_info=torch.tensor([[100.0, 80, 1, 1]]).repeat(size, 1),
-        boxes=boxes,
-        box_mask=mask,
-        features=torch.rand(size, regions, 2048),
-        text_ids=ids,
-        segment_ids=torch.zeros_like(ids),
-        text_mask=real,
-        box_classes=torch.zeros(size, regions, dtype=torch.int64) if vcr else None,
-        text_tags=torch.zeros_like(ids) if vcr else None,
-    )
+    batch = made_up_batch(predictor.task, predictor.cfg, samples=2, words=7, boxes=5, targets=False)
+    return replace(batch, auxiliary=())
 
 
 def write_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], file: Any) -> None:

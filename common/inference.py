@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor
 
 from common import checkpoint
-from common.boxes import clip_boxes
 from common.build import build_region_encoder
 from common.config import ConfigError, config_from_dict, load_config, replace
 from common.config_keys import TASKS
@@ -36,21 +36,21 @@ from common.data.text import CLS, MASK, SEP, BertTokenizer, load_tokenizer
 from common.data.transforms import Transform
 from common.fields import Field
 from common.nn.recording import recorded
-from common.pictures import BoxError, Encode, LateEncoder, ModuleEncoder, Picture, Pictures, whole_box
+from common.pictures import Encode, ModuleEncoder, Picture, Pictures, whole_box
 from common.pretrained import load_backbone, read_tensors
 from common.region_encoder import NEVER, RegionEncoder
-from common.run import Loaded, build_precision, pick_device
-from common.task import Task, load_task
+from common.run import Loaded, restore
+from common.task import load_task
 
 BATCH = 16
 
 
-class InputError(ValueError):
+class InputError(DataError):
     """What was asked cannot be answered; the message names the field, what came and what was expected."""
 
 
 # What one bad input may raise, while others of the same run can be answered.
-INPUT_ERRORS = (InputError, BoxError, ImageError, DataError, FileNotFoundError)
+INPUT_ERRORS = (DataError, ImageError, FileNotFoundError)
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,7 @@ class Predictor(ABC):
         """boxes: [R, 4] in pixels of the picture."""
         info = torch.tensor([*picture.image.size, 1.0, 1.0])
         state = self.transform(None, boxes, info, None, NEVER)
-        clipped = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
-        return Sample(id=picture.name, im_info=state.im_info, boxes=clipped, features=features, **fields)
+        return Sample(id=picture.name, im_info=state.im_info, boxes=state.inside, features=features, **fields)
 
     def prediction(self, prepared: Prepared, answers: list[dict[str, Any]], **more: Any) -> Prediction:
         return Prediction(
@@ -375,7 +374,8 @@ def load_predictor(
         config = replace(config, {"GPUS": device.partition(":")[2]})
     if found.predictor is None:
         raise ConfigError(f"{found.name} has no predictor")
-    loaded = _restore(found, config, content, path)
+    state = content["state_dict"] if isinstance(content, dict) and "state_dict" in content else read_tensors(path)
+    loaded = restore(found, config, state, path)
     return build_predictor(found.predictor, loaded, config, boxes, encoder, labels)
 
 
@@ -413,14 +413,6 @@ def _config_of(task: str, content: Any, path: Path, cfg: str | Path | None, over
     return replace(config_from_dict(task, content["config"]), overrides)
 
 
-def _restore(task: Task, cfg: Any, content: Any, path: Path) -> Loaded:
-    state = content["state_dict"] if isinstance(content, dict) and "state_dict" in content else read_tensors(path)
-    model = task.build_model(cfg)
-    checkpoint.load_model(model, state, str(path))
-    device = pick_device(cfg)
-    return Loaded(model.to(device).eval(), device, build_precision(task, cfg, device), path)
-
-
 def _build_source(spec: str | None, cfg: Any, device: torch.device) -> BoxSource | None:
     if spec is None:
         return None
@@ -446,6 +438,7 @@ def _build_encoder(loaded: Loaded, cfg: Any, spec: str, fixed_padding: bool) -> 
     if not file and network.IMAGE_PRETRAINED:
         file = f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model"
 
+    @cache  # with stored features it is never built
     def build() -> Encode:
         if not Path(file).is_file():
             raise ConfigError(
@@ -456,7 +449,7 @@ def _build_encoder(loaded: Loaded, cfg: Any, spec: str, fixed_padding: bool) -> 
         load_backbone(model, file)
         return RegionEncoder(model, transform, loaded.device, loaded.precision.dtype)
 
-    return LateEncoder(build)
+    return lambda *given: build()(*given)
 
 
 def _read_labels(path: str | Path | None, module: Any) -> Sequence[str] | None:

@@ -12,13 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from common.data.dataset import DataError
 from common.data.images import ImageError, decode_image, load_image
 from common.data.region_boxes import BoxSource, StoredBoxes
 from common.data.region_boxes import Picture as SourcePicture
@@ -30,20 +31,12 @@ CACHE_BYTES = 512 * 2**20
 MAX_BOXES = 1000
 
 
-class BoxError(ValueError):
+class BoxError(DataError):
     """Boxes that are no boxes, or a picture for which there are none."""
 
 
-class Encode(Protocol):
-    """What computes region features: `RegionEncoder`, or a stand-in for it."""
-
-    def __call__(
-        self,
-        images: Sequence[Image.Image],
-        boxes: Sequence[Tensor],
-        masks: Sequence[Tensor] | None = None,
-        hidden: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]: ...
+# What computes region features, with the arguments of `RegionEncoder`: that, or a stand-in for it.
+Encode = Callable[..., list[Tensor]]
 
 
 @dataclass
@@ -219,25 +212,6 @@ class ModuleEncoder:
             torch.as_tensor(self._features(image, rows.numpy()), dtype=torch.float32)
             for image, rows in zip(images, boxes, strict=True)
         ]
-
-
-class LateEncoder:
-    """An encoder that is built when it is first needed: with stored features it never is."""
-
-    def __init__(self, build: Callable[[], Encode]) -> None:
-        self._build = build
-        self._encode: Encode | None = None
-
-    def __call__(
-        self,
-        images: Sequence[Image.Image],
-        boxes: Sequence[Tensor],
-        masks: Sequence[Tensor] | None = None,
-        hidden: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        if self._encode is None:
-            self._encode = self._build()
-        return self._encode(images, boxes, masks, hidden)
 
 
 def _key(image: ImageLike) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ def predict(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None 
     args = parser.parse_args(argv)
     if (args.input is None) == (args.image is None):
         parser.error("give either --image or --input")
-    if args.image is not None and (missing := [f.name for f in fields if f.required and _given(args, f) is None]):
+    if args.image is not None and (missing := [f.name for f in fields if f.required and getattr(args, f.name) is None]):
         parser.error(f"--image needs {', '.join('--' + name for name in missing)}")
     args.fields, args.failed = fields, 0
     status = guarded(_predict, task_name, args)
@@ -113,10 +113,11 @@ def _predict(task_name: str, args: argparse.Namespace) -> None:
 
 def _rows(args: argparse.Namespace) -> Iterator[dict[str, Any] | Exception]:
     """The inputs; an error in the place of a line that is none."""
-    from common.inference import InputError
+    from common.data.dataset import DataError
+    from common.data.json_files import parse_object
 
     if args.image is not None:
-        asked = {f.name: _given(args, f) for f in args.fields}
+        asked = {f.name: getattr(args, f.name) for f in args.fields}
         yield {"image": args.image, "boxes": args.boxes_json, **{k: v for k, v in asked.items() if v is not None}}
         return
     lines = sys.stdin if args.input == "-" else Path(args.input).read_text(encoding="utf-8").splitlines()
@@ -124,16 +125,9 @@ def _rows(args: argparse.Namespace) -> Iterator[dict[str, Any] | Exception]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"expected a JSON object, got {type(row).__name__}")
-            yield row
-        except ValueError as error:
-            yield InputError(f"{args.input}, line {number}: {error}")
-
-
-def _given(args: argparse.Namespace, f: Field) -> Any:
-    return getattr(args, f.name.replace("-", "_"))
+            yield parse_object(line, f"{args.input}, line {number}")
+        except DataError as error:
+            yield error
 
 
 def _json_line(row: dict[str, Any], answer: Prediction | Exception) -> str:

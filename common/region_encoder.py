@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.boxes import clip_boxes
 from common.data.collate import pad_stack
 from common.data.transforms import Transform, TransformResult, blank_pixels
 from common.nn.fast_rcnn import FastRCNN
@@ -46,11 +45,11 @@ class RegionEncoder:
         With several pictures the smaller ones are zero-padded, which changes features near their right and bottom edge
         a little, as it does in training.
         """
-        states = [self._state(*pair) for pair in zip(images, boxes, strict=True)]
+        states = [self._state(image, rows, image.size) for image, rows in zip(images, boxes, strict=True)]
         pixels = [state.image for state in states if state.image is not None]
         for own, image, blank in zip(pixels, images, hidden or [], strict=bool(hidden)):
-            blank_pixels(own, self._clipped(self._state(image, blank)))
-        rows = [self._clipped(state) for state in states]
+            blank_pixels(own, self._state(None, blank, image.size).inside)
+        rows = [state.inside for state in states]
         counts = [len(r) for r in rows]
         batch = [
             pad_stack(pixels, 0.0),
@@ -63,11 +62,8 @@ class RegionEncoder:
             features = self._model.region_features(*(t.to(self._device) for t in batch))
         return list(features.float().cpu().split(counts))
 
-    def _state(self, image: Image.Image, boxes: Tensor) -> TransformResult:
-        return self._transform(image, boxes, torch.tensor([*image.size, 1.0, 1.0]), None, NEVER)
-
-    def _clipped(self, state: TransformResult) -> Tensor:
-        return clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+    def _state(self, image: Image.Image | None, boxes: Tensor, size: tuple[int, int]) -> TransformResult:
+        return self._transform(image, boxes, torch.tensor([*size, 1.0, 1.0]), None, NEVER)
 
     def _autocast(self) -> AbstractContextManager:
         if self._precision == torch.float32:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,10 +162,15 @@ def load_trained(task: Task, cfg: Any, cfg_path: Path, ckpt: Path | None = None)
     state = checkpoint.load_file(source)
     if not isinstance(state, dict) or "state_dict" not in state:
         raise checkpoint.CheckpointError(f"checkpoint {source}: has no state_dict")
-    device = pick_device(cfg)
-    keep_freed_memory(device)
+    keep_freed_memory(pick_device(cfg))
+    return restore(task, cfg, state["state_dict"], source)
+
+
+def restore(task: Task, cfg: Any, state: Mapping[str, torch.Tensor], source: Path) -> Loaded:
+    """The model of a config with a complete state dict. source: the file that it is from."""
     model = task.build_model(cfg)
-    checkpoint.load_model(model, state["state_dict"], str(source))
+    checkpoint.load_model(model, state, str(source))
+    device = pick_device(cfg)
     return Loaded(model.to(device).eval(), device, build_precision(task, cfg, device), source)
 
 

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.boxes import clip_boxes
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
 from common.data.images import ImageError, load_image, split_region_path, unpacked
@@ -96,7 +95,7 @@ class CaptionDataset(TaskDataset):
         if settings.image_box:
             boxes, _ = with_image_box(boxes, None, None, width, height)
         state = settings.transform(image, boxes, torch.tensor([width, height, 1.0, 1.0]), None, rng)
-        boxes = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+        boxes = state.inside
         pixels = state.image
         if pixels is None and not settings.precomputed:
             pixels = torch.zeros(3, int(state.im_info[1]), int(state.im_info[0]))

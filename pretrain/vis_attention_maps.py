@@ -150,20 +150,13 @@ def write_own(cfg: Any, loaded: Loaded, args: argparse.Namespace) -> int:
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line 3", object) of every line that is not empty. Raises DataError for one that is no object."""
-    from common.data.dataset import DataError
+    from common.data.json_files import parse_object
 
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                item = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not valid JSON: {error}") from error
-            if not isinstance(item, dict):
-                raise DataError(f"{where}: expected an object with image and caption")
-            yield where, item
+            if line.strip():
+                yield where, parse_object(line, where)
 
 
 def map_path(folder: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.boxes import clip_boxes, iou
+from common.boxes import iou
 from common.config import ConfigError
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
@@ -128,7 +128,7 @@ class RefCOCODataset(TaskDataset):
         # The target goes through the same frame changes as the candidates, in the first row.
         rows = torch.cat([torch.tensor([expression.box], dtype=torch.float32), candidates.boxes])
         state = self.transform(image, rows, self._im_info(expression.image_id), None, rng)
-        rows = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+        rows = state.inside
         target, boxes = rows[:1], rows[1:]
         text_ids, segment_ids = self._text(expression, state.flipped)
         return Sample(
@@ -154,7 +154,7 @@ class RefCOCODataset(TaskDataset):
         candidates = self._with_image_box(image_id, features=False)
         upright = dataclasses.replace(self.transform, flip_prob=0.0)
         state = upright(None, candidates.boxes, self._im_info(image_id), None, random.Random(0))
-        boxes = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+        boxes = state.inside
         return Choices(boxes / state.im_info[[2, 3, 2, 3]], candidates.ann_ids)
 
     def image_path(self, image_id: int) -> str:

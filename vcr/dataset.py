@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.boxes import clip_boxes
 from common.config import ConfigError
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
@@ -129,7 +128,7 @@ class VCRDataset(TaskDataset):
         return Sample(
             id=annotation.annot_id,
             im_info=state.im_info,
-            boxes=clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1])),
+            boxes=state.inside,
             image=state.image,
             features=boxes.features,
             box_classes=boxes.classes,

@@ -145,7 +145,6 @@ class Service:
             "device": str(p.device),
             "text": p.text_field,
             "fields": [vars(f) for f in p.fields if f.kind != "json"],
-            "finds_boxes": p.pictures.source is not None,
         }
 
     def add(self, data: bytes) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.boxes import clip_boxes
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
 from common.data.images import load_image
@@ -83,7 +82,7 @@ class VQADataset(TaskDataset):
         boxes, features = self._boxes(regions, width, height, question)
         im_info = torch.tensor([width, height, 1.0, 1.0])
         state = self.transform(image, boxes, im_info, None, rng)
-        boxes = clip_boxes(state.boxes, float(state.im_info[0]), float(state.im_info[1]))
+        boxes = state.inside
         text_ids, segment_ids = self._text(question, state.flipped)
         return Sample(
             id=question.question_id,

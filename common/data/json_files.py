@@ -26,6 +26,17 @@ def read_json(path: Path | str, what: str = "file") -> Any:
             raise DataError(f"{path}: not a text file: {error}") from error
 
 
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """The object on a line of a JSON-lines file. where: what errors begin with. Raises DataError for anything else."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
 def list_under(content: Any, key: str, path: Path | str) -> list[Any]:
     """The list under a top-level key of a file's content. Raises DataError naming the file when there is none."""
     if not isinstance(content, dict) or not isinstance(content.get(key), list):

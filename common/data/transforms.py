@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.boxes import flip_boxes
+from common.boxes import clip_boxes, flip_boxes
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class TransformResult:
     im_info: Tensor
     masks: Tensor | None
     flipped: bool
+
+    @property
+    def inside(self) -> Tensor:
+        """The boxes clipped to the resized image (spec 04 §2.5)."""
+        return clip_boxes(self.boxes, float(self.im_info[0]), float(self.im_info[1]))
 
 
 @dataclass(frozen=True)
