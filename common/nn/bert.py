@@ -9,11 +9,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting as exporting
 
 from common.nn import recompute
 from common.nn.dropout import Dropout
 
 LAYER_NORM_EPS = 1e-12
+VECTOR = 16  # numbers
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
 
@@ -53,7 +55,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """hidden [B, L, H], additive bias [B, 1, 1, L] -> context [B, L, H], probabilities [B, heads, L, L] or None.
 
-        rows: int64 [N], where the rows of a packed hidden [N, H] lie in [B * L]; the context is then [N, H] too.
+        rows: int64 [N], where the rows of a packed hidden [N, H] lie in [B * L]; the context is then [N, H] too, and L
+        that of the bias.
         """
         if rows is not None:
             return self._packed(hidden, bias, rows), None
@@ -70,7 +73,8 @@ class SelfAttention(nn.Module):
     def _packed(self, hidden: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
         """Only the scores see padding: they are a small part of the work, the projections are a large one."""
         size = bias.shape[0], bias.shape[-1]  # B, L
-        joint = torch.cat([p(hidden) for p in (self.query, self.key, self.value)], dim=1)  # (N, 3H)
+        parts = (self.query, self.key, self.value)
+        joint = F.linear(hidden, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))  # (N, 3H)
         padded = joint.new_zeros(size[0] * size[1], joint.shape[1]).index_copy(0, rows, joint)
         query, key, value = (self._heads(x) for x in padded.unflatten(0, size).chunk(3, dim=-1))
         context = self._attend(query, key, value, bias).transpose(1, 2).flatten(2)
@@ -78,12 +82,19 @@ class SelfAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         bias = bias.to(query.dtype)
-        if not (self.training and self.dropout.p and query.device.type == "cpu"):
-            return F.scaled_dot_product_attention(query, key, value, bias, self.dropout.p if self.training else 0.0)
-        # With dropout there is no fused kernel for CPUs; this is what the function does then, with cheaper numbers.
+        dropout = self.dropout.p if self.training else 0.0
+        # CPUs have no fused kernel with dropout, and in bf16 the one without is slower than its parts.
+        if query.device.type == "cpu" and (dropout or query.dtype == torch.bfloat16) and not exporting():
+            return self._attend_in_parts(query, key, value, bias)
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
+
+    def _attend_in_parts(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        size = query.shape[:2]  # B, heads
+        bias = bias.expand(*size, -1, -1).flatten(0, 1)
+        query, key, value = (x.flatten(0, 1) for x in (query, key, value))
         with torch.autocast("cpu", enabled=False):
-            scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-1, -2) + bias
-            return self.dropout(scores.softmax(-1)) @ value
+            scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+            return (self.dropout(scores.softmax(-1)) @ value).unflatten(0, size)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, H/heads)
@@ -99,7 +110,8 @@ class ResidualNorm(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        # One dtype before the sum: adding bf16 to float32 is ten times slower on a CPU.
+        return self.LayerNorm(self.dropout(self.dense(x)).to(residual.dtype) + residual)
 
 
 class Attention(nn.Module):
@@ -181,11 +193,14 @@ class Encoder(nn.Module):
         A masked key gets -10000 added to its score, as in the original. What stands at masked positions is meaningless:
         zeros, or with attention probabilities, or not `packed`, what the layers make of them.
         """
-        bias = (~mask)[:, None, None, :].to(hidden.dtype) * -10000.0
-        rows = None
-        if self.packed and not with_probs and not torch.compiler.is_exporting():
-            rows = mask.flatten().nonzero().squeeze(1)
-            hidden = hidden.flatten(0, 1).index_select(0, rows)  # (N, H)
+        keys, rows, real = mask, None, None
+        if self.packed and not with_probs and not exporting():
+            real = mask.flatten().nonzero().squeeze(1)
+            hidden = hidden.flatten(0, 1).index_select(0, real)  # (N, H)
+            # The kernels of softmax and of products like rows of whole vectors.
+            keys = F.pad(mask, (0, -mask.shape[1] % VECTOR))
+            rows = keys.flatten().nonzero().squeeze(1)
+        bias = (~keys)[:, None, None, :].to(hidden.dtype) * -10000.0
         layers, attention = [], []
         for layer in self.layer:
             hidden, probs = recompute.call(
@@ -194,9 +209,9 @@ class Encoder(nn.Module):
             layers.append(hidden)
             attention.append(probs)
         layers = layers if all_layers else layers[-1:]
-        if rows is not None:
+        if real is not None:
             layers = [
-                x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, rows, x).unflatten(0, mask.shape) for x in layers
+                x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, real, x).unflatten(0, mask.shape) for x in layers
             ]
         return EncoderOutput(layers, attention if with_probs else None)
 

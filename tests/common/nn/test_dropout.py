@@ -20,7 +20,7 @@ def test_the_right_share_goes_and_the_mean_stays(p):
 
 def test_neighbours_are_independent():
     torch.manual_seed(1)
-    bits = kept((1_000_000,), 0.5).float() - 0.5
+    bits = kept((1_000_000,), 0.5, torch.float32) - 0.5
     for step in (1, 2, 3, 4, 8):
         assert abs((bits[step:] * bits[:-step]).mean()) < 1e-3
 
