@@ -436,6 +436,14 @@ TRAIN = (
         "a batch holds wide images only, or tall ones only",
         defaults={"pretrain": False},
     ),
+    Key(
+        "TRAIN.GROUP_PICTURES",
+        "bool",
+        False,
+        "samples of a picture follow each other and share it; they are flipped alike",
+        tasks=VCR + VQA + REFCOCO,
+        ours=True,
+    ),
     Key("TRAIN.RESUME", "bool", False, "go on from BEGIN_EPOCH - 1 and fail without that checkpoint"),
     Key("TRAIN.AUTO_RESUME", "bool", True, "go on from the newest checkpoint, if any"),
     Key("TRAIN.BEGIN_EPOCH", "int", 0, "first epoch", minimum=0),
@@ -483,10 +491,13 @@ TRAIN = (
     Key("TRAIN.VISUAL_SCALE_CLIP_GRAD_NORM", "int", -1, "dead", tasks=VCR + VQA + REFCOCO, read=NOBODY),
 )
 
+GROUPED = "from pixels, BATCH_IMAGES counts pictures, with all of their samples, so that each is encoded once"
+
 VAL = (
     Key("VAL.SHUFFLE", "bool", False, "shuffle the validation data"),
     Key("VAL.FLIP_PROB", "float", 0.0, "probability of a horizontal flip", minimum=0, maximum=1),
     Key("VAL.BATCH_IMAGES", "int or list of int", 1, "samples for each device", minimum=1),
+    Key("VAL.GROUP_PICTURES", "bool", True, GROUPED, tasks=VCR + VQA + REFCOCO, ours=True),
 )
 
 TEST = (
@@ -494,6 +505,7 @@ TEST = (
     Key("TEST.FLIP_PROB", "float", 0.0, "probability of a horizontal flip", minimum=0, maximum=1),
     Key("TEST.TEST_EPOCH", "int", 0, "dead", read=NOBODY),
     Key("TEST.BATCH_IMAGES", "int or list of int", 1, "samples for each device", minimum=1),
+    Key("TEST.GROUP_PICTURES", "bool", True, GROUPED, tasks=VCR + VQA + REFCOCO, ours=True),
 )
 
 KEYS = {key.path: key for key in TOP_LEVEL + DATASET + NETWORK + VLBERT + TRAIN + VAL + TEST}

@@ -193,7 +193,7 @@ def predict(task: Task, cfg: Any, loaded: Loaded, split: str) -> tuple[list[Reco
     _, records = evaluate(
         loaded.model, loader, loaded.device, loaded.precision, to_records=to_records, title=f"predict {split}"
     )
-    return records, dataset
+    return loader.in_dataset_order(records) if records else [], dataset
 
 
 @dataclass(frozen=True)

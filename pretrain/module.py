@@ -72,6 +72,7 @@ class PretrainingEncoder(nn.Module):
             features=batch.features,
             masked=masked,
             mask_feature=feature,
+            picture=batch.picture,
         ).reps
         words = self.object_linguistic_embeddings.weight[0]
         if self.object_mask_word_embedding is not None:

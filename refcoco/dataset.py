@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from common.boxes import iou
 from common.config import ConfigError
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
-from common.data.images import load_image
+from common.data.images import SharedImage
 from common.data.regions import open_regions, with_image_box
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
@@ -124,10 +123,11 @@ class RefCOCODataset(TaskDataset):
     def sample(self, index: int, rng: random.Random) -> Sample:
         expression = self.expressions[index]
         candidates = self._with_image_box(expression.image_id)
-        image = None if self.precomputed else self._picture(expression.image_id)
+        picture = None if self.precomputed else self._picture(expression.image_id)
         # The target goes through the same frame changes as the candidates, in the first row.
         rows = torch.cat([torch.tensor([expression.box], dtype=torch.float32), candidates.boxes])
-        state = self.transform(image, rows, self._im_info(expression.image_id), None, rng)
+        image, known = (None, None) if picture is None else (picture.image, picture.pixels)
+        state = self.transform(image, rows, self._im_info(expression.image_id), None, rng, known)
         rows = state.inside
         target, boxes = rows[:1], rows[1:]
         text_ids, segment_ids = self._text(expression, state.flipped)
@@ -142,6 +142,10 @@ class RefCOCODataset(TaskDataset):
             targets={"label": (iou(boxes, target)[:, 0] > POSITIVE_IOU).float()} if self.with_labels else {},
             target_pads={"label": -1.0},
         )
+
+    @property
+    def picture_ids(self) -> Sequence[int] | None:
+        return None if self.precomputed else [e.image_id for e in self.expressions]
 
     @property
     def group_ids(self) -> Sequence[int]:
@@ -161,13 +165,13 @@ class RefCOCODataset(TaskDataset):
         base = f"{IMAGE_FOLDER}.zip@/{IMAGE_FOLDER}" if self.zip_mode else IMAGE_FOLDER
         return f"{self.root}/{base}/{picture_stem(image_id)}.jpg"
 
-    def _picture(self, image_id: int) -> Image.Image:
-        path, known = self.image_path(image_id), self.images[image_id]
-        image = load_image(path)
-        if image.size != (known.width, known.height):
-            size = f"{image.size[0]} x {image.size[1]}"
-            raise DataError(f"{path} is {size}, the COCO annotations say {known.width} x {known.height}")
-        return image
+    def _picture(self, image_id: int) -> SharedImage:
+        path, listed = self.image_path(image_id), self.images[image_id]
+        picture = self.pictures.read(path)
+        if picture.image.size != (listed.width, listed.height):
+            size = f"{picture.image.size[0]} x {picture.image.size[1]}"
+            raise DataError(f"{path} is {size}, the COCO annotations say {listed.width} x {listed.height}")
+        return picture
 
     def _im_info(self, image_id: int) -> Tensor:
         image = self.images[image_id]

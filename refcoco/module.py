@@ -53,7 +53,7 @@ class VLBertForReferring(nn.Module):
         losses: cls_loss.
         """
         regions = self.image_feature_extractor(
-            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features
+            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, picture=batch.picture
         ).reps
         encoded = self.vlbert(
             batch.text_ids,

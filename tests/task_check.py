@@ -7,6 +7,8 @@ import json
 import os
 import random
 import signal
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +20,38 @@ from common import checkpoint
 from common.config import load_config, replace
 from common.data.batch import Batch, Sample
 from common.data.collate import collate
-from common.data.dataset import TaskDataset
+from common.data.dataset import DataError, TaskDataset
+from common.data.images import load_image
+from common.data.loader import build_loader
+from common.data.samplers import MOST_SHARED
 from common.exporter import export
 from common.inference import InputError, load_predictor
 from common.optim import AdamW
 from common.pretrained import load_partial
-from common.run import run_test, run_training, train_folder
+from common.precision import Precision
+from common.run import Loaded, predict, run_test, run_training, train_folder
 from common.task import Task
 from common.trainer import Stopped, Trainer
+
+
+PIXELS = {
+    "NETWORK.IMAGE_FEAT_PRECOMPUTED": False,
+    "NETWORK.IMAGE_NUM_LAYERS": 50,
+    "NETWORK.IMAGE_RANDOM_INIT": True,
+    "NETWORK.IMAGE_C5_DILATED": False,
+    "SCALES": (48, 64),
+}
 
 
 class TaskCheck:
     """Needs the fixtures `task` and `cfg_path`, a YAML of a tiny world: dropout, flips, two micro-batches an update.
 
     without_gradient: parts of parameter names that rightly get none. scores: the prediction, one row a sample, that
-    must not depend on what else is in the batch.
+    must not depend on what else is in the batch. pixels: what makes the task one from pixels that evaluates by picture.
     """
 
     without_gradient: tuple[str, ...] = ()
+    pixels: Mapping[str, Any] | None = PIXELS
     scores = "label_logits"
     learning_rate = 2e-3
 
@@ -198,6 +214,57 @@ class TaskCheck:
         assert run_test(task, cfg, cfg_path, checkpoint.best_path(folder, cfg.MODEL_PREFIX)).path == path
         assert path.read_bytes() == first
 
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_from_pixels_a_picture_is_encoded_once_in_evaluation(self, task, cfg, monkeypatch, workers):
+        """The records are those of samples that each have their own picture, in the same order."""
+        if not self.pixels:
+            pytest.skip(f"{task.name} has no evaluation by picture")
+        # A picture's features depend a little on how far it is padded for the others of its batch, so one at a time.
+        cfg = replace(cfg, {**self.pixels, "NUM_WORKERS_PER_GPU": workers, "VAL.BATCH_IMAGES": 1})
+        torch.manual_seed(0)
+        loaded = Loaded(task.build_model(cfg).eval(), torch.device("cpu"), Precision("fp32", "cpu"), Path())
+        towers, opened = [], []
+        loaded.model.image_feature_extractor.backbone.register_forward_hook(lambda m, args, out: towers.append(args[0]))
+        read = load_image
+        monkeypatch.setattr("common.data.images.load_image", lambda path: opened.append(path) or read(path))
+        found = {}
+        for grouped in (False, True):
+            towers.clear(), opened.clear()
+            found[grouped], dataset = predict(task, replace(cfg, {"VAL.GROUP_PICTURES": grouped}), loaded, "val")
+            parts = [-(-n // MOST_SHARED) for n in Counter(dataset.picture_ids).values()]  # of the samples of a picture
+            count = sum(parts) if grouped else len(dataset)
+            assert sum(map(len, towers)) == count and (workers or len(opened) == count)
+        assert len(set(dataset.picture_ids)) < len(dataset)
+        assert_close(found[True], found[False])
+
+    def test_in_training_samples_of_a_picture_can_share_it(self, task, cfg):
+        """TRAIN.GROUP_PICTURES: the loss and gradients of the same samples with pictures of their own."""
+        if not self.pixels:
+            pytest.skip(f"{task.name} has no evaluation by picture")
+        cfg = replace(cfg, {**self.pixels, "TRAIN.GROUP_PICTURES": True, "TRAIN.BATCH_IMAGES": 6, "TRAIN.SHUFFLE": True})
+        loader = build_loader(master(task, cfg, "train"), cfg, "train", base_seed=3)
+        shared = next(b for b in loader.epoch(1) if b.picture is not None)
+        assert len(shared.image) < len(shared) == 6
+        own = dataclasses.replace(shared, image=shared.image[shared.picture], picture=None)
+        torch.manual_seed(0)
+        model = task.build_model(cfg).eval()
+        losses, gradients = [], []
+        for batch in (shared, own):
+            losses.append(model(batch).loss)
+            losses[-1].backward()
+            gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            model.zero_grad()
+        torch.testing.assert_close(*losses)
+        for name, gradient in gradients[0].items():
+            other = gradients[1][name]
+            assert (gradient - other).norm() <= 1e-3 * other.norm() + 1e-6, name
+
+    def test_samples_of_features_share_no_pixels(self, task, cfg):
+        if self.pixels:
+            dataset = master(task, cfg, "train")
+            with pytest.raises(DataError, match="GROUP_PICTURES true: samples with precomputed features"):
+                build_loader(dataset, replace(cfg, {"TRAIN.GROUP_PICTURES": True}), "train")
+
     def check_results(self, path: Path, dataset: Any) -> None:
         """The task's own look at its result file."""
         raise NotImplementedError
@@ -249,6 +316,19 @@ def assert_same(got: Any, want: Any) -> None:
             assert_same(a, b)
     else:
         assert got == want
+
+
+def assert_close(got: Any, want: Any) -> None:
+    """Equal but for the last digits of numbers, through lists and dicts."""
+    if isinstance(want, dict):
+        assert got.keys() == want.keys()
+        got, want = list(got.values()), list(want.values())
+    if isinstance(want, list):
+        assert len(got) == len(want)
+        for a, b in zip(got, want, strict=True):
+            assert_close(a, b)
+    else:
+        assert got == (pytest.approx(want, rel=1e-3, abs=1e-4) if isinstance(want, float) else want)
 
 
 def train_losses(folder: Path) -> dict[int, float]:

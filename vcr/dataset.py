@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor
 from common.config import ConfigError
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
-from common.data.images import load_image
 from common.data.masks import instance_mask
 from common.data.regions import open_regions, with_image_box
 from common.data.text import BertTokenizer, load_tokenizer
@@ -111,6 +111,13 @@ class VCRDataset(TaskDataset):
         return len(self.annotations)
 
     @property
+    def picture_ids(self) -> Sequence[int] | None:
+        if self._regions is not None or self.walk_names:  # the walk goes in the order of the file
+            return None
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(image, len(numbers)) for image in self.annotations.images]
+
+    @property
     def ids(self) -> list[str]:
         """annot_id of every sample."""
         return self.annotations.ids
@@ -118,12 +125,18 @@ class VCRDataset(TaskDataset):
     def sample(self, index: int, rng: random.Random) -> Sample:
         everything = self.annotations[index]
         metadata = self.metadata(everything)
-        image = None if self._regions is not None else load_image(f"{self.images}/{everything.img_fn}")
-        width, height = self._listed_size(everything, metadata) if image is None else image.size
+        image = known = None
+        if self._regions is not None:
+            width, height = self._listed_size(everything, metadata)
+        else:
+            picture = self.pictures.read(f"{self.images}/{everything.img_fn}")
+            image, known = picture.image, picture.pixels
+            width, height = image.size
         annotation, keep = self.rows.relevant(everything)
         boxes = self._boxes(annotation, metadata, keep, width, height)
         rows = self.rows.build(annotation, self.rows.queries(annotation, self._names(annotation)))
-        state = self.transform(image, boxes.boxes, torch.tensor([width, height, 1.0, 1.0]), boxes.masks, rng)
+        im_info = torch.tensor([width, height, 1.0, 1.0])
+        state = self.transform(image, boxes.boxes, im_info, boxes.masks, rng, known)
         text_ids, segment_ids, text_tags = ([torch.tensor(row[i]) for row in rows] for i in range(3))
         return Sample(
             id=annotation.annot_id,

@@ -127,6 +127,7 @@ class VLBertForVCR(nn.Module):
             features=batch.features,
             classes=batch.box_classes,
             box_masks=batch.box_masks,
+            picture=batch.picture,
         )
         return out.reps, out.class_loss
 

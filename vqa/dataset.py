@@ -13,7 +13,6 @@ from torch import Tensor
 
 from common.data.batch import Sample
 from common.data.dataset import DataError, TaskDataset
-from common.data.images import load_image
 from common.data.regions import Regions, open_regions, with_image_box
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
@@ -73,15 +72,16 @@ class VQADataset(TaskDataset):
         question = self.questions[index]
         image_set = question.image_set
         regions = self._regions[image_set].regions(str(question.image_id), with_features=self.precomputed)
-        image = None
+        image = known = None
         if self.precomputed:
             width, height = self.image_size(question)
         else:
-            image = load_image(self.image_path(question))
+            picture = self.pictures.read(self.image_path(question))
+            image, known = picture.image, picture.pixels
             width, height = image.size
         boxes, features = self._boxes(regions, width, height, question)
         im_info = torch.tensor([width, height, 1.0, 1.0])
-        state = self.transform(image, boxes, im_info, None, rng)
+        state = self.transform(image, boxes, im_info, None, rng, known)
         boxes = state.inside
         text_ids, segment_ids = self._text(question, state.flipped)
         return Sample(
@@ -94,6 +94,10 @@ class VQADataset(TaskDataset):
             segment_ids=segment_ids,
             targets={"label": self._target(question, state.flipped)} if self.with_answers else {},
         )
+
+    @property
+    def picture_ids(self) -> Sequence[int] | None:
+        return None if self.precomputed else [q.image_id for q in self.questions]
 
     @property
     def group_ids(self) -> Sequence[int]:

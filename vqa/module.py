@@ -42,7 +42,7 @@ class VLBertForVQA(nn.Module):
         predictions: label_logits [B, V]. losses: ans_loss.
         """
         regions = self.image_feature_extractor(
-            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features
+            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, picture=batch.picture
         ).reps  # (B, R, D)
         text_visual = regions[:, :1].expand(-1, batch.text_ids.shape[1], -1)  # every word looks at the first box
         if self.no_grounding:

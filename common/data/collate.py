@@ -18,13 +18,21 @@ PER_TOKEN = ("segment_ids", "text_tags")
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pads each field with its value of PAD_VALUES, each target with its value of `target_pads` (0 when absent).
 
+    Samples whose image is one and the same tensor share a row of the batch's images.
+
     Raises ValueError, naming the sample, when samples disagree about the fields or targets that are present, or when
     the fields of one sample disagree about its number of boxes or tokens.
     """
     for sample in samples:
         _check(sample, samples[0])
-    fields = {name: _padded(samples, name, pad) for name, pad in PAD_VALUES.items()}
+    fields = {name: _padded(samples, name, pad) for name, pad in PAD_VALUES.items() if name != "image"}
+    first = {id(sample.image): sample for sample in reversed(samples)}  # of the samples with that tensor
+    distinct = [sample for sample in samples if first[id(sample.image)] is sample]
+    row = {id(sample.image): i for i, sample in enumerate(distinct)}
+    shared = len(distinct) < len(samples) and samples[0].image is not None
     return Batch(
+        image=_padded(distinct, "image", PAD_VALUES["image"]),
+        picture=torch.tensor([row[id(sample.image)] for sample in samples]) if shared else None,
         ids=[sample.id for sample in samples],
         im_info=torch.stack([sample.im_info for sample in samples]),
         box_mask=pad_stack([torch.ones(len(sample.boxes), dtype=torch.bool) for sample in samples], False),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 from torch.utils.data import Dataset
 
 from common.data.batch import Sample
+from common.data.images import ImageReader
 
 
 class DataError(ValueError):
@@ -29,6 +31,21 @@ class TaskDataset(Dataset[Sample]):
         """key: (index, seed) as the samplers of common.data.samplers yield it."""
         index, seed = key
         return self.sample(index, random.Random(seed))
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
+        """The samples of a batch. A picture that several of them show the same way is read and resized once."""
+        with self.pictures.keeping():
+            return [self[key] for key in keys]
+
+    @cached_property
+    def pictures(self) -> ImageReader:
+        """What a dataset reads its pictures with, if samples of one picture may share the tensor of its pixels."""
+        return ImageReader()
+
+    @property
+    def picture_ids(self) -> Sequence[int] | None:
+        """A number for the picture of each sample, None where a batch gains nothing from samples that share one."""
+        return None
 
     @property
     def group_ids(self) -> Sequence[int]:

@@ -10,11 +10,18 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
 from PIL import Image, ImageOps
+
+if TYPE_CHECKING:  # nothing that reads pictures alone has to wait for torch
+    from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _MARK = ".zip@"
@@ -111,6 +118,38 @@ def decode_image(data: bytes, what: str, upright: bool = False) -> Image.Image:
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except _DECODE_ERRORS as error:
         raise ImageError(f"unreadable image {what} ({len(data)} bytes): {error}") from error
+
+
+@dataclass
+class SharedImage:
+    """A picture, and its transformed pixels so far, by whether they are mirrored: `known` of a Transform."""
+
+    image: Image.Image
+    pixels: dict[bool, Tensor] = field(default_factory=dict)
+
+
+class ImageReader:
+    """Reads pictures; while they are kept, each file once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, SharedImage] | None = None
+
+    def read(self, path: str) -> SharedImage:
+        """The RGB picture of `load_image`; raises what that raises."""
+        if self._kept is None:
+            return SharedImage(load_image(path))
+        if path not in self._kept:
+            self._kept[path] = SharedImage(load_image(path))
+        return self._kept[path]
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Pictures read inside are kept to the end of the block."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
 
 
 def _split(path: str | Path) -> tuple[str, str | None]:

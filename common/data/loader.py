@@ -8,21 +8,25 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from common.data.batch import Batch
 from common.data.collate import collate
-from common.data.dataset import TaskDataset
+from common.data.dataset import DataError, TaskDataset
 from common.data.samplers import BatchSampler, EpochSampler
+
+
+T = TypeVar("T")
 
 
 class BatchLoader:
     """Batches of one split in a reproducible order, from any position of any epoch.
 
     Training pads the order so that every rank has the same number of batches; evaluation gives each sample once.
+    pictures: samples of a picture follow each other and share it, if the dataset says which they are.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class BatchLoader:
         shuffle: bool = False,
         training: bool = False,
         aspect_grouping: bool = False,
+        pictures: bool = False,
         num_workers: int = 0,
         base_seed: int = 0,
         rank: int = 0,
@@ -40,7 +45,11 @@ class BatchLoader:
     ) -> None:
         self.dataset = dataset
         self.batch_sampler = BatchSampler(
-            EpochSampler(len(dataset), shuffle, rank, world, pad=training),
+            EpochSampler(
+                *(len(dataset), shuffle, rank, world),
+                pad=training,
+                pictures=dataset.picture_ids if pictures else None,
+            ),
             batch_size,
             dataset.group_ids if aspect_grouping else None,
             base_seed,
@@ -70,6 +79,12 @@ class BatchLoader:
     def base_seed(self, seed: int) -> None:
         self.batch_sampler.base_seed = seed
 
+    def in_dataset_order(self, results: Sequence[T]) -> list[T]:
+        """One result for each sample, in the order of the first epoch over all ranks -> in that of the dataset."""
+        sampler = self.batch_sampler.sampler
+        order = sampler.part(0, 0, sampler.length).argsort().tolist()
+        return [results[i] for i in order]
+
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Any:
         """An iterator over the batches of an epoch from `start_batch` on."""
         self.batch_sampler.set_position(epoch, start_batch)
@@ -92,6 +107,10 @@ class MultiLoader:
 
     def __len__(self) -> int:
         return len(self.master)
+
+    def in_dataset_order(self, results: Sequence[T]) -> list[T]:
+        """That of the master."""
+        return self.master.in_dataset_order(results)
 
     @property
     def dataset(self) -> TaskDataset:
@@ -171,6 +190,7 @@ def build_loader(
             shuffle=section.SHUFFLE and not in_order and split != "test",
             training=training,
             aspect_grouping=split == "train" and section.ASPECT_GROUPING,
+            pictures=section.get("GROUP_PICTURES", False),
             num_workers=workers,
             base_seed=base_seed,
             rank=rank,
@@ -179,6 +199,8 @@ def build_loader(
         )
 
     if isinstance(dataset, TaskDataset):
+        if split == "train" and section.get("GROUP_PICTURES") and dataset.picture_ids is None:
+            raise DataError("TRAIN.GROUP_PICTURES true: samples with precomputed features share no pixels")
         return build(dataset, section.BATCH_IMAGES, split == "train", workers)
     master, *others = zip(dataset, section.BATCH_IMAGES, strict=True)
     # The others are plain text, which one process reads fast enough. Every rank needs a part of them, whatever their

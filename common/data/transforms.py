@@ -49,12 +49,19 @@ class Transform:
     fixed_padding: bool = False
 
     def __call__(
-        self, image: Image.Image | None, boxes: Tensor, im_info: Tensor, masks: Tensor | None, rng: random.Random
+        self,
+        image: Image.Image | None,
+        boxes: Tensor,
+        im_info: Tensor,
+        masks: Tensor | None,
+        rng: random.Random,
+        known: dict[bool, Tensor] | None = None,
     ) -> TransformResult:
-        """Arguments are left as they are.
+        """Arguments are left as they are, but for `known`.
 
         image: RGB, or None with precomputed features. boxes: [R, >=4] in pixels of that image. im_info: [>=4], starting
-        with its width and height. masks: [R, S, S] relative to their box, or None.
+        with its width and height. masks: [R, S, S] relative to their box, or None. known: pixels of this image, by
+        whether they are mirrored, which are taken where they are there and kept there.
 
         Draws one number from `rng`, whether it flips or not. Raises ValueError when the image is not RGB or not of the
         size in `im_info`.
@@ -73,8 +80,12 @@ class Transform:
             boxes = flip_boxes(boxes, size[0])
             masks = None if masks is None else masks.flip(-1)
         info = torch.cat([torch.tensor(size, dtype=torch.float32), ratios, im_info[4:].float()])
-        pixels = None if image is None else self._pixels(image, size, flipped)
-        return TransformResult(pixels, boxes, info, masks, flipped)
+        if image is None:
+            return TransformResult(None, boxes, info, masks, flipped)
+        known = {} if known is None else known
+        if flipped not in known:
+            known[flipped] = self._pixels(image, size, flipped)
+        return TransformResult(known[flipped], boxes, info, masks, flipped)
 
     def _pixels(self, image: Image.Image, size: tuple[int, int], flipped: bool) -> Tensor:
         image = image.resize(size, Image.Resampling.BILINEAR)

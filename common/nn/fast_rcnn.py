@@ -92,10 +92,12 @@ class FastRCNN(nn.Module):
         box_masks: Tensor | None = None,
         masked: Tensor | None = None,
         mask_feature: Tensor | None = None,
+        picture: Tensor | None = None,
     ) -> RegionOutput:
         """Embed regions.
 
-        images: [B, 3, h, w] normalised, None in precomputed mode. boxes: [B, R, 4] xyxy in pixels of the resized image.
+        images: [P, 3, h, w] normalised, None in precomputed mode. picture: int64 [B], the image of each row of boxes;
+        None where there is one image a row. An image, and a box that several rows have, is computed once. boxes: [B, R, 4] xyxy in pixels of the resized image.
         box_mask: bool [B, R]. im_info: [B, >= 2], width and height of the resized image. features: [B, R, 2048],
         precomputed; where they are given, the CNN does not run.
         classes: [B, R] class of each box. box_masks: [B, R, S, S] instance masks on the RoI head's output.
@@ -103,7 +105,7 @@ class FastRCNN(nn.Module):
         Raises ValueError where an input that the configuration needs is missing.
         """
         labels = real_rows(classes, box_mask).long() if classes is not None else None
-        raw = self._appearance(images, boxes, box_mask, features, box_masks)  # (K, 2048)
+        raw = self._appearance(images, boxes, box_mask, features, box_masks, picture)  # (K, 2048)
         logits, loss = None, None
         if self.regularizing_predictor is not None:
             if labels is None:
@@ -123,35 +125,50 @@ class FastRCNN(nn.Module):
         return RegionOutput(rows_back(reps, box_mask), rows_back(raw, box_mask), logits, labels, loss)
 
     def region_features(
-        self, images: Tensor, boxes: Tensor, box_mask: Tensor, box_masks: Tensor | None = None
+        self,
+        images: Tensor,
+        boxes: Tensor,
+        box_mask: Tensor,
+        box_masks: Tensor | None = None,
+        picture: Tensor | None = None,
     ) -> Tensor:
         """Appearance features of the K real boxes, row-major: -> [K, 2048]. Arguments as in forward."""
         if not box_mask.any():
             raise ValueError("no real box in the batch")
         # Channels last is what convolution kernels of CPUs and GPUs like best; the values are the same.
         feature_map = self.backbone(images.contiguous(memory_format=torch.channels_last))
-        chunks = [box_mask]
-        if self.roi_chunk:
-            chunks = [_mask_of(part, box_mask) for part in box_mask.nonzero().split(self.roi_chunk)]
+        rois, masks = roi_rows(boxes, box_mask, picture), None if box_masks is None else box_masks[box_mask]
+        shared = None
+        if len(images) < len(boxes):
+            rois, masks, shared = _distinct(rois, masks)
+        size = self.roi_chunk or len(rois)
         again = self.recompute_rois and self.training
         parts = [
-            recompute.call(self._roi_head, feature_map, boxes, chunk, box_masks, images.dtype, again=again)
-            for chunk in chunks
+            recompute.call(
+                self._roi_head, feature_map, part, None if masks is None else masks[at], images.dtype, again=again
+            )
+            for at in (slice(start, start + size) for start in range(0, len(rois), size))
+            for part in (rois[at],)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return found if shared is None else found[shared]
 
-    def _roi_head(
-        self, feature_map: Tensor, boxes: Tensor, box_mask: Tensor, box_masks: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        """[K, 2048] of the K boxes in box_mask."""
-        regions = roi_align_features(feature_map, boxes, box_mask).to(dtype, memory_format=torch.channels_last)
+    def _roi_head(self, feature_map: Tensor, rois: Tensor, masks: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """[K, 2048] of rois [K, 5] with their masks [K, S, S]."""
+        regions = roi_align_features(feature_map, rois).to(dtype, memory_format=torch.channels_last)
         grid = self.roi_head_feature_extractor(regions)
-        if box_masks is not None:
-            grid = grid * box_masks[box_mask][:, None].to(grid.dtype)
+        if masks is not None:
+            grid = grid * masks[:, None].to(grid.dtype)
         return self.head[2](self.head[1](grid))
 
     def _appearance(
-        self, images: Tensor | None, boxes: Tensor, box_mask: Tensor, features: Tensor | None, box_masks: Tensor | None
+        self,
+        images: Tensor | None,
+        boxes: Tensor,
+        box_mask: Tensor,
+        features: Tensor | None,
+        box_masks: Tensor | None,
+        picture: Tensor | None,
     ) -> Tensor:
         if features is not None:
             return real_rows(features, box_mask)
@@ -159,23 +176,28 @@ class FastRCNN(nn.Module):
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is true but the batch has no region features")
         if images is None:
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false but the batch has no images")
-        return self.region_features(images, boxes, box_mask, box_masks)
+        return self.region_features(images, boxes, box_mask, box_masks, picture)
 
 
-def roi_align_features(feature_map: Tensor, boxes: Tensor, box_mask: Tensor) -> Tensor:
-    """RoIAlign of the real boxes in float32: [B, 1024, h/16, w/16], [B, R, 4] in image pixels -> [K, 1024, 14, 14].
+def roi_rows(boxes: Tensor, box_mask: Tensor, picture: Tensor | None = None) -> Tensor:
+    """The K real boxes as RoIAlign wants them: float32 [K, 5], the image (by default the row) and xyxy."""
+    image = box_mask.nonzero()[:, 0]
+    image = image if picture is None else picture[image]
+    return torch.cat([image[:, None].float(), boxes[box_mask].float()], dim=1)
+
+
+def roi_align_features(feature_map: Tensor, rois: Tensor) -> Tensor:
+    """RoIAlign in float32: [P, 1024, h/16, w/16], [K, 5] of image and xyxy in its pixels -> [K, 1024, 14, 14].
 
     One sample a bin, no half-pixel shift, sides of at least one cell: the convention the weights were trained with
     (spec 02 §6.4).
     """
-    image_index = box_mask.nonzero()[:, :1]
     with torch.autocast(feature_map.device.type, enabled=False):
-        rois = torch.cat([image_index.float(), boxes[box_mask].float()], dim=1)
         return roi_align(feature_map.float(), rois, ROI_SIZE, 1.0 / STRIDE, sampling_ratio=1, aligned=False)
 
 
-def _mask_of(slots: Tensor, like: Tensor) -> Tensor:
-    """Rows and columns [n, 2] -> bool mask of the shape of `like`, True there."""
-    mask = torch.zeros_like(like)
-    mask[slots[:, 0], slots[:, 1]] = True
-    return mask
+def _distinct(rois: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Rows [K, 5] and masks [K, S, S] without repetitions, n of them, and int64 [K], which of them each row was."""
+    rows = rois if masks is None else torch.cat([rois, masks.flatten(1).float()], dim=1)
+    rows, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    return rows[:, :5], None if masks is None else rows[:, 5:].unflatten(1, masks.shape[1:]), inverse

@@ -113,6 +113,8 @@ def test_our_keys(task):
         "DATASET.REGION_PATH",
     }
     own = {"vcr": {"DATASET.PERSON_NAMES"}, "refcoco": {"DATASET.SPLIT_BY", "NETWORK.SCORE_PADDING"}}
+    if task != "pretrain":
+        expected |= {f"{section}.GROUP_PICTURES" for section in ("TRAIN", "VAL", "TEST")}
     assert ours == expected | own.get(task, set())
 
 

@@ -16,6 +16,8 @@ from tests.tiny import write_settings
 
 
 class TestMultitask(TaskCheck):
+    pixels = None
+
     def box_source(self, task, cfg):
         return f"regions:{cfg.DATASET[0].DATASET_PATH}/val_frcnn"
 

@@ -49,7 +49,15 @@ class Regions(torch.nn.Module):
         self.calls = 0
 
     def forward(
-        self, images, boxes: Tensor, box_mask: Tensor, im_info, features=None, classes=None, box_masks=None
+        self,
+        images,
+        boxes: Tensor,
+        box_mask: Tensor,
+        im_info,
+        features=None,
+        classes=None,
+        box_masks=None,
+        picture=None,
     ) -> RegionOutput:
         self.calls += 1
         reps = torch.cat([boxes, boxes.flip(-1)], dim=-1) / 50 * box_mask[..., None]

@@ -15,7 +15,7 @@ from common.config import load_config
 from common.data.collate import collate
 from common.optim import AdamW
 from common.run import run_test
-from tests.task_check import TaskCheck
+from tests.task_check import PIXELS, TaskCheck
 from vcr.result_table import find_problems, read_table
 from vcr.task import TASK
 from vcr.text import Q2A, QA2R
@@ -23,6 +23,7 @@ from vcr.text import Q2A, QA2R
 
 class _Half(TaskCheck):
     task_name = Q2A
+    pixels = {**PIXELS, "DATASET.MASK_SIZE": 7}
 
     def questions(self, task, cfg):
         dataset = task.build_dataset(cfg, "val")
@@ -66,6 +67,7 @@ class _Half(TaskCheck):
 
 class TestQ2A(_Half):
     task_name = Q2A
+    pixels = {**PIXELS, "DATASET.MASK_SIZE": 7}
 
 
 class TestQA2R(_Half):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from common.boxes import coordinate_embedding
-from common.nn.fast_rcnn import FEATURE_DIM, ROI_SIZE, FastRCNN, roi_align_features
+from common.nn.fast_rcnn import FEATURE_DIM, ROI_SIZE, FastRCNN, roi_align_features, roi_rows
 
 
 def one_box(*xyxy: float) -> tuple[Tensor, Tensor]:
@@ -20,14 +20,14 @@ def ramp(height: int, width: int) -> Tensor:
 
 class TestRoIAlign:
     def test_one_sample_in_the_middle_of_each_bin_without_half_pixel_shift(self):
-        grid = roi_align_features(ramp(20, 20), *one_box(16.0, 32.0, 16.0 + 14 * 8, 32.0 + 14 * 16))
+        grid = roi_align_features(ramp(20, 20), roi_rows(*one_box(16.0, 32.0, 16.0 + 14 * 8, 32.0 + 14 * 16)))
         assert grid.shape == (1, 2, ROI_SIZE, ROI_SIZE)
         # x from 1 in bins of half a cell, y from 2 in bins of one cell
         torch.testing.assert_close(grid[0, 1, 0], 1 + (torch.arange(14) + 0.5) * 0.5)
         torch.testing.assert_close(grid[0, 0, :, 0], 2 + (torch.arange(14) + 0.5))
 
     def test_a_box_smaller_than_a_cell_is_one_cell_wide(self):
-        grid = roi_align_features(ramp(8, 8), *one_box(32.0, 48.0, 34.0, 50.0))
+        grid = roi_align_features(ramp(8, 8), roi_rows(*one_box(32.0, 48.0, 34.0, 50.0)))
         torch.testing.assert_close(grid[0, 1, 0], 2 + (torch.arange(14) + 0.5) / 14)
         torch.testing.assert_close(grid[0, 0, :, 0], 3 + (torch.arange(14) + 0.5) / 14)
 
@@ -35,7 +35,7 @@ class TestRoIAlign:
         feature_map = torch.zeros(1, 1, 6, 6)
         feature_map[0, 0, 2, 3] = 1.0
         # Bins of one cell from (1, 1): samples at 1.5, 2.5, ...; only those within a cell of (2, 3) see it.
-        grid = roi_align_features(feature_map, *one_box(16.0, 16.0, 16.0 + 14 * 16, 16.0 + 14 * 16))[0, 0]
+        grid = roi_align_features(feature_map, roi_rows(*one_box(16.0, 16.0, 16.0 + 14 * 16, 16.0 + 14 * 16)))[0, 0]
         want = torch.zeros(14, 14)
         want[0:2, 1:3] = 0.25
         torch.testing.assert_close(grid, want)
@@ -43,22 +43,22 @@ class TestRoIAlign:
     def test_outside_the_map(self):
         """Up to one cell outside the border value counts, beyond it is zero (spec 02 §6.4)."""
         feature_map = torch.full((1, 1, 4, 4), 7.0)
-        columns = roi_align_features(feature_map, *one_box(-16.0 * 3, 0.0, 16.0 * 11, 16.0))[0, 0, 0]
+        columns = roi_align_features(feature_map, roi_rows(*one_box(-16.0 * 3, 0.0, 16.0 * 11, 16.0)))[0, 0, 0]
         # samples at -2.5, -1.5, -0.5, ..., 3.5, 4.5, ...
         assert columns.tolist() == [0, 0] + [7] * 5 + [0] * 7
 
     def test_boxes_belong_to_their_image_and_padding_has_no_row(self):
         feature_map = torch.stack([torch.full((1, 4, 4), 1.0), torch.full((1, 4, 4), 2.0)])
         boxes = torch.tensor([[[0.0, 0, 30, 30], [9, 9, 9, 9]], [[0, 0, 30, 30], [5, 5, 40, 40]]])
-        grid = roi_align_features(feature_map, boxes, torch.tensor([[True, False], [True, True]]))
+        grid = roi_align_features(feature_map, roi_rows(boxes, torch.tensor([[True, False], [True, True]])))
         torch.testing.assert_close(grid[:, 0, 5, 5], torch.tensor([1.0, 2.0, 2.0]))
 
     def test_coordinates_stay_float32_under_autocast(self):
         """Spec 02 §12 no. 24: bf16 would move 1000.75 to 1000, and 0.75 pixels are 0.047 cells."""
         boxes, mask = one_box(1000.75, 700.25, 1000.75 + 14 * 16, 700.25 + 14 * 16)
-        want = roi_align_features(ramp(80, 80), boxes, mask)
+        want = roi_align_features(ramp(80, 80), roi_rows(boxes, mask))
         with torch.autocast("cpu", torch.bfloat16):
-            got = roi_align_features(ramp(80, 80).bfloat16(), boxes, mask)  # whole numbers are exact in bf16
+            got = roi_align_features(ramp(80, 80).bfloat16(), roi_rows(boxes, mask))  # whole numbers are exact in bf16
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
         assert got[0, 1, 0, 0].item() == pytest.approx(1000.75 / 16 + 0.5, abs=1e-4)
@@ -164,6 +164,34 @@ class TestEndToEnd:
         assert {"backbone.conv1", "backbone.bn1", "backbone.layer1"} <= frozen
         assert not any(".bn" in n or "downsample.1." in n and "obj" not in n for n in trained)
         assert {"backbone.layer2.0.conv1.weight", "roi_head_feature_extractor.0.conv1.weight"} <= trained
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_a_shared_picture_and_box_are_computed_once(self, model, masked):
+        """Four rows about two pictures: the features and gradients of a picture each, for a part of the work."""
+        torch.manual_seed(0)
+        images, picture = torch.randn(2, 3, 64, 96), torch.tensor([0, 1, 0, 0])
+        boxes = torch.tensor([[[0.0, 0, 60, 40], [16, 16, 80, 60]], [[8, 8, 60, 60], [0, 0, 0, 0]]])[[0, 1, 0, 0]]
+        boxes[3] = boxes[3].flip(0)
+        mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
+        masks = None
+        if masked:  # the same box with another mask is another region
+            masks = torch.rand(4, 2, 7, 7)
+            masks[3, 1] = masks[0, 0]
+        model.zero_grad()
+        each = model.region_features(images[picture], boxes, mask, masks)
+        each.square().sum().backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        rows = []
+        model.roi_head_feature_extractor.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
+        model.backbone.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
+        once = model.region_features(images, boxes, mask, masks, picture)
+        once.square().sum().backward()
+        assert rows == [2, 6 if masked else 3]
+        torch.testing.assert_close(once, each, atol=1e-5, rtol=1e-4)
+        for name, p in model.named_parameters():
+            if name in gradients:
+                assert (p.grad - gradients[name]).norm() <= 1e-3 * gradients[name].norm() + 1e-6, name
 
     @torch.no_grad()
     def test_instance_masks_weight_the_average_over_the_full_window(self, model, batch):
