@@ -33,7 +33,7 @@ def plainly() -> Iterator[None]:
 def all_positions(model: nn.Module) -> nn.Module:
     """Word and region logits everywhere, where the model has a choice."""
     if hasattr(model, "all_positions"):
-        model.all_positions = True
+        model.all_positions = True  # type: ignore[assignment]
     return model
 
 

@@ -11,14 +11,14 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", nargs="+", metavar="NAME", help="workloads (default: all)")
+    parser.add_argument("--suite", nargs="+", metavar="NAME", help="what to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, help="of a batch, instead of the workload's")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
@@ -28,16 +28,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
+    from benchmarks import loading, parts
     from benchmarks.measure import device_name, matmul_peak
-    from benchmarks.steps import HEADER, WORKLOADS, measure, rows
+    from benchmarks.steps import HEADER, SPLIT_HEADER, WORKLOADS, measure, rows, split_rows
     from common.files import write_text
     from common.model_report import table
 
     logging.disable(logging.WARNING)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    unknown = set(args.suite or []) - set(WORKLOADS)
+    others: dict[str, tuple[list[str], Callable[[], list[list[str]]]]] = {
+        "encoder": (
+            ["part", "step", "precision", "seconds", "of the matrix product"],
+            lambda: parts.measure_encoder(args.rounds, device, args.precision),
+        ),
+        "tower": (
+            ["part", "step", "what", "seconds", "x torchvision"],
+            lambda: parts.measure_tower(args.rounds, device, args.precision),
+        ),
+        "loader": (["", "regions from", "samples/s", "x JSON"], lambda: loading.measure_loader(args.rounds)),
+        "start": (["what", "seconds", "GiB"], loading.measure_start),
+    }
+    unknown = set(args.suite or []) - {*WORKLOADS, *others}
     if unknown:
-        parser.error(f"--suite {', '.join(sorted(unknown))}: there are {', '.join(WORKLOADS)}")
+        parser.error(f"--suite {', '.join(sorted(unknown))}: there are {', '.join([*WORKLOADS, *others])}")
     peaks = {name: matmul_peak(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     print(f"{device_name(device)}, torch {torch.__version__}")
     print(
@@ -45,13 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     found: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__, "peaks": peaks, "suites": {}}
     lines: list[list[str]] = []
-    for name in args.suite or WORKLOADS:
-        found["suites"][name] = measure(name, args.rounds, device, args.precision, args.samples)
-        lines += rows(name, found["suites"][name])
-        print(table(HEADER, rows(name, found["suites"][name])), flush=True)
+    for name in args.suite or [*WORKLOADS, *others]:
+        if name in others:
+            header, run = others[name]
+            found["suites"][name] = {"header": header, "rows": run()}
+            print(table(header, found["suites"][name]["rows"]), flush=True)
+        else:
+            found["suites"][name] = measure(name, args.rounds, device, args.precision, args.samples)
+            lines += rows(name, found["suites"][name])
+            print(table(HEADER, rows(name, found["suites"][name])))
+            if found["suites"][name]["split"]:
+                print(table(SPLIT_HEADER, split_rows(name, found["suites"][name])), flush=True)
         if args.json:
             write_text(args.json, json.dumps(found, indent=1) + "\n")
-    print("\n" + table(HEADER, lines))
+    if lines:
+        print("\n" + table(HEADER, lines))
     return 0
 
 

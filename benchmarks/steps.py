@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,7 +21,7 @@ from common.config import load_config
 from common.data.batch import Batch
 from common.data.synthetic import made_up_batch
 from common.memory import keep_freed_memory
-from common.model_report import TOTAL, inference_step, training_step
+from common.model_report import OTHER, PARTS, TOTAL, inference_step, training_step
 from common.optim import AdamW, clip_grad_norm
 from common.precision import Precision
 from common.task import load_task
@@ -31,7 +32,10 @@ PLAIN = "plain fp32"
 
 @dataclass(frozen=True)
 class Workload:
-    """A config with the shape of its batch. peers: what to measure beside it, names that `build_peer` knows."""
+    """A config with the shape of its batch. peers: what to measure beside it, names that `build_peer` knows.
+
+    shared: the samples are questions about one picture, as an evaluation meets them; forward only.
+    """
 
     task: str
     cfg: str
@@ -39,6 +43,11 @@ class Workload:
     words: int
     boxes: int
     peers: tuple[str, ...] = ()
+    shared: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("forward",) if self.shared else ("forward", "train")
 
 
 NO_WEIGHTS = ("NETWORK.PARTIAL_PRETRAIN=",)
@@ -51,6 +60,9 @@ WORKLOADS = {
     "pretrain-e2e-100": Workload("pretrain", "cfgs/pretrain/base_e2e_16x16G_fp16.yaml", 1, 20, 100),
     "vcr-base": Workload("vcr", "cfgs/vcr/base_q2a_4x16G_fp32.yaml", 1, 40, 16),
     "refcoco-base": Workload("refcoco", "cfgs/refcoco/base_gt_boxes_4x16G.yaml", 1, 10, 11),
+    # Questions about a picture: 7.1 expressions in RefCOCO+, 2.6 questions in VCR.
+    "refcoco-evaluation": Workload("refcoco", "cfgs/refcoco/base_gt_boxes_4x16G.yaml", 7, 10, 11, shared=True),
+    "vcr-evaluation": Workload("vcr", "cfgs/vcr/base_q2a_4x16G_fp32.yaml", 3, 40, 16, shared=True),
 }
 
 
@@ -70,10 +82,15 @@ class Step:
             self._call(batch)
 
     def train(self) -> None:
+        self.loss().backward()
+        self.update()
+
+    def loss(self) -> torch.Tensor:
         self.model.train()
         with self.precision.autocast():
-            loss = self._call(self.batch).loss
-        loss.backward()
+            return self._call(self.batch).loss
+
+    def update(self) -> None:
         if self.plain:
             plain_clip(self.model, CLIP)
         else:
@@ -130,7 +147,10 @@ def _serve(
     work, device = WORKLOADS[workload], torch.device(device_name)
     cfg = load_config(work.task, work.cfg, NO_WEIGHTS)
     torch.manual_seed(0)
-    batch = made_up_batch(work.task, cfg, samples or work.samples, work.words, work.boxes).to(device)
+    batch = made_up_batch(work.task, cfg, samples or work.samples, work.words, work.boxes, equal=work.shared)
+    if work.shared:
+        batch = of_one_picture(batch, own=family == "plain")
+    batch = batch.to(device)
     steps: dict[str, Step | PeerStep]
     if family == "ours":
         keep_freed_memory(device)  # as a run of ours does
@@ -154,6 +174,8 @@ def _serve(
             with Memory(device) as memory:
                 steps[candidate].train()
             pipe.send(memory.peak)
+        elif verb == "split":
+            pipe.send(split(steps[candidate], device))
         else:
             pipe.send(_flops(model, batch, cfg, device) | {"batch": len(batch)})
 
@@ -168,11 +190,13 @@ def measure(
     names = ("plain", "ours", *WORKLOADS[name].peers)
     families = [Family(family, name, samples, precisions, str(device)) for family in names]
     figures: dict[str, Any] = {"kinds": {}}
-    for kind in ("forward", "train"):
+    for kind in WORKLOADS[name].kinds:
         candidates = {c: partial(f.call, "run", c, kind) for f in families for c in f.candidates}
         seconds = interleaved(candidates, rounds, device)
         figures["kinds"][kind] = {"seconds": seconds, "median": medians(seconds)}
-    figures["memory"] = {c: f.call("memory", c) for f in families for c in f.candidates}
+    training = "train" in WORKLOADS[name].kinds
+    figures["memory"] = {c: f.call("memory", c) for f in families for c in f.candidates if training}
+    figures["split"] = {c: families[1].call("split", c) for c in families[1].candidates if training}
     figures |= families[1].call("flops")
     for family in families:
         family.close()
@@ -181,8 +205,57 @@ def measure(
         / figures["kinds"]["train"]["median"][f"ours {p}"]
         / matmul_peak(Precision(p, device).dtype, device)
         for p in precisions
+        if training
     }
     return figures
+
+
+def of_one_picture(batch: Batch, own: bool) -> Batch:
+    """The batch with the picture and boxes of its first sample for all. own: each has a copy of the picture."""
+    boxes = {
+        name: value for name in ("boxes", "box_masks", "box_classes") if (value := getattr(batch, name)) is not None
+    }
+    fields: dict[str, Any] = {name: value[:1].expand_as(value).contiguous() for name, value in boxes.items()}
+    assert batch.image is not None
+    if own:
+        fields["image"] = batch.image[:1].expand_as(batch.image).contiguous()
+    else:
+        fields |= {"image": batch.image[:1], "picture": torch.zeros(len(batch), dtype=torch.int64)}
+    return replace(batch, **fields)
+
+
+def split(step: Step, device: torch.device) -> dict[str, float]:
+    """Seconds of one training step by what takes them: the parts of the model in the forward, all of the backward, and
+    clipping with the optimizer."""
+    seconds: dict[str, float] = dict.fromkeys((*PARTS, OTHER), 0.0)
+    started: dict[str, float] = {}
+
+    def now() -> float:
+        synchronise(device)
+        return time.perf_counter()
+
+    handles = []
+    modules = dict(step.model.named_modules())
+    for part, names in PARTS.items():
+        for module in {id(modules[n]): modules[n] for n in names if n in modules}.values():
+            handles.append(module.register_forward_pre_hook(lambda *_, part=part: started.update({part: now()})))
+            handles.append(
+                module.register_forward_hook(
+                    lambda *_, part=part: seconds.update({part: seconds[part] + now() - started[part]})
+                )
+            )
+    start = now()
+    loss = step.loss()
+    seconds[OTHER] = now() - start - sum(seconds.values())
+    for handle in handles:
+        handle.remove()
+    start = now()
+    loss.backward()
+    seconds["backward"] = now() - start
+    start = now()
+    step.update()
+    seconds["optimizer"] = now() - start
+    return seconds
 
 
 def _flops(model: nn.Module, batch: Batch, cfg: Any, device: torch.device) -> dict[str, Any]:
@@ -190,6 +263,14 @@ def _flops(model: nn.Module, batch: Batch, cfg: Any, device: torch.device) -> di
     precision = Precision("fp32", device)
     forward = inference_step(model, batch, precision)[0].flops
     return {"forward": forward, "train": training_step(model, batch, cfg, precision)[0].flops}
+
+
+def split_rows(name: str, figures: dict[str, Any]) -> list[list[str]]:
+    """Table rows: the part of each kind of work in a training step."""
+    return [
+        [name, candidate, *(f"{seconds / sum(parts.values()):.0%}" for seconds in parts.values())]
+        for candidate, parts in figures["split"].items()
+    ]
 
 
 def rows(name: str, figures: dict[str, Any]) -> list[list[str]]:
@@ -214,4 +295,5 @@ def rows(name: str, figures: dict[str, Any]) -> list[list[str]]:
     return out
 
 
+SPLIT_HEADER = ["workload", "what", *(f"{part} forward" for part in (*PARTS, OTHER)), "backward", "optimizer"]
 HEADER = ["workload", "step", "what", "seconds", "samples/s", "x plain", "GiB", "MFU"]

@@ -27,12 +27,11 @@ from common.data.samplers import MOST_SHARED
 from common.exporter import export
 from common.inference import InputError, load_predictor
 from common.optim import AdamW
-from common.pretrained import load_partial
 from common.precision import Precision
+from common.pretrained import load_partial
 from common.run import Loaded, predict, run_test, run_training, train_folder
 from common.task import Task
 from common.trainer import Stopped, Trainer
-
 
 PIXELS = {
     "NETWORK.IMAGE_FEAT_PRECOMPUTED": False,
@@ -241,7 +240,8 @@ class TaskCheck:
         """TRAIN.GROUP_PICTURES: the loss and gradients of the same samples with pictures of their own."""
         if not self.pixels:
             pytest.skip(f"{task.name} has no evaluation by picture")
-        cfg = replace(cfg, {**self.pixels, "TRAIN.GROUP_PICTURES": True, "TRAIN.BATCH_IMAGES": 6, "TRAIN.SHUFFLE": True})
+        how = {"TRAIN.GROUP_PICTURES": True, "TRAIN.BATCH_IMAGES": 6, "TRAIN.SHUFFLE": True}
+        cfg = replace(cfg, {**self.pixels, **how})
         loader = build_loader(master(task, cfg, "train"), cfg, "train", base_seed=3)
         shared = next(b for b in loader.epoch(1) if b.picture is not None)
         assert len(shared.image) < len(shared) == 6

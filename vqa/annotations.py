@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 from common.data.dataset import DataError
+from common.data.json_files import iter_list
 from common.data.safe_pickle import load_object_array
 
 
@@ -89,42 +89,42 @@ def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imd
     if from_imdb:
         return _from_imdb(root / image_set.imdb_file, image_set, with_answers)
     path = root / image_set.questions_file
-    questions = read_list(path, "questions")
-    answers: list[Any] = [()] * len(questions)
-    if with_answers:
-        answers = _paired_answers(path, questions, root / image_set.annotations_file)
-    result = []
-    for i, (q, a) in enumerate(zip(questions, answers, strict=True)):
+    found = []
+    for i, q in enumerate(iter_list(path, "questions", "questions file")):
         try:
             if not isinstance(q["question"], str):
                 raise TypeError
-            result.append(Question(int(q["question_id"]), int(q["image_id"]), q["question"], a, image_set))
+            found.append((int(q["question_id"]), int(q["image_id"]), q["question"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: questions[{i}] needs question_id, image_id and question, got {str(q)[:120]}"
             ) from error
-    return result
+    answers: list[tuple[str, ...]] = [()] * len(found)
+    if with_answers:
+        answers = _paired_answers(path, [question_id for question_id, *_ in found], root / image_set.annotations_file)
+    return [Question(*q, a, image_set) for q, a in zip(found, answers, strict=True)]
 
 
-def _paired_answers(path: Path, questions: list[Any], annotation_path: Path) -> list[tuple[str, ...]]:
-    annotations = read_list(annotation_path, "annotations")
-    if len(annotations) != len(questions):
-        raise DataError(
-            f"{annotation_path}: {len(annotations)} annotations for the {len(questions)} questions of {path}"
-        )
-    answers = []
-    for i, (q, a) in enumerate(zip(questions, annotations, strict=True)):
+def _paired_answers(path: Path, question_ids: list[int], annotation_path: Path) -> list[tuple[str, ...]]:
+    """The answers of the questions; each file is read entry by entry, for they fill gigabytes as Python objects."""
+    answers, answered = [], []
+    for i, a in enumerate(iter_list(annotation_path, "annotations", "annotations file")):
         try:
-            if q["question_id"] != a["question_id"]:
-                raise DataError(
-                    f"{annotation_path}: annotations[{i}] is for question {a['question_id']}, "
-                    f"questions[{i}] of {path} is {q['question_id']}"
-                )
+            answered.append(a["question_id"])
             answers.append(tuple(intern(x["answer"]) for x in a["answers"]))
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"{annotation_path}: annotations[{i}] needs question_id and answers[].answer, got {str(a)[:120]}"
             ) from error
+    if len(answered) != len(question_ids):
+        raise DataError(
+            f"{annotation_path}: {len(answered)} annotations for the {len(question_ids)} questions of {path}"
+        )
+    for i, (asked, found) in enumerate(zip(question_ids, answered, strict=True)):
+        if asked != found:
+            raise DataError(
+                f"{annotation_path}: annotations[{i}] is for question {found}, questions[{i}] of {path} is {asked}"
+            )
     return answers
 
 
@@ -144,13 +144,4 @@ def _from_imdb(path: Path, image_set: ImageSet, with_answers: bool) -> list[Ques
 
 def read_list(path: Path, key: str) -> list[Any]:
     """The list under a top-level key of a JSON file; errors name the file, and the line where the JSON breaks."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{key} file {path}: no such file")
-    with open(path, encoding="utf-8") as f:
-        try:
-            content = json.load(f)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise DataError(f"{path}: expected an object with a list {key!r}")
-    return content[key]
+    return list(iter_list(path, key, f"{key} file"))

@@ -18,7 +18,6 @@ from common.data.collate import collate
 from common.data.dataset import DataError, TaskDataset
 from common.data.samplers import BatchSampler, EpochSampler
 
-
 T = TypeVar("T")
 
 

@@ -138,7 +138,7 @@ def picture_batches(order: Tensor, pictures: Tensor, batch_size: int) -> list[Te
     """
     most = MOST_SHARED * batch_size
     _, runs = pictures[order].unique_consecutive(return_counts=True)
-    batches, start, samples, count = [], 0, 0, 0  # of the batch that is being filled: where it starts, samples, pictures
+    batches, start, samples, count = [], 0, 0, 0  # of the batch that is being filled
     for run in (part for size in runs.tolist() for part in [most] * (size // most) + [size % most] if part):
         if count == batch_size or samples + run > most:
             batches.append(order[start : start + samples])

@@ -31,7 +31,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 def kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
     """Tensor of `shape` on the CPU: 0 with probability p to a precision of 1 / 65536, else 1.
 
-    Torch's generator seeds NumPy's SFC64, which draws three times as fast; so the numbers follow torch's seed and state.
+    Torch's generator seeds NumPy's SFC64, which draws three times as fast, so the numbers follow torch's seed.
     """
     count = int(torch.Size(shape).numel())
     generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))

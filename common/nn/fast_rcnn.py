@@ -97,7 +97,8 @@ class FastRCNN(nn.Module):
         """Embed regions.
 
         images: [P, 3, h, w] normalised, None in precomputed mode. picture: int64 [B], the image of each row of boxes;
-        None where there is one image a row. An image, and a box that several rows have, is computed once. boxes: [B, R, 4] xyxy in pixels of the resized image.
+        None where there is one image a row. An image, and a box that several rows have, is computed once.
+        boxes: [B, R, 4] xyxy in pixels of the resized image.
         box_mask: bool [B, R]. im_info: [B, >= 2], width and height of the resized image. features: [B, R, 2048],
         precomputed; where they are given, the CNN does not run.
         classes: [B, R] class of each box. box_masks: [B, R, S, S] instance masks on the RoI head's output.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from common.config import load_config
 from common.data.batch import ModelOutput
 from common.data.synthetic import made_up_batch
-from common.nn.bert import VECTOR
 from common.model_report import (
     OTHER,
     PARTS,
@@ -34,6 +33,7 @@ from common.model_report import (
     training_step,
 )
 from common.nn import resnet
+from common.nn.bert import VECTOR
 from common.precision import Precision
 from common.task import load_task
 
