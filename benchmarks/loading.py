@@ -21,7 +21,7 @@ from common.data.regions import FEATURE_DIM, JsonRegions, Regions, pack, save_re
 from common.task import load_task
 
 CFG = "cfgs/vqa/base_4x16G_fp32.yaml"
-PICTURES, QUESTIONS, BOXES = 48, 4, (10, 100)
+PICTURES, QUESTIONS, BOXES = 48, 20, (10, 100)
 WORDS = [f"word{i}" for i in range(500)]
 ENTRY_POINTS = (
     *("vqa/train_end2end.py", "vqa/test.py", "vqa/val.py", "vqa/predict.py", "vcr/train_end2end.py", "vcr/val.py"),
@@ -130,13 +130,13 @@ def measure_start() -> list[list[str]]:
     return [*rows, [f"index of {found['questions']:,} questions", f"{found['seconds']:.1f}", f"{found['gib']:.2f}"]]
 
 
-_INDEX = """
-import json, resource, sys, time
+_INDEX = r"""
+import json, re, sys, time
 from pathlib import Path
 from vqa.annotations import IMAGE_SETS, load_questions
 start = time.perf_counter()
 questions = load_questions(Path(sys.argv[1]), IMAGE_SETS["train2014"], True)
 seconds = time.perf_counter() - start
-gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+gib = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
 print(json.dumps({"questions": len(questions), "seconds": seconds, "gib": gib}))
 """
