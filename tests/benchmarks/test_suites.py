@@ -1,0 +1,68 @@
+"""The suites measure what they say: the same samples from every store, the same scores with a picture shared."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from benchmarks.loading import PICTURES, QUESTIONS, _loader, write_world
+from benchmarks.plots import draw
+from benchmarks.steps import Step, of_one_picture, split, split_rows
+from common.config import load_config
+from common.data.synthetic import made_up_batch
+from common.precision import Precision
+from common.task import load_task
+from tests.task_check import assert_same
+from tests.test_imports import ROOT
+
+CPU = torch.device("cpu")
+SMALL = [
+    "NETWORK.PARTIAL_PRETRAIN=",
+    "NETWORK.IMAGE_NUM_LAYERS=50",
+    "NETWORK.IMAGE_C5_DILATED=false",
+    "NETWORK.VLBERT.num_hidden_layers=1",
+    "SCALES=[64,96]",
+]
+
+
+@pytest.fixture
+def step() -> Step:
+    cfg = load_config("refcoco", ROOT / "cfgs/refcoco/base_gt_boxes_4x16G.yaml", SMALL)
+    torch.manual_seed(0)
+    model = load_task("refcoco").build_model(cfg)
+    return Step(model, made_up_batch("refcoco", cfg, 3, 5, 4, equal=True), Precision("fp32", CPU))
+
+
+def test_questions_about_one_picture_have_the_scores_of_copies_of_it(step):
+    own, shared = (of_one_picture(step.batch, own) for own in (True, False))
+    assert len(own.image) == 3 and len(shared.image) == 1
+    with torch.no_grad():
+        scores = [step.model.eval()(batch).predictions["label_logits"] for batch in (own, shared)]
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(scores[0][0], scores[0][1])  # other expressions
+
+
+def test_the_split_of_a_step_has_all_of_its_parts(step):
+    before = [p.clone() for p in step.model.parameters()]
+    parts = split(step, CPU)
+    assert [*parts] == ["backbone", "RoI head", "encoder", "heads", "other", "backward", "optimizer"]
+    assert all(seconds > 0 for seconds in parts.values())
+    assert any(not torch.equal(p, q) for p, q in zip(step.model.parameters(), before, strict=True))
+    assert len(split_rows("x", {"split": {"ours": parts}})[0]) == 2 + len(parts)
+
+
+def test_the_loaders_of_the_three_forms_give_the_same_samples(tmp_path):
+    loaders = [_loader(tmp_path, path, zipped) for path, zipped in write_world(tmp_path).values()]
+    samples = [[loader.dataset.sample(i, random.Random(i)) for i in (0, 7)] for loader in loaders]
+    assert len(loaders) == 3 and len(loaders[0].dataset) == PICTURES * QUESTIONS
+    for other in samples[1:]:
+        assert_same(other, samples[0])
+    assert samples[0][0].targets["label"].sum() > 0
+
+
+def test_a_plot_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    draw("words", {"fp32": {10: 1.0, 20: 2.0}}, "a machine", tmp_path / "words.png")
+    assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
