@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.nn import bert, resnet
+from common.nn.dropout import Dropout
 from common.optim import AdamW
 
 
@@ -25,6 +26,7 @@ def plainly() -> Iterator[None]:
     with (
         mock.patch.object(bert.SelfAttention, "forward", _attention),
         mock.patch.object(bert.Encoder, "packed", False),
+        mock.patch.object(Dropout, "forward", nn.Dropout.forward),
         mock.patch.object(resnet, "conv_norm", lambda x, conv, norm: norm(conv(x))),
     ):
         yield
