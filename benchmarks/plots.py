@@ -54,7 +54,7 @@ class Work:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("output/plots"), help="folder of the pictures and figures.json")
+    parser.add_argument("--out", type=Path, default=Path("output/plots"), help="folder of the pictures")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     args = parser.parse_args()
