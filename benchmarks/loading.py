@@ -7,8 +7,8 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,12 @@ def write_questions(root: Path, count: int, rng: random.Random) -> None:
 
 def measure_start() -> list[list[str]]:
     """Rows: seconds of --help of the entry points, and seconds and memory of indexing a training split of VQA."""
-    rows: list[list[str]] = []
-    for script in ENTRY_POINTS:
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True)
-            times.append(time.perf_counter() - start)
-        rows.append([f"{script} --help", f"{sorted(times)[1]:.2f}", ""])
+    helps = {
+        script: partial(subprocess.run, [sys.executable, script, "--help"], check=True, capture_output=True)
+        for script in ENTRY_POINTS
+    }
+    seconds = medians(interleaved(helps, 3, torch.device("cpu")))
+    rows = [[f"{script} --help", f"{median:.2f}", ""] for script, median in seconds.items()]
     with tempfile.TemporaryDirectory() as folder:
         write_questions(Path(folder), INDEXED, random.Random(0))
         found: dict[str, Any] = json.loads(

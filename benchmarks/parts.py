@@ -18,7 +18,6 @@ from common.precision import Precision
 
 SAMPLES, LENGTH = 32, 128
 IMAGE = (600, 1000)
-FROZEN = 2  # stages that the shipped configs freeze: the stem and layer1
 
 
 def measure_encoder(rounds: int, device: torch.device, precisions: list[str]) -> list[list[str]]:

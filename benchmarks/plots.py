@@ -1,4 +1,4 @@
-"""Throughput against the size of the work, as pictures: python -m benchmarks.plots [--out docs/plots] [--rounds 5]
+"""Throughput against the size of the work, as pictures: python -m benchmarks.plots [--out output/plots] [--rounds 5]
 
 VQA base on precomputed features, one training step, samples a second: against words, boxes, samples of a batch, and
 processes that share the machine's threads and exchange gradients. Needs matplotlib (requirements-dev.txt).
@@ -10,7 +10,6 @@ import argparse
 import json
 import logging
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from common import distributed
 from common.config import load_config
 from common.data.synthetic import made_up_batch
 from common.files import write_text
+from common.launch import free_port
 from common.memory import keep_freed_memory
 from common.precision import Precision
 from common.task import load_task
@@ -88,12 +88,9 @@ def sweep(
 
 def processes(count: int, rounds: int, precision: str) -> float:
     """Samples a second of `count` processes together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     threads = max(1, torch.get_num_threads() // count)
-    multiprocessing.spawn(_rank, (count, port, threads, rounds, precision, queue), nprocs=count)
+    multiprocessing.spawn(_rank, (count, free_port(), threads, rounds, precision, queue), nprocs=count)
     return count * USUAL["samples"] / queue.get()
 
 

@@ -26,12 +26,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for sample in samples:
         _check(sample, samples[0])
     fields = {name: _padded(samples, name, pad) for name, pad in PAD_VALUES.items() if name != "image"}
-    first = {id(sample.image): sample for sample in reversed(samples)}  # of the samples with that tensor
-    distinct = [sample for sample in samples if first[id(sample.image)] is sample]
-    row = {id(sample.image): i for i, sample in enumerate(distinct)}
-    shared = len(distinct) < len(samples) and samples[0].image is not None
+    by_image = {id(sample.image): sample for sample in samples}
+    row = {image: i for i, image in enumerate(by_image)}
+    shared = len(by_image) < len(samples) and samples[0].image is not None
     return Batch(
-        image=_padded(distinct, "image", PAD_VALUES["image"]),
+        image=_padded([*by_image.values()], "image", PAD_VALUES["image"]),
         picture=torch.tensor([row[id(sample.image)] for sample in samples]) if shared else None,
         ids=[sample.id for sample in samples],
         im_info=torch.stack([sample.im_info for sample in samples]),

@@ -43,11 +43,14 @@ class BatchLoader:
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
+        picture_ids = dataset.picture_ids if pictures else None
+        if pictures and training and picture_ids is None:
+            raise DataError("TRAIN.GROUP_PICTURES true: samples with precomputed features share no pixels")
         self.batch_sampler = BatchSampler(
             EpochSampler(
                 *(len(dataset), shuffle, rank, world),
                 pad=training,
-                pictures=dataset.picture_ids if pictures else None,
+                pictures=picture_ids,
             ),
             batch_size,
             dataset.group_ids if aspect_grouping else None,
@@ -198,8 +201,6 @@ def build_loader(
         )
 
     if isinstance(dataset, TaskDataset):
-        if split == "train" and section.get("GROUP_PICTURES") and dataset.picture_ids is None:
-            raise DataError("TRAIN.GROUP_PICTURES true: samples with precomputed features share no pixels")
         return build(dataset, section.BATCH_IMAGES, split == "train", workers)
     master, *others = zip(dataset, section.BATCH_IMAGES, strict=True)
     # The others are plain text, which one process reads fast enough. Every rank needs a part of them, whatever their

@@ -146,10 +146,9 @@ class FastRCNN(nn.Module):
         again = self.recompute_rois and self.training
         parts = [
             recompute.call(
-                self._roi_head, feature_map, part, None if masks is None else masks[at], images.dtype, again=again
+                self._roi_head, feature_map, rois[at], None if masks is None else masks[at], images.dtype, again=again
             )
             for at in (slice(start, start + size) for start in range(0, len(rois), size))
-            for part in (rois[at],)
         ]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
         return found if shared is None else found[shared]
