@@ -37,9 +37,8 @@ class Peer(nn.Module):
 class PeerStep:
     """Forward and training step with PyTorch's own AdamW and clipping."""
 
-    def __init__(self, model: Peer, batch: Batch, precision: Precision) -> None:
-        self.model, self.batch, self.precision = model, batch, precision
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=1e-4)
+    def __init__(self, model: Peer, batch: Batch, precision: Precision, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.batch, self.precision, self.optimizer = model, batch, precision, optimizer
 
     def forward(self) -> None:
         self.model.eval()

@@ -13,10 +13,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.nn import bert, resnet
 from common.nn.dropout import Dropout
+from common.nn.rows import HeadRows
 from common.optim import AdamW
 
 
@@ -26,6 +28,7 @@ def plainly() -> Iterator[None]:
     with (
         mock.patch.object(bert.SelfAttention, "forward", _attention),
         mock.patch.object(bert.Encoder, "packed", False),
+        mock.patch.object(Dropout, "masked", _dropout),
         mock.patch.object(Dropout, "forward", nn.Dropout.forward),
         mock.patch.object(resnet, "conv_norm", lambda x, conv, norm: norm(conv(x))),
     ):
@@ -40,12 +43,16 @@ def all_positions(model: nn.Module) -> nn.Module:
 
 
 def _attention(
-    self: bert.SelfAttention, hidden: Tensor, bias: Tensor, with_probs: bool, rows: Tensor | None = None
+    self: bert.SelfAttention, hidden: Tensor, bias: Tensor, with_probs: bool, rows: HeadRows | None = None
 ) -> tuple[Tensor, Tensor]:
     query, key, value = (self._heads(p(hidden)) for p in (self.query, self.key, self.value))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + bias
     probs = self.dropout(scores.softmax(-1))
     return (probs @ value).transpose(1, 2).flatten(2), probs
+
+
+def _dropout(self: Dropout, x: Tensor) -> tuple[Tensor, float]:
+    return F.dropout(x, self.p, self.training), 1.0
 
 
 class PlainAdamW(AdamW):

@@ -69,11 +69,11 @@ WORKLOADS = {
 class Step:
     """One model with its optimizer on one batch."""
 
-    def __init__(self, model: nn.Module, batch: Batch, precision: Precision, plain: bool = False) -> None:
-        self.model, self.batch, self.precision, self.plain = model, batch, precision, plain
-        trained = [p for p in model.parameters() if p.requires_grad]
-        kind = PlainAdamW if plain else AdamW
-        self.optimizer = kind(trained, lr=LR, weight_decay=1e-4)
+    def __init__(self, model: nn.Module, batch: Batch, precision: Precision, optimizer: AdamW | None = None) -> None:
+        """optimizer: one that other steps of this model share, with its moments."""
+        self.model, self.batch, self.precision = model, batch, precision
+        self.optimizer = optimizer or build_adamw(model)
+        self.plain = isinstance(self.optimizer, PlainAdamW)
 
     def forward(self) -> None:
         self.model.eval()
@@ -103,6 +103,11 @@ class Step:
             return self.model(batch)
         with plainly():
             return self.model(batch)
+
+
+def build_adamw(model: nn.Module, kind: type[torch.optim.Optimizer] = AdamW) -> Any:
+    """An optimizer of what trains, whose numbers are those of fine-tuning."""
+    return kind([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=1e-4)  # type: ignore[call-arg]
 
 
 class Family:
@@ -157,12 +162,15 @@ def _serve(
     if family in ("plain", "ours"):
         model = load_task(work.task).build_model(cfg).to(device)
         if family == "plain":
-            steps = {PLAIN: Step(all_positions(model), batch, Precision("fp32", device), plain=True)}
+            plain = build_adamw(model, PlainAdamW)
+            steps = {PLAIN: Step(all_positions(model), batch, Precision("fp32", device), plain)}
         else:
-            steps = {f"ours {p}": Step(model, batch, Precision(p, device)) for p in precisions}
+            optimizer = build_adamw(model)
+            steps = {f"ours {p}": Step(model, batch, Precision(p, device), optimizer) for p in precisions}
     else:
         peer = build_peer(family, cfg).to(device)
-        steps = {f"{family} {p}": PeerStep(peer, batch, Precision(p, device)) for p in precisions}
+        theirs = build_adamw(peer, torch.optim.AdamW)
+        steps = {f"{family} {p}": PeerStep(peer, batch, Precision(p, device), theirs) for p in precisions}
     pipe.send([*steps])
     while (message := pipe.recv()) is not None:
         verb, candidate, kind = message

@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from common.cli import guarded
 from common.config import ConfigError, load_config
 from common.data.batch import Batch, ModelOutput
 from common.data.synthetic import FORMS, made_up_batch
 from common.files import write_text
+from common.nn.linear import flop_formulas
 from common.optim import RunPlan, build_optimizer, clip_grad_norm
 from common.precision import Precision, resolve_precision
 from common.run import build_precision, pick_device
@@ -55,6 +56,13 @@ PARTS = {
     ),
 }
 OTHER, TOTAL = "other", "total"
+# The counter knows the fused attention of GPUs only. Shapes of query, key and value; backward: the gradient's first.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **options: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *shapes, **options: sdpa_backward_flop_count(*shapes[:4])
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -253,7 +261,7 @@ class Cost:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._counter = FlopCounterMode(display=False)
+        self._counter = FlopCounterMode(display=False, custom_mapping={**flop_formulas(), **CPU_ATTENTION})
 
     def __enter__(self) -> Cost:
         self._wait()

@@ -18,6 +18,8 @@ from common.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
+NO_DECAY = 2.0**-25  # p - decay * p rounds to p in float32 for any smaller decay: a pass over all weights less
+
 Schedule = Callable[[int], float]  # optimizer step, 1 for the first update of a fresh run -> factor on initial_lr
 
 
@@ -99,8 +101,10 @@ class AdamW(Optimizer):
             amsgrad=False,
             maximize=False,
         )
-        if group["weight_decay"] > 0:
-            torch._foreach_add_(params, params, alpha=-group["lr"] * group["weight_decay"])
+        decay = group["lr"] * group["weight_decay"]
+        if decay >= NO_DECAY or (decay > 0 and params[0].dtype != torch.float32):
+            torch._foreach_add_(params, params, alpha=-decay)
+        torch.autograd.graph.increment_version(params)  # the kernel does not say that it changed them
 
 
 def parameter_groups(

@@ -13,9 +13,12 @@ from torch.compiler import is_exporting as exporting
 
 from common.nn import recompute
 from common.nn.dropout import Dropout
+from common.nn.linear import Linears, fuses, lowered
+from common.nn.rows import HeadRows
 
 LAYER_NORM_EPS = 1e-12
 VECTOR = 16  # numbers
+HAS_AMX = hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_tile"))
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
 
@@ -49,14 +52,15 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
         self.dropout = Dropout(dropout)
+        self._product = Linears()
 
     def forward(
-        self, hidden: Tensor, bias: Tensor, with_probs: bool, rows: Tensor | None = None
+        self, hidden: Tensor, bias: Tensor, with_probs: bool, rows: HeadRows | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """hidden [B, L, H], additive bias [B, 1, 1, L] -> context [B, L, H], probabilities [B, heads, L, L] or None.
 
-        rows: int64 [N], where the rows of a packed hidden [N, H] lie in [B * L]; the context is then [N, H] too, and L
-        that of the bias.
+        rows: where the rows of a packed hidden [N, H] lie in [B, L]; the context is then [N, H] too, and L that of the
+        bias.
         """
         if rows is not None:
             return self._packed(hidden, bias, rows), None
@@ -70,21 +74,18 @@ class SelfAttention(nn.Module):
             context = self._attend(query, key, value, bias)
         return context.transpose(1, 2).flatten(2), probs
 
-    def _packed(self, hidden: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+    def _packed(self, hidden: Tensor, bias: Tensor, rows: HeadRows) -> Tensor:
         """Only the scores see padding: they are a small part of the work, the projections are a large one."""
-        size = bias.shape[0], bias.shape[-1]  # B, L
-        parts = (self.query, self.key, self.value)
-        joint = F.linear(hidden, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))  # (N, 3H)
-        padded = joint.new_zeros(size[0] * size[1], joint.shape[1]).index_copy(0, rows, joint)
-        query, key, value = (self._heads(x) for x in padded.unflatten(0, size).chunk(3, dim=-1))
-        context = self._attend(query, key, value, bias).transpose(1, 2).flatten(2)
-        return context.flatten(0, 1).index_select(0, rows)
+        joint = self._product(hidden, (self.query, self.key, self.value))  # (N, 3H)
+        query, key, value = rows.split(joint).unflatten(1, (-1, self.num_heads))
+        return rows.join(self._attend(query, key, value, bias).flatten(0, 1))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         bias = bias.to(query.dtype)
         dropout = self.dropout.p if self.training else 0.0
-        # CPUs have no fused kernel with dropout, and in bf16 the one without is slower than its parts.
-        if query.device.type == "cpu" and (dropout or query.dtype == torch.bfloat16) and not exporting():
+        # CPUs have no fused kernel with dropout, and the one for bf16 needs AMX to be faster than its parts.
+        slow = dropout > 0.0 or (query.dtype == torch.bfloat16 and not HAS_AMX)
+        if query.device.type == "cpu" and slow and not exporting():
             return self._attend_in_parts(query, key, value, bias)
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
 
@@ -94,7 +95,9 @@ class SelfAttention(nn.Module):
         query, key, value = (x.flatten(0, 1) for x in (query, key, value))
         with torch.autocast("cpu", enabled=False):
             scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-            return (self.dropout(scores.softmax(-1)) @ value).unflatten(0, size)
+            probs, factor = self.dropout.masked(scores.softmax(-1))
+            value = value if factor == 1.0 else value * factor  # smaller than the probabilities
+            return (probs @ value).unflatten(0, size)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, L, H/heads)
@@ -108,10 +111,14 @@ class ResidualNorm(nn.Module):
         self.dense = nn.Linear(in_size, hidden_size)
         self.LayerNorm = layer_norm(hidden_size)
         self.dropout = Dropout(dropout)
+        self._product = Linears()
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        if fuses(residual):
+            return self.LayerNorm(self._product(x, (self.dense,), residual=residual))
+        y, factor = self.dropout.masked(self._product(x, (self.dense,)))
         # One dtype before the sum: adding bf16 to float32 is ten times slower on a CPU.
-        return self.LayerNorm(self.dropout(self.dense(x)).to(residual.dtype) + residual)
+        return self.LayerNorm(torch.add(residual, y.to(residual.dtype), alpha=factor))
 
 
 class Attention(nn.Module):
@@ -121,7 +128,7 @@ class Attention(nn.Module):
         self.output = ResidualNorm(hidden_size, hidden_size, hidden_dropout)
 
     def forward(
-        self, hidden: Tensor, bias: Tensor, with_probs: bool, rows: Tensor | None = None
+        self, hidden: Tensor, bias: Tensor, with_probs: bool, rows: HeadRows | None = None
     ) -> tuple[Tensor, Tensor | None]:
         context, probs = self.self(hidden, bias, with_probs, rows)
         return self.output(context, hidden), probs
@@ -131,10 +138,13 @@ class Intermediate(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, intermediate_size)
-        self.activation = activation(hidden_act)
+        self.hidden_act, self.activation = hidden_act, activation(hidden_act)
+        self._product = Linears()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden))
+        if fuses(hidden, self.hidden_act):
+            return self._product(hidden, (self.dense,), self.hidden_act)
+        return self.activation(self._product(hidden, (self.dense,)))
 
 
 class EncoderLayer(nn.Module):
@@ -153,7 +163,7 @@ class EncoderLayer(nn.Module):
         self.output = ResidualNorm(intermediate_size, hidden_size, hidden_dropout)
 
     def forward(
-        self, hidden: Tensor, bias: Tensor, with_probs: bool = False, rows: Tensor | None = None
+        self, hidden: Tensor, bias: Tensor, with_probs: bool = False, rows: HeadRows | None = None
     ) -> tuple[Tensor, Tensor | None]:
         hidden, probs = self.attention(hidden, bias, with_probs, rows)
         return self.output(self.intermediate(hidden), hidden), probs
@@ -180,6 +190,7 @@ class Encoder(nn.Module):
         attention_dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.layer = nn.ModuleList(
             EncoderLayer(hidden_size, num_heads, intermediate_size, hidden_act, hidden_dropout, attention_dropout)
             for _ in range(num_layers)
@@ -193,13 +204,26 @@ class Encoder(nn.Module):
         A masked key gets -10000 added to its score, as in the original. What stands at masked positions is meaningless:
         zeros, or with attention probabilities, or not `packed`, what the layers make of them.
         """
-        keys, rows, real = mask, None, None
-        if self.packed and not with_probs and not exporting():
-            real = mask.flatten().nonzero().squeeze(1)
-            hidden = hidden.flatten(0, 1).index_select(0, real)  # (N, H)
-            # The kernels of softmax and of products like rows of whole vectors.
-            keys = F.pad(mask, (0, -mask.shape[1] % VECTOR))
-            rows = keys.flatten().nonzero().squeeze(1)
+        if not self.packed or with_probs or exporting():
+            return self._run(hidden, mask, None, all_layers, with_probs)
+        real = mask.flatten().nonzero().squeeze(1)
+        rows = hidden.flatten(0, 1).index_select(0, real)  # (N, H)
+        # The kernels of softmax and of products like rows of whole vectors.
+        keys = F.pad(mask, (0, -mask.shape[1] % VECTOR))
+        if lowered(hidden.device) and not torch.is_grad_enabled():
+            rows = rows.to(torch.bfloat16)  # what each layer adds is then part of its products
+        layers = self._run(rows, keys, HeadRows(keys, self.num_heads), all_layers, False).layers
+        return EncoderOutput([self._padded(x.to(hidden.dtype), real, mask.shape) for x in layers], None)
+
+    @staticmethod
+    def _padded(rows: Tensor, real: Tensor, size: torch.Size) -> Tensor:
+        """rows [N, H] at their places in zeros [B, L, H]. real: int64 [N], the places in [B * L]."""
+        return rows.new_zeros(size.numel(), rows.shape[1]).index_copy_(0, real, rows).unflatten(0, size)
+
+    def _run(
+        self, hidden: Tensor, keys: Tensor, rows: HeadRows | None, all_layers: bool, with_probs: bool
+    ) -> EncoderOutput:
+        """The layers on hidden [B, L, H], or on packed rows [N, H] whose places `rows` knows."""
         bias = (~keys)[:, None, None, :].to(hidden.dtype) * -10000.0
         layers, attention = [], []
         for layer in self.layer:
@@ -208,12 +232,7 @@ class Encoder(nn.Module):
             )
             layers.append(hidden)
             attention.append(probs)
-        layers = layers if all_layers else layers[-1:]
-        if real is not None:
-            layers = [
-                x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, real, x).unflatten(0, mask.shape) for x in layers
-            ]
-        return EncoderOutput(layers, attention if with_probs else None)
+        return EncoderOutput(layers if all_layers else layers[-1:], attention if with_probs else None)
 
 
 class Pooler(nn.Module):

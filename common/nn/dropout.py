@@ -3,39 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STEPS = 2**16  # probabilities are multiples of 1 / _STEPS
+_LEVELS = 256  # of the random byte that decides about an element
+_BLOCK = 128  # elements that share a threshold
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU one random 64-bit integer of a fast generator decides about four elements."""
+    """nn.Dropout; on a CPU a random byte of a fast generator decides about an element."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p if self.training else 0.0)
 
+    def masked(self, x: Tensor) -> tuple[Tensor, float]:
+        """`masked` with the module's probability, in evaluation x and 1."""
+        return masked(x, self.p if self.training else 0.0)
+
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """x with each element zero with probability p, the others divided by 1 - p."""
+    x, factor = masked(x, p)
+    return x if factor == 1.0 else x * factor
+
+
+def masked(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """x with each element zero with probability p, and the factor still missing for `dropout`.
+
+    Where what follows multiplies anyway, the factor is for free there.
+    """
     if p == 0.0:
-        return x
-    if x.device.type != "cpu" or p == 1.0:
-        return F.dropout(x, p)
-    return x * kept(x.shape, p, x.dtype).mul_(1.0 / (1.0 - p))
+        return x, 1.0
+    if x.device.type != "cpu" or p >= 1.0 - 1.0 / _LEVELS:
+        return F.dropout(x, p), 1.0
+    return _Masked.apply(x, kept(x.shape, p, _INTEGERS[x.element_size()])), 1.0 / (1.0 - p)
 
 
 def kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
-    """Tensor of `shape` on the CPU: 0 with probability p to a precision of 1 / 65536, else 1.
+    """Integers of `shape` on the CPU: 0 with probability p, else -1, which has all bits set.
 
-    Torch's generator seeds NumPy's SFC64, which draws three times as fast, so the numbers follow torch's seed.
+    A byte cannot tell 0.1: in each block of elements the threshold is the level below or above p, at random, so that
+    the probability of every element is p. Torch's generator seeds NumPy's SFC64, which draws three times as fast, so
+    the numbers follow torch's seed.
     """
     count = int(torch.Size(shape).numel())
+    blocks = -(-count // _BLOCK)
     generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
-    bits = torch.from_numpy(generator.random_raw(-(-count // 4)).view(np.int16))
-    # Straight into `dtype`: the way over bool costs four times as much.
-    out = torch.empty(count, dtype=dtype)
-    return torch.ge(bits[:count], round(p * _STEPS) - _STEPS // 2, out=out).view(shape)
+    bits = torch.from_numpy(generator.random_raw(blocks * _BLOCK // 8).view(np.uint8)).view(blocks, _BLOCK)
+    below = int(p * _LEVELS)
+    threshold = (torch.rand(blocks, 1) < p * _LEVELS - below).to(torch.uint8).add_(below)
+    # Straight into `dtype`: the way over bool costs more than twice as much.
+    out = torch.empty(blocks, _BLOCK, dtype=dtype)
+    return torch.ge(bits, threshold, out=out).neg_().view(-1)[:count].view(tuple(shape))
+
+
+class _Masked(torch.autograd.Function):
+    """x and mask, bit by bit: half the time of a product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return _and(x, mask)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _and(grad, *ctx.saved_tensors), None
+
+
+def _and(x: Tensor, mask: Tensor) -> Tensor:
+    return (x.contiguous().view(mask.dtype) & mask).view(x.dtype)

@@ -243,3 +243,27 @@ class TestRunPlan:
     def test_one_device(self, gpus):
         plan = RunPlan.from_config(SimpleNamespace(GPUS=gpus, TRAIN=train_section()), 1, 7)
         assert (plan.replicas, plan.micro_batches) == (1, 1)
+
+
+@pytest.mark.parametrize("decay", [2.0**-24, 2.0**-26, 1e-9])
+def test_a_decay_too_small_for_float32_is_left_out_and_others_are_not(decay, monkeypatch):
+    """AdamW skips the pass of a decay that changes no float32; the largest one it keeps changes some."""
+    values = torch.rand(200_000) * 4 - 2
+    changed = bool((values.add(values, alpha=-decay) != values).any())
+    assert changed == (decay > 2.0**-25)
+    p = nn.Parameter(values.clone())
+    p.grad = torch.zeros_like(p)
+    passes = []
+    decays = torch._foreach_add_
+    monkeypatch.setattr(torch, "_foreach_add_", lambda *a, **k: passes.append(1) or decays(*a, **k))
+    AdamW([p], lr=decay, weight_decay=1.0).step()
+    assert torch.equal(p.detach(), values.add(values, alpha=-decay)) and len(passes) == changed
+
+
+def test_a_step_tells_that_the_weights_changed():
+    """Copies of weights in another number format are made again by their version."""
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    before = p._version
+    AdamW([p], lr=0.1).step()
+    assert p._version > before
