@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure import Memory, interleaved, matmul_peak, medians, synchronise
 from benchmarks.peers import PeerStep, build_peer
@@ -233,8 +234,11 @@ def of_one_picture(batch: Batch, own: bool) -> Batch:
 
 
 def split(step: Step, device: torch.device) -> dict[str, float]:
-    """Seconds of one training step by what takes them: the parts of the model in the forward, all of the backward, and
-    clipping with the optimizer."""
+    """Seconds of one training step by what takes them: parts of the model, forward and backward, what lies between
+    them, and clipping with the optimizer.
+
+    The backward of a part goes from the gradient of its output to that of its input, or where it has none, to the end.
+    """
     seconds: dict[str, float] = dict.fromkeys((*PARTS, OTHER), 0.0)
     started: dict[str, float] = {}
 
@@ -242,28 +246,43 @@ def split(step: Step, device: torch.device) -> dict[str, float]:
         synchronise(device)
         return time.perf_counter()
 
+    def begin(part: str) -> None:
+        started[part] = now()
+
+    def end(part: str) -> None:
+        if part in started:
+            seconds[part] += now() - started.pop(part)
+
+    def enter(part: str, args: Any) -> None:
+        for x in _differentiable(args)[:1]:
+            x.register_hook(lambda _: end(part))
+        begin(part)
+
+    def leave(part: str, output: Any) -> None:
+        end(part)
+        for x in _differentiable(output)[-1:]:
+            x.register_hook(lambda _: begin(part))
+
     handles = []
     modules = dict(step.model.named_modules())
     for part, names in PARTS.items():
         for module in {id(modules[n]): modules[n] for n in names if n in modules}.values():
-            handles.append(module.register_forward_pre_hook(lambda *_, part=part: started.update({part: now()})))
-            handles.append(
-                module.register_forward_hook(
-                    lambda *_, part=part: seconds.update({part: seconds[part] + now() - started[part]})
-                )
-            )
+            handles.append(module.register_forward_pre_hook(lambda _, args, part=part: enter(part, args)))
+            handles.append(module.register_forward_hook(lambda _, args, output, part=part: leave(part, output)))
     start = now()
-    loss = step.loss()
+    step.loss().backward()
+    for part in [*started]:
+        end(part)
     seconds[OTHER] = now() - start - sum(seconds.values())
     for handle in handles:
         handle.remove()
     start = now()
-    loss.backward()
-    seconds["backward"] = now() - start
-    start = now()
     step.update()
-    seconds["optimizer"] = now() - start
-    return seconds
+    return seconds | {"optimizer": now() - start}
+
+
+def _differentiable(values: Any) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor) and x.requires_grad]
 
 
 def _flops(model: nn.Module, batch: Batch, cfg: Any, device: torch.device) -> dict[str, Any]:
@@ -303,5 +322,5 @@ def rows(name: str, figures: dict[str, Any]) -> list[list[str]]:
     return out
 
 
-SPLIT_HEADER = ["workload", "what", *(f"{part} forward" for part in (*PARTS, OTHER)), "backward", "optimizer"]
+SPLIT_HEADER = ["workload", "what", *PARTS, OTHER, "optimizer"]
 HEADER = ["workload", "step", "what", "seconds", "samples/s", "x plain", "GiB", "MFU"]

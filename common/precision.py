@@ -10,14 +10,26 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTO = "auto"
 DYNAMIC_START = 2.0**16  # as apex starts a dynamic scale
 
 
 def resolve_precision(cfg: Any) -> str:
     """The precision a config asks for: TRAIN.PRECISION, or what TRAIN.FP16 of the original means when that is empty."""
     name = cfg.TRAIN.PRECISION or ("fp16" if cfg.TRAIN.FP16 else "fp32")
-    _check_name(name)
+    if name != AUTO:
+        _check_name(name)
     return name
+
+
+def native_precision(device: torch.device) -> str:
+    """bf16 where the device computes in it by instructions of its own, else fp32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = device.type == "cpu" and any(found.get(kind) for kind in ("amx_bf16", "avx512_bf16"))
+    return "bf16" if native else "fp32"
 
 
 class Precision:
@@ -26,7 +38,7 @@ class Precision:
     One update is: `with autocast()` around each forward, `backward(loss)` for each micro step, then
     `unscale(optimizer)` before clipping, then `step(optimizer)` or `skip()`.
 
-    name: fp32, bf16 or fp16.
+    name: fp32, bf16, fp16, or auto for `native_precision`.
     loss_scale: of fp16 only. A number stays what it is; "dynamic" halves on overflow and doubles after 2000 good steps.
     scale_range: smallest and largest value of a dynamic scale.
     Raises ValueError where the device cannot compute in that format.
@@ -39,9 +51,10 @@ class Precision:
         loss_scale: float | str = "dynamic",
         scale_range: tuple[float, float] = (1.0, 2.0**24),
     ) -> None:
+        self.device = torch.device(device)
+        name = native_precision(self.device) if name == AUTO else name
         _check_name(name)
         self.name = name
-        self.device = torch.device(device)
         _check_device(name, self.device)
         if isinstance(loss_scale, str) and loss_scale != "dynamic":
             raise ValueError(f'loss scale is a number or "dynamic", not {loss_scale!r}')
@@ -115,7 +128,7 @@ class Precision:
 
 def _check_name(name: str) -> None:
     if name not in DTYPES:
-        raise ValueError(f"precision {name!r} is not one of {', '.join(DTYPES)} (TRAIN.PRECISION)")
+        raise ValueError(f"precision {name!r} is not one of {', '.join((*DTYPES, AUTO))} (TRAIN.PRECISION)")
 
 
 def _check_device(name: str, device: torch.device) -> None:

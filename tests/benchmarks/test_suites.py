@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import torch
 
 from benchmarks.loading import PICTURES, QUESTIONS, _loader, write_world
 from benchmarks.plots import draw
-from benchmarks.steps import Step, of_one_picture, split, split_rows
+from benchmarks.steps import SPLIT_HEADER, Step, of_one_picture, split, split_rows
 from common.config import load_config
 from common.data.synthetic import made_up_batch
 from common.precision import Precision
@@ -47,10 +48,35 @@ def test_questions_about_one_picture_have_the_scores_of_copies_of_it(step):
 def test_the_split_of_a_step_has_all_of_its_parts(step):
     before = [p.clone() for p in step.model.parameters()]
     parts = split(step, CPU)
-    assert [*parts] == ["backbone", "RoI head", "encoder", "heads", "other", "backward", "optimizer"]
+    assert [*parts] == ["backbone", "RoI head", "encoder", "heads", "other", "optimizer"]
     assert all(seconds > 0 for seconds in parts.values())
     assert any(not torch.equal(p, q) for p, q in zip(step.model.parameters(), before, strict=True))
-    assert len(split_rows("x", {"split": {"ours": parts}})[0]) == 2 + len(parts)
+    assert len(split_rows("x", {"split": {"ours": parts}})[0]) == len(SPLIT_HEADER)
+
+
+def test_the_split_counts_the_backward_of_each_part(step):
+    """A slow gradient inside a part is that part's, and nobody else's."""
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            time.sleep(1.0)
+            return grad
+
+    places = {
+        "backbone": step.model.image_feature_extractor.backbone.layer3[1],
+        "RoI head": step.model.image_feature_extractor.roi_head_feature_extractor[1],
+        "encoder": step.model.vlbert.encoder.layer[0].intermediate,
+        "heads": step.model.final_mlp[0],
+    }
+    for part, place in places.items():
+        with place.register_forward_hook(lambda module, args, output: Slow.apply(output)):
+            found = split(step, CPU)
+        assert found[part] > 1.0 and sum(found.values()) < found[part] + 1.0, part
 
 
 def test_the_loaders_of_the_three_forms_give_the_same_samples(tmp_path):

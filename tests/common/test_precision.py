@@ -20,13 +20,25 @@ def loss_of(model, precision):
         return model(torch.ones(2, 4, device=model.weight.device)).float().pow(2).mean()
 
 
-@pytest.mark.parametrize("configured, fp16, name", [("", False, "fp32"), ("", True, "fp16"), ("bf16", True, "bf16")])
+@pytest.mark.parametrize(
+    "configured, fp16, name", [("", False, "fp32"), ("", True, "fp16"), ("bf16", True, "bf16"), ("auto", False, "auto")]
+)
 def test_resolve(configured, fp16, name):
     assert resolve_precision(SimpleNamespace(TRAIN=SimpleNamespace(PRECISION=configured, FP16=fp16))) == name
 
 
+@pytest.mark.parametrize(
+    "found, name",
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")],
+)
+def test_auto_is_bf16_where_the_processor_has_it(found, name, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert Precision("auto", "cpu").name == name
+    assert Precision("auto", "meta").name == "fp32"
+
+
 def test_resolve_unknown_raises():
-    with pytest.raises(ValueError, match="'int8' is not one of fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="'int8' is not one of fp32, bf16, fp16, auto"):
         resolve_precision(SimpleNamespace(TRAIN=SimpleNamespace(PRECISION="int8", FP16=False)))
 
 
