@@ -357,7 +357,8 @@ def load_predictor(
     """The predictor of a checkpoint.
 
     ckpt: one of ours carries its config and task; for others give `task` and a YAML `cfg`. overrides: config keys,
-    "KEY=VALUE", such as where a vocabulary lies now. device: auto, cpu, cuda or cuda:N. precision: auto, fp32, bf16, fp16.
+    "KEY=VALUE", such as where a vocabulary lies now. device: auto, cpu, cuda or cuda:N. precision: auto, fp32, bf16
+    or fp16.
     boxes: where pictures without boxes get them (common.data.region_boxes.SOURCES). encoder: what computes the features
     of a model of precomputed ones, resnet:FILE or module:NAME, instead of NETWORK.REGION_ENCODER.
     labels: text file with a name of each class of regions a line, for the region head of pretraining.
