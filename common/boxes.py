@@ -23,10 +23,9 @@ def iou(boxes: Tensor, query: Tensor) -> Tensor:
 
 def clip_boxes(boxes: Tensor, width: float, height: float) -> Tensor:
     """Boxes [N, >=4] moved into the image: x in [0, width - 1], y in [0, height - 1] (spec 04 §2.5)."""
-    out = boxes.clone()
-    out[:, 0:4:2] = boxes[:, 0:4:2].clamp(0, width - 1)
-    out[:, 1:4:2] = boxes[:, 1:4:2].clamp(0, height - 1)
-    return out
+    last = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
+    inside = boxes[:, :4].clamp(min=0).minimum(last)
+    return inside if boxes.shape[1] == 4 else torch.cat([inside, boxes[:, 4:]], dim=1)
 
 
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:

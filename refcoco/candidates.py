@@ -46,7 +46,7 @@ class Candidates:
     """The R candidates of an image in the order the model sees them, without the image as a whole.
 
     boxes: float32 [R, 4]. ann_ids: the annotation that a box is, None for a detection. features: float32 [R, 2048] or
-    None. image_feature: float32 [2048] of the whole image, None without features.
+    None. image_feature: float32 [2048] of the whole image, None for the mean of the features.
     """
 
     boxes: Tensor
@@ -111,14 +111,16 @@ class CandidateSource:
                 f"{self._name(image_id)} has no features, NETWORK.IMAGE_FEAT_PRECOMPUTED is true: "
                 "data/extract_features.py computes them"
             )
-        whole = regions.features.mean(0) if regions.image_feature is None else regions.image_feature
         if self.proposals:
-            return Candidates(regions.boxes, (None,) * len(regions.boxes), regions.features, whole)
+            return Candidates(regions.boxes, (None,) * len(regions.boxes), regions.features, regions.image_feature)
         image = self.images[image_id]
         boxes = image.boxes.float()
-        if len(boxes):  # an image without annotations has one region, the whole image
+        if len(boxes):
             self._check_same(regions.boxes, boxes, image_id)
-        return Candidates(boxes, image.ann_ids, regions.features[: len(boxes)], whole)
+            return Candidates(boxes, image.ann_ids, regions.features, regions.image_feature)
+        # An image without annotations has one region, the whole image.
+        whole = regions.features.mean(0) if regions.image_feature is None else regions.image_feature
+        return Candidates(boxes, image.ann_ids, regions.features[:0], whole)
 
     def _check_same(self, regions: Tensor, annotations: Tensor, image_id: int) -> None:
         """Features belong to annotations by position alone, so the boxes have to agree."""

@@ -6,13 +6,16 @@ H hidden size; images are 3 x height x width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
+
+from common.data.stored_rows import StoredRows, read_padded
 
 # Fields of a Sample that collate pads, with the value of the padding.
 PAD_VALUES = {
@@ -35,7 +38,7 @@ class Sample:
     im_info: float32 [4] = width, height of the resized image in pixels, and the two resize ratios.
     boxes: float32 [R, 4], xyxy in pixels of the resized image.
     image: float32 [3, height, width] normalised, or None with precomputed features.
-    features: float32 [R, 2048] precomputed region features, or None.
+    features: float32 [R, 2048] precomputed region features, perhaps still to be read from a packed store, or None.
     box_classes: int64 [R] category of each box, or None.
     box_masks: float32 [R, S, S] instance masks relative to their box, or None.
     text_ids: int64 [T] (or [C, T]) word pieces with special tokens. segment_ids, text_tags: the same shape; a tag is
@@ -67,6 +70,7 @@ class Batch:
     box_mask: bool [B, R]. text_mask: bool [B, T] or [B, C, T]. ids: list of the B sample ids.
     image: float32 [P, 3, height, width], each picture once. picture: int64 [B], the row of `image` of a sample; None
     where each sample has its own.
+    stored: the features of the B samples on their way from a worker, which `read` puts into `features`; None otherwise.
     auxiliary: batches of further datasets for the same step (pretraining on plain text beside captions).
     """
 
@@ -85,6 +89,7 @@ class Batch:
     text_tags: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     auxiliary: tuple[Batch, ...] = ()
+    stored: list[StoredRows] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,8 +103,14 @@ class Batch:
         """A copy with every tensor on `device` (tensors already there are shared)."""
         return Batch(**{f.name: _move(getattr(self, f.name), device) for f in fields(self)})
 
+    def read(self, empty: Callable[..., Tensor] = torch.empty) -> Batch:
+        """With its features in memory that `empty` gives; itself if they are in memory."""
+        return self if self.stored is None else replace(self, features=read_padded(self.stored, empty), stored=None)
+
     def pin_memory(self) -> Batch:
-        return Batch(**{f.name: _pin(getattr(self, f.name)) for f in fields(self)})
+        """A copy in page-locked memory. The loader calls this in a thread of its own, while the model computes."""
+        batch = self.read(partial(torch.empty, pin_memory=True))
+        return Batch(**{f.name: _pin(getattr(batch, f.name)) for f in fields(batch)})
 
 
 @dataclass

@@ -10,26 +10,33 @@ import torch
 from torch import Tensor
 
 from common.data.batch import PAD_VALUES, Batch, Sample
+from common.data.stored_rows import StoredRows
 
 PER_BOX = ("features", "box_classes", "box_masks")
 PER_TOKEN = ("segment_ids", "text_tags")
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], read: bool = True) -> Batch:
     """Pads each field with its value of PAD_VALUES, each target with its value of `target_pads` (0 when absent).
 
-    Samples whose image is one and the same tensor share a row of the batch's images.
+    Samples whose image is one and the same tensor share a row of the batch's images. read: False leaves features in
+    their packed store, for `Batch.read` of another process.
 
     Raises ValueError, naming the sample, when samples disagree about the fields or targets that are present, or when
     the fields of one sample disagree about its number of boxes or tokens.
     """
     for sample in samples:
         _check(sample, samples[0])
-    fields = {name: _padded(samples, name, pad) for name, pad in PAD_VALUES.items() if name != "image"}
+    stored = _stored(samples)
+    fields = {
+        name: _padded(samples, name, pad)
+        for name, pad in PAD_VALUES.items()
+        if name != "image" and not (name == "features" and stored)
+    }
     by_image = {id(sample.image): sample for sample in samples}
     row = {image: i for i, image in enumerate(by_image)}
     shared = len(by_image) < len(samples) and samples[0].image is not None
-    return Batch(
+    batch = Batch(
         image=_padded([*by_image.values()], "image", PAD_VALUES["image"]),
         picture=torch.tensor([row[id(sample.image)] for sample in samples]) if shared else None,
         ids=[sample.id for sample in samples],
@@ -41,7 +48,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
             for name in samples[0].targets
         },
         **fields,
+        stored=stored,
     )
+    return batch.read() if read else batch
 
 
 def pad_stack(items: Sequence[Any], value: float) -> Tensor:
@@ -68,6 +77,12 @@ def clip_pad(x: Tensor, shape: Sequence[int], value: float) -> Tensor:
     overlap = tuple(slice(min(a, b)) for a, b in zip(x.shape, shape, strict=True))
     out[overlap] = x[overlap]
     return out
+
+
+def _stored(samples: Sequence[Sample]) -> list[StoredRows] | None:
+    """The features that are not read yet, None where there are others too."""
+    rows = [s.features for s in samples if isinstance(s.features, StoredRows) and s.features.unread]
+    return rows if len(rows) == len(samples) else None
 
 
 def _padded(samples: Sequence[Sample], name: str, value: float) -> Any:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from common.data.batch import Batch
 from common.data.collate import collate
 from common.data.dataset import DataError, TaskDataset
 from common.data.samplers import BatchSampler, EpochSampler
+from common.data.stored_rows import Buffers
 
 T = TypeVar("T")
 
@@ -56,10 +58,12 @@ class BatchLoader:
             dataset.group_ids if aspect_grouping else None,
             base_seed,
         )
+        self._buffers = Buffers()
         self._loader = DataLoader(
             dataset,
             batch_sampler=self.batch_sampler,
-            collate_fn=collate,
+            # Of a packed store a worker sends where the features are, and `epoch` reads them.
+            collate_fn=partial(collate, read=False),
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0 and training,
@@ -87,12 +91,15 @@ class BatchLoader:
         order = sampler.part(0, 0, sampler.length).argsort().tolist()
         return [results[i] for i in order]
 
-    def epoch(self, epoch: int = 0, start_batch: int = 0) -> Any:
+    def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
         """An iterator over the batches of an epoch from `start_batch` on."""
         self.batch_sampler.set_position(epoch, start_batch)
-        return iter(self._loader)
+        return map(self._read, iter(self._loader))
 
-    def __iter__(self) -> Any:
+    def _read(self, batch: Batch) -> Batch:
+        return batch.read(self._buffers.empty)
+
+    def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
 
 

@@ -1,7 +1,8 @@
 """Region boxes, features and class scores of images: one JSON file an image, a zip of those, or a packed store.
 
 Frames: boxes are xyxy in pixels of the original image. The JSON format is the published one (spec 04 §10, 12 §3). A
-packed store holds the same in a few flat files, mapped into memory, so that a read touches only the bytes asked for:
+packed store holds the same in a few flat files, mapped into memory, so that a read touches only the bytes asked for,
+and features are read only when something looks at them:
 
     <name>.packed/  meta.json               format, dtype, counts, dims, where it comes from
                     names.npy               bytes [N], sorted: looked up by bisection, nothing is loaded at start
@@ -19,15 +20,18 @@ import base64
 import binascii
 import json
 import logging
+import mmap
 import os
 import shutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
+from weakref import WeakValueDictionary
 from zipfile import BadZipFile
 
 import numpy as np
@@ -35,6 +39,7 @@ import torch
 from torch import Tensor
 
 from common.data.images import exists, list_files, read_bytes
+from common.data.stored_rows import StoredRows
 from common.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -60,7 +65,8 @@ class Regions:
     """The regions of one image, in file order.
 
     boxes: float32 [R, 4], xyxy in pixels of the original image, R >= 1.
-    features: float32 [R, 2048], or None. image_feature: float32 [2048] of the whole image, or None.
+    features: float32 [R, 2048], or None; of a packed store they are not read yet. image_feature: float32 [2048] of the
+    whole image, or None.
     class_scores: float32 [R, classes] (Visual Genome: 1601), softmax with background in column 0, or None.
     width, height: pixels of the original image, None where the file does not say.
     """
@@ -78,9 +84,11 @@ def with_image_box(
 ) -> tuple[Tensor, Tensor | None]:
     """The whole image (0, 0, width - 1, height - 1) before the boxes [R, 4] and the features [R, 2048].
 
-    Its feature is image_feature [2048], or the mean of the others (spec 30 §5).
+    Its feature is image_feature [2048], or the mean of the others (spec 30 §5). Features that are not read stay so.
     """
     boxes = torch.cat([torch.tensor([[0.0, 0.0, width - 1.0, height - 1.0]]), boxes])
+    if isinstance(features, StoredRows) and features.unread and not features.with_first:
+        return boxes, features.after(image_feature)
     if features is not None:
         whole = features.mean(0) if image_feature is None else image_feature
         features = torch.cat([whole[None], features])
@@ -252,6 +260,9 @@ class PackedRegions(RegionStore):
     Raises RegionError if a file's length disagrees with the index.
     """
 
+    # The stores that this process uses. A worker's message names its store, and here that store is mapped already.
+    _in_use: ClassVar[WeakValueDictionary[str, PackedRegions]] = WeakValueDictionary()
+
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.meta: dict[str, Any] = json.loads((Path(path) / "meta.json").read_text())
@@ -262,19 +273,20 @@ class PackedRegions(RegionStore):
             wanted = shape[0] * shape[1] * self._dtype(key).itemsize
             if (found := file.stat().st_size if file.exists() else 0) != wanted:
                 raise RegionError(f"{file}: {found} bytes, the index says {wanted}")
+        self._in_use[self.path] = self
 
     def regions(self, name: str | int, with_features: bool = True) -> Regions:
         row = self._find(name)
         if row is None:
             raise FileNotFoundError(f"{self.path}: no regions of image {name}")
-        start, stop = self._maps["offsets"][row : row + 2]
+        start, stop = self._maps["offsets"][row : row + 2].tolist()
         width, height = (int(side) or None for side in self._maps["sizes"][row])
         image_feature = self._rows("image_feature", row, row + 1) if with_features else None
         boxes = self._rows("boxes", start, stop)
         assert boxes is not None, "a packed store always has boxes"
         return Regions(
             boxes=boxes,
-            features=self._rows("features", start, stop) if with_features else None,
+            features=StoredRows(self, start, stop) if with_features and "features" in self._maps else None,
             image_feature=None if image_feature is None else image_feature[0],
             class_scores=self._rows("class_scores", start, stop),
             width=width,
@@ -287,17 +299,36 @@ class PackedRegions(RegionStore):
     def __contains__(self, name: str | int) -> bool:
         return self._find(name) is not None
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Pickling a memory map would copy the whole file; the other process opens its own.
-        return {key: value for key, value in self.__dict__.items() if key != "_maps"}
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling a memory map would copy the whole file; the other process has its own.
+        return _same_store, (self.path, self.meta)
+
+    def mapped_features(self, start: int, stop: int) -> Tensor:
+        """[stop - start, 2048] of the store's dtype in the mapped file: to be copied only, a write is a crash."""
+        return self._features[start:stop]
+
+    def expect(self, start: int, stop: int) -> None:
+        """Have the system fetch these features from the disk, without waiting for them."""
+        features: Any = self._maps["features"]
+        file, row = features.base.base, features.strides[0]  # the memmap's mmap
+        first = start * row // mmap.PAGESIZE * mmap.PAGESIZE
+        file.madvise(mmap.MADV_WILLNEED, first, stop * row - first)
 
     @cached_property
     def _maps(self) -> dict[str, np.ndarray]:
         folder = Path(self.path)
-        maps = {key: np.load(folder / f"{key}.npy", mmap_mode="r") for key in ("names", "offsets", "sizes")}
+        names = ("names", "offsets", "sizes")
+        # As plain arrays: a memmap is slow to index, because each part of it is made a memmap too.
+        maps = {key: np.load(folder / f"{key}.npy", mmap_mode="r").view(np.ndarray) for key in names}
         for key, shape in self._shapes().items():
-            maps[key] = np.memmap(folder / _FILES[key], self._dtype(key), "r", shape=shape)
+            maps[key] = np.memmap(folder / _FILES[key], self._dtype(key), "r", shape=shape).view(np.ndarray)
         return maps
+
+    @cached_property
+    def _features(self) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")
+            return torch.from_numpy(self._maps["features"])
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
         count, rows, columns = self.meta["count"], self.meta["rows"], self.meta["columns"]
@@ -318,6 +349,14 @@ class PackedRegions(RegionStore):
         if key not in self._maps:
             return None
         return torch.from_numpy(np.array(self._maps[key][start:stop], dtype=np.float32))
+
+
+def _same_store(path: str, meta: dict[str, Any]) -> PackedRegions:
+    """The store of this process that another one knows by its path, opened if it is not in use yet."""
+    store = PackedRegions._in_use.get(path) or PackedRegions(path)
+    if store.meta != meta:  # the rows that the other process means would be other ones here
+        raise RegionError(f"{path}: another store took its place during the run")
+    return store
 
 
 def open_regions(path: str | Path, zip_mode: bool = False) -> RegionStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_LENGTH = 100  # characters; a longer word is [UNK]
+KNOWN_WORDS = 2**15  # whose pieces are remembered
 
 _MIRRORED = {"left": "right", "right": "left"}
 
@@ -40,6 +42,9 @@ class BertTokenizer:
         )
         self._split_punctuation = pre_tokenizers.BertPreTokenizer()
         self._pieces = models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_WORD_LENGTH)
+        # Words come again and again, and the library takes microseconds for each.
+        self._known_chunks = lru_cache(KNOWN_WORDS)(self._split)
+        self._known_words = lru_cache(KNOWN_WORDS)(self._match)
 
     def __reduce__(self) -> tuple[type[BertTokenizer], tuple[dict[str, int]]]:
         return BertTokenizer, (self.vocab,)
@@ -50,11 +55,11 @@ class BertTokenizer:
 
     def basic_tokenize(self, text: str) -> list[str]:
         """Words and punctuation marks: cleaned, lower case, without accents."""
-        return [word for chunk in self._clean.normalize_str(text).split() for word in self._split(chunk)]
+        return [word for chunk in self._clean.normalize_str(text).split() for word in self._known_chunks(chunk)]
 
     def wordpiece(self, word: str) -> list[str]:
         """Pieces of one word of `basic_tokenize`: the longest match first, or a single [UNK]."""
-        return [piece.value for piece in self._pieces.tokenize(word)]
+        return [*self._known_words(word)]
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
         """Vocabulary ids; a token outside the vocabulary gets the id of [UNK]."""
@@ -64,12 +69,15 @@ class BertTokenizer:
         """`ids` without those of a written-out "[PAD]", which would be a hole in the text (spec 30 §8.2, 40 §6.2)."""
         return [i for i in self.ids(tokens) if i != self.pad_id]
 
-    def _split(self, chunk: str) -> list[str]:
+    def _match(self, word: str) -> tuple[str, ...]:
+        return tuple(piece.value for piece in self._pieces.tokenize(word))
+
+    def _split(self, chunk: str) -> tuple[str, ...]:
         if chunk in SPECIAL_TOKENS:
-            return [chunk]
+            return (chunk,)
         # str.lower knows context (a final sigma), which the library's normalizer does not.
         plain = self._strip_accents.normalize_str(chunk.lower())
-        return [word for word, _ in self._split_punctuation.pre_tokenize_str(plain)]
+        return tuple(word for word, _ in self._split_punctuation.pre_tokenize_str(plain))
 
 
 def load_tokenizer(path: str | Path) -> BertTokenizer:

@@ -118,7 +118,8 @@ def resize_ratios(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
 
 def resize_boxes(boxes: Tensor, ratios: Tensor) -> Tensor:
     """Boxes [R, >=4] in the frame of the resized image. ratios: [2], of the width and the height."""
-    return torch.cat([boxes[:, :4] * ratios.repeat(2), boxes[:, 4:]], dim=1)
+    resized = boxes[:, :4] * torch.cat([ratios, ratios])
+    return resized if boxes.shape[1] == 4 else torch.cat([resized, boxes[:, 4:]], dim=1)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
