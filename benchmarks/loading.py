@@ -1,23 +1,33 @@
-"""Samples a second of the VQA loader from three forms of the same regions, and what starting a run costs."""
+"""Samples a second of the VQA loader from three forms of the same regions, the way of a picture's pixels, and what
+starting a run costs."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.functional import resize
 
 from benchmarks.measure import interleaved, medians
 from common.config import load_config
 from common.data.loader import BatchLoader
 from common.data.regions import FEATURE_DIM, JsonRegions, Regions, pack, save_regions
+from common.data.transforms import _levels, look_up, normalise, resize_size, to_tensor
 from common.task import load_task
 
 CFG = "cfgs/vqa/base_4x16G_fp32.yaml"
@@ -28,24 +38,32 @@ ENTRY_POINTS = (
     *("vcr/test.py", "refcoco/train_end2end.py", "refcoco/test.py", "pretrain/train_end2end.py"),
 )
 INDEXED = 440_000
+SCALES, MEANS, STDS = (600, 1000), (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)  # of the shipped configurations
 
 
 def measure_loader(rounds: int) -> list[list[str]]:
-    """Rows: epochs of the training loader with one worker, batches of 32, regions from JSON, zip and packed store."""
+    """Rows: epochs of the training loader in batches of 32, regions from JSON, zip and packed store, in this process
+    and from one worker. A warm-up epoch brings the files into memory."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         forms = write_world(root)
-        loaders = {form: _loader(root, path, zipped) for form, (path, zipped) in forms.items()}
+        loaders = {
+            f"{form} {how}": _loader(root, path, zipped, workers)
+            for workers, how in enumerate(("in one process", "behind one worker"))
+            for form, (path, zipped) in forms.items()
+        }
         number = iter(range(10**6))
         seconds = interleaved(
-            {form: lambda loader=loader: _epoch(loader, next(number)) for form, loader in loaders.items()},
+            {name: lambda loader=loader: _epoch(loader, next(number)) for name, loader in loaders.items()},
             rounds,
             torch.device("cpu"),
         )
     found, count = medians(seconds), PICTURES * QUESTIONS
-    return [
-        ["loader", form, f"{count / median:.0f}", f"{found['JSON'] / median:.1f}"] for form, median in found.items()
-    ]
+    rows = []
+    for name, median in found.items():
+        form, how = name.split(" ", 1)
+        rows.append([how, form, f"{count / median:.0f}", f"{found[f'JSON {how}'] / median:.1f}"])
+    return rows
 
 
 def _epoch(loader: BatchLoader, number: int) -> None:
@@ -53,7 +71,7 @@ def _epoch(loader: BatchLoader, number: int) -> None:
         pass
 
 
-def _loader(root: Path, regions: Path, zipped: bool) -> BatchLoader:
+def _loader(root: Path, regions: Path, zipped: bool, workers: int = 1) -> BatchLoader:
     keys = [
         f"DATASET.DATASET_PATH={root}",
         f"DATASET.REGION_PATH={regions}",
@@ -65,7 +83,7 @@ def _loader(root: Path, regions: Path, zipped: bool) -> BatchLoader:
         "NETWORK.PARTIAL_PRETRAIN=",
     ]
     dataset = load_task("vqa").build_dataset(load_config("vqa", CFG, keys), "train")
-    return BatchLoader(dataset, 32, shuffle=True, training=True, num_workers=1)
+    return BatchLoader(dataset, 32, shuffle=True, training=True, num_workers=workers)
 
 
 def write_world(root: Path) -> dict[str, tuple[Path, bool]]:
@@ -110,6 +128,98 @@ def write_questions(root: Path, count: int, rng: random.Random) -> None:
             annotations.write(comma + json.dumps({**ids, "answers": answers, "multiple_choice_answer": "word0"}))
         questions.write("]}")
         annotations.write("]}")
+
+
+def measure_pixels(rounds: int) -> list[list[str]]:
+    """Rows: milliseconds of the steps from a JPEG file of 640 x 480 to pixels of 800 x 600, and of the way of a batch
+    from a worker, with other ways to do each; and whether their values are those of the first way. One thread, as a
+    worker has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    noise = torch.randint(0, 256, (60, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    picture = Image.fromarray(noise.numpy()).resize((640, 480), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    picture = _decode(file)
+    size = resize_size(*picture.size, *SCALES)
+    large, levels = picture.resize(size, Image.Resampling.BILINEAR), _levels(MEANS, STDS)
+    coded, values = torch.frombuffer(file.getbuffer(), dtype=torch.uint8), _values(picture)
+    steps: dict[str, dict[str, Callable[[], Tensor]]] = {
+        "decode": {
+            "Pillow": lambda: _values(_decode(file)),
+            "Pillow, draft": lambda: _values(_decode(file, size)),
+            "torchvision": lambda: decode_jpeg(coded, ImageReadMode.RGB),
+        },
+        "resize": {
+            "Pillow": lambda: _values(picture.resize(size, Image.Resampling.BILINEAR)),
+            "torch, uint8": lambda: resize(values, [size[1], size[0]], antialias=True),
+            "torch, float32": lambda: resize(values.float(), [size[1], size[0]], antialias=True).round().byte(),
+        },
+        "to pixels": {
+            "looked up": lambda: look_up(large, levels),
+            "step by step": lambda: normalise(to_tensor(large), MEANS, STDS),
+        },
+    }
+    rows: list[list[str]] = []
+    for step, ways in steps.items():
+        ours, *_ = (way() for way in ways.values())
+        for name, seconds in medians(interleaved(ways, rounds, torch.device("cpu"))).items():
+            same = torch.equal(ways[name](), ours)
+            rows.append([step, name, f"{1000 * seconds:.2f}", "yes" if same else "no"])
+    rows += _measure_transport(rounds, levels)
+    torch.set_num_threads(threads)
+    return rows
+
+
+def _decode(file: io.BytesIO, size: tuple[int, int] | None = None) -> Image.Image:
+    image = Image.open(file)
+    if size is not None:
+        image.draft("RGB", size)
+    return image.convert("RGB")
+
+
+def _values(image: Image.Image) -> Tensor:
+    """uint8 [3, height, width]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _measure_transport(rounds: int, levels: np.ndarray) -> list[list[str]]:
+    """Rows: milliseconds of a batch of 4 pictures of 1000 x 600 from a worker, with pixels looked up there or here."""
+    batches = 8
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8))
+    ways = {
+        "float32": lambda: torch.stack([look_up(picture, levels) for _ in range(4)]),
+        "uint8, looked up by the receiver": lambda: torch.stack([_values(picture) for _ in range(4)]),
+    }
+    loaders = {
+        name: DataLoader(_Made(way, batches), batch_size=None, num_workers=1, persistent_workers=True)
+        for name, way in ways.items()
+    }
+
+    def receive(loader: DataLoader) -> None:
+        for batch in loader:
+            if batch.dtype == torch.uint8:
+                out = np.empty(batch.shape, np.float32)
+                for pictures, pixels in zip(batch.numpy(), out, strict=True):
+                    for band, level, channel in zip(pictures[::-1], levels, pixels, strict=True):
+                        np.take(level, band, out=channel, mode="clip")
+
+    runs = {name: partial(receive, loader) for name, loader in loaders.items()}
+    found = medians(interleaved(runs, rounds, torch.device("cpu")))
+    return [["batch from a worker", name, f"{1000 * seconds / batches:.1f}", "yes"] for name, seconds in found.items()]
+
+
+class _Made(Dataset[Tensor]):
+    """`count` batches, each made anew."""
+
+    def __init__(self, make: Callable[[], Tensor], count: int) -> None:
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.make()
 
 
 def measure_start() -> list[list[str]]:

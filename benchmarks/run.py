@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lambda: parts.measure_tower(args.rounds, device, args.precision),
         ),
         "loader": (["", "regions from", "samples/s", "x JSON"], lambda: loading.measure_loader(args.rounds)),
+        "pixels": (["step", "how", "ms", "same values"], lambda: loading.measure_pixels(args.rounds)),
         "start": (["what", "seconds", "GiB"], loading.measure_start),
     }
     unknown = set(args.suite or []) - {*WORKLOADS, *others}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class Transform:
         image = image.resize(size, Image.Resampling.BILINEAR)
         if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = normalise(to_tensor(image), self.means, self.stds)
+        pixels = look_up(image, _levels(tuple(self.means), tuple(self.stds)))
         return pad_to_canvas(pixels, *self.scales) if self.fixed_padding else pixels
 
 
@@ -132,6 +133,21 @@ def normalise(image: Tensor, means: tuple[float, ...], stds: tuple[float, ...]) 
     """RGB in [0, 1] to BGR in [0, 255], less the means, by the deviations: [3, height, width] -> the same shape."""
     bgr = image.flip(0).mul_(255)  # flip copies
     return bgr.sub_(torch.tensor(means)[:, None, None]).div_(torch.tensor(stds)[:, None, None])
+
+
+def look_up(image: Image.Image, levels: np.ndarray) -> Tensor:
+    """RGB image to float32 [3, height, width] of its BGR channels. levels: float32 [3, 256], what a value becomes."""
+    pixels = np.empty((3, image.height, image.width), np.float32)
+    for band, level, out in zip(reversed(image.split()), levels, pixels, strict=True):
+        np.take(level, np.asarray(band), out=out, mode="clip")  # any mode but the default writes to `out` directly
+    return torch.from_numpy(pixels)
+
+
+@lru_cache
+def _levels(means: tuple[float, ...], stds: tuple[float, ...]) -> np.ndarray:
+    """For `look_up`: the 256 values through the same operations as a whole picture, so every bit is the same."""
+    greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    return normalise(greys.float().div_(255), means, stds)[:, 0].numpy()
 
 
 def pad_to_canvas(image: Tensor, short: int, long: int) -> Tensor:

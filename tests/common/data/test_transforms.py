@@ -7,7 +7,9 @@ from PIL import Image
 
 from common.data.transforms import (
     Transform,
+    _levels,
     blank_pixels,
+    look_up,
     normalise,
     pad_to_canvas,
     resize_ratios,
@@ -61,6 +63,17 @@ def test_pixels_are_bgr_less_the_means():
     got = normalise(source, (1.0, 2.0, 3.0), (1.0, 2.0, 4.0))
     assert got[:, 0, 1].tolist() == pytest.approx([-1.0, 63.0, 63.0])
     assert torch.equal(source, to_tensor(image))
+
+
+@pytest.mark.parametrize("stds", [(1.0, 1.0, 1.0), (57.4, 57.1, 58.4)])
+def test_looked_up_pixels_have_the_bits_of_normalised_ones(stds):
+    """All 256 values of each channel, in an order of its own."""
+    means = (102.9801, 115.9465, 122.7717)
+    values = np.stack([np.random.default_rng(c).permutation(256).reshape(8, 32) for c in range(3)], axis=-1)
+    image = Image.fromarray(values.astype(np.uint8))
+    got = look_up(image, _levels(means, stds))
+    assert got.shape == (3, 8, 32) and got.is_contiguous()
+    assert torch.equal(got, normalise(to_tensor(image), means, stds))
 
 
 def test_the_specified_vcr_example():
