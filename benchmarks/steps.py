@@ -95,7 +95,7 @@ class Step:
         if self.plain:
             plain_clip(self.model, CLIP)
         else:
-            clip_grad_norm(self.model.parameters(), CLIP)
+            clip_grad_norm(self.model.parameters(), CLIP, self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

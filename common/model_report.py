@@ -251,7 +251,7 @@ def training_step(model: nn.Module, batch: Batch, cfg: Any, precision: Precision
         precision.backward(output.loss)
         precision.unscale(optimizer)
         if cfg.TRAIN.CLIP_GRAD_NORM > 0:
-            clip_grad_norm(model.parameters(), cfg.TRAIN.CLIP_GRAD_NORM)
+            clip_grad_norm(model.parameters(), cfg.TRAIN.CLIP_GRAD_NORM, optimizer)
         precision.step(optimizer)
     return cost.step(model), {name: value.detach() for name, value in {"loss": output.loss, **output.losses}.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from common.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
+CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
 NO_DECAY = 2.0**-25  # p - decay * p rounds to p in float32 for any smaller decay: a pass over all weights less
 
 Schedule = Callable[[int], float]  # optimizer step, 1 for the first update of a fresh run -> factor on initial_lr
@@ -46,6 +48,7 @@ class AdamW(Optimizer):
             )
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": correct_bias}
         super().__init__(params, defaults)
+        self.divisor: Tensor | None = None  # of the gradients in the next step, which leaves them divided
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -56,6 +59,7 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             for (step, *_), params in self._by_step(group["params"]).items():
                 self._update(params, step, group)
+        self.divisor = None
         return loss
 
     def _by_step(self, params: list[Tensor]) -> dict[tuple, list[Tensor]]:
@@ -100,6 +104,7 @@ class AdamW(Optimizer):
             eps=eps,
             amsgrad=False,
             maximize=False,
+            grad_scale=None if self.divisor is None else self.divisor.float().to(params[0].device),
         )
         decay = group["lr"] * group["weight_decay"]
         if decay >= NO_DECAY or (decay > 0 and params[0].dtype != torch.float32):
@@ -246,9 +251,27 @@ def apply_lr(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients down to a global L2 norm of max_norm. Returns the norm before, without waiting for it."""
-    return nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, optimizer: Optimizer | None = None) -> Tensor:
+    """Scale the gradients down to a global L2 norm of max_norm. Returns the norm before, without waiting for it.
+
+    optimizer: whose step comes next. An AdamW scales in that step, which saves a pass over all gradients.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = _global_norm(grads)
+    divisor = None if math.isinf(max_norm) or not grads else ((norm + CLIP_EPS) / max_norm).clamp(min=1.0)
+    if isinstance(optimizer, AdamW):
+        optimizer.divisor = divisor
+    elif divisor is not None:
+        torch._foreach_div_(grads, divisor)
+    return norm
+
+
+def _global_norm(grads: Sequence[Tensor]) -> Tensor:
+    if any(grad.device.type != "cpu" for grad in grads):
+        return nn.utils.get_total_norm(grads, foreach=True)
+    # Twice as fast as PyTorch's norm, which takes one thread, and closer: its sums are in blocks.
+    flat = [grad.detach().reshape(-1) for grad in grads]
+    return torch.stack([torch.dot(x, x).float() for x in flat]).sum().sqrt() if flat else torch.tensor(0.0)
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ class Trainer:
         apply_lr(self.optimizer, self.schedule(at.updates))
         self.precision.unscale(self.optimizer)
         limit = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
-        self._grad_norm = clip_grad_norm(self.module.parameters(), limit)
+        self._grad_norm = clip_grad_norm(self.module.parameters(), limit, self.optimizer)
         if not distributed.any_rank(not self._is_finite()):
             self.precision.step(self.optimizer)
         else:

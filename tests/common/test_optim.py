@@ -204,6 +204,28 @@ def test_clip_grad_norm():
     torch.testing.assert_close(params[0].grad, torch.tensor([0.6, 0.0], dtype=torch.float64), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("limit", [1.0, 100.0, math.inf])
+def test_clipping_with_the_step_is_clipping_before_it(kind, limit):
+    """Weights and gradients after the step; a step that was left out does not clip the one after it."""
+    torch.manual_seed(0)
+    grads = [torch.randn(7, 5), torch.randn(11)]
+    found = []
+    for together in (False, True):
+        params = [nn.Parameter(torch.ones(7, 5)), nn.Parameter(torch.ones(11))]
+        optimizer = kind(params, lr=0.1)
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad.clone()
+        if together and kind is AdamW:
+            clip_grad_norm(params, 0.01, optimizer)  # and no step
+        norm = clip_grad_norm(params, limit, optimizer if together else None)
+        assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in grads]).norm().item(), rel=1e-6)
+        optimizer.step()
+        found.append([*params, *(p.grad for p in params)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_an_update_does_not_wait_for_the_gpu():
     params = [nn.Parameter(torch.ones(3, device="cuda")) for _ in range(2)]
@@ -212,7 +234,7 @@ def test_an_update_does_not_wait_for_the_gpu():
         p.grad = torch.ones_like(p)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        clip_grad_norm(params, 1.0)
+        clip_grad_norm(params, 1.0, optimizer)
         optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
