@@ -36,6 +36,8 @@ WORDS = [f"word{i}" for i in range(500)]
 ENTRY_POINTS = (
     *("vqa/train_end2end.py", "vqa/test.py", "vqa/val.py", "vqa/predict.py", "vcr/train_end2end.py", "vcr/val.py"),
     *("vcr/test.py", "refcoco/train_end2end.py", "refcoco/test.py", "pretrain/train_end2end.py"),
+    *("data.extract_features", "data.captions_own", "data.captions_download", "data.captions_files", "data.scenes"),
+    *("data.random_backbone", "viz.attention", "viz.serve", "common.doctor", "common.export", "common.model_report"),
 )
 INDEXED = 440_000
 SCALES, MEANS, STDS = (600, 1000), (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)  # of the shipped configurations
@@ -225,8 +227,9 @@ class _Made(Dataset[Tensor]):
 def measure_start() -> list[list[str]]:
     """Rows: seconds of --help of the entry points, and seconds and memory of indexing a training split of VQA."""
     helps = {
-        script: partial(subprocess.run, [sys.executable, script, "--help"], check=True, capture_output=True)
-        for script in ENTRY_POINTS
+        name: partial(subprocess.run, [*command, "--help"], check=True, capture_output=True)
+        for name in ENTRY_POINTS
+        for command in [[sys.executable, *([name] if name.endswith(".py") else ["-m", name])]]
     }
     seconds = medians(interleaved(helps, 3, torch.device("cpu")))
     rows = [[f"{script} --help", f"{median:.2f}", ""] for script, median in seconds.items()]

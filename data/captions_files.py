@@ -22,7 +22,6 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from tqdm import tqdm
 
-from common.data.regions import open_regions
 from common.files import atomic_write
 from data.captions_manifest import OK, read_manifest
 from data.captions_table import read_table
@@ -53,6 +52,8 @@ def write_records(table: Path, out: Path, split: str, with_regions: bool = False
 
     with_regions: only those that have regions in `<split>_frcnn`. Raises as `write_pairs` does.
     """
+    from common.data.regions import open_regions  # here, so that the command line answers at once
+
     known = read_manifest(manifest_file(out, split))
     regions = open_regions(out / f"{split}_frcnn") if with_regions else None
 

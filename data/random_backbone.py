@@ -12,30 +12,34 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torchvision
-from torch import nn
-
-from common.checkpoint import save_file
 from common.data.images import IMAGE_SUFFIXES, load_image
-from common.data.transforms import normalise, to_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEANS, STDS = (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)  # of the BGR channels, as in the shipped configs
 SIDE = 224
 
 
-@torch.no_grad()
-def random_backbone(num_layers: int, images: Sequence[Path], seed: int = 0) -> dict[str, torch.Tensor]:
+def random_backbone(num_layers: int, images: Sequence[Path], seed: int = 0) -> dict[str, Tensor]:
     """State dict of torchvision's ResNet of `num_layers` with random weights and batch norms measured on `images`."""
+    import torch  # here, so that the command line answers at once
+    import torchvision
+    from torch import nn
+
+    from common.data.transforms import normalise, to_tensor
+
     torch.manual_seed(seed)
     network = getattr(torchvision.models, f"resnet{num_layers}")(weights=None)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # a plain average over everything it sees
     pictures = [load_image(str(path)).resize((SIDE, SIDE)) for path in images]
-    for batch in torch.stack([normalise(to_tensor(p), MEANS, STDS) for p in pictures]).split(8):
-        network.train()(batch)
+    with torch.no_grad():
+        for batch in torch.stack([normalise(to_tensor(p), MEANS, STDS) for p in pictures]).split(8):
+            network.train()(batch)
     return network.state_dict()
 
 
@@ -50,6 +54,8 @@ def main() -> None:
     images = sorted(p for p in args.images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)[: args.limit]
     if not images:
         parser.error(f"{args.images} has no pictures")
+    from common.checkpoint import save_file
+
     save_file(args.out, random_backbone(args.layers, images, args.seed))
     print(f"{args.out}: ResNet-{args.layers} of RANDOM weights, batch norms of {len(images)} pictures")
 

@@ -6,7 +6,6 @@ picture.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import re
@@ -24,12 +23,8 @@ from torchvision.ops import batched_nms
 from torchvision.transforms.functional import to_tensor
 
 from common.data.images import IMAGE_SUFFIXES, list_files, read_bytes
+from common.data.region_arguments import SOURCES
 from common.data.regions import RegionError, Regions, RegionStore, open_regions
-
-SOURCES = (
-    "coco:INSTANCES.json  vcr:ANNOTATIONS.jsonl  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  "
-    "grid:ROWSxCOLUMNS  module:NAME (its function find_boxes)"
-)
 
 
 @dataclass(frozen=True)
@@ -267,13 +262,6 @@ def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, 
         return keep
     wanted = min_boxes if len(keep) < min_boxes else max_boxes
     return confidence.argsort(descending=True, stable=True)[:wanted]
-
-
-def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
-    """The numbers of `build_source`."""
-    parser.add_argument("--min-boxes", type=int, default=10, help="of a detector")
-    parser.add_argument("--max-boxes", type=int, default=100, help="of a detector")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least confidence of a detector's box")
 
 
 def build_source(

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from common.data.images import exists, list_files, read_bytes
+from common.data.region_arguments import DTYPES
 from common.data.stored_rows import StoredRows
 from common.files import atomic_write
 
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 FEATURE_DIM = 2048
 FORMAT = 1
-DTYPES = ("float32", "float16")
 _OPTIONAL = ("features", "image_feature", "class_scores")
 _FILES = {
     "boxes": "boxes.bin",

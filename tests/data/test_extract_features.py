@@ -15,8 +15,9 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from common.data.region_boxes import CocoBoxes, GridBoxes, Picture, build_source, select_boxes
 from common.data.regions import JsonRegions, RegionError, Regions, open_regions, save_regions
-from data import extract_features
-from data.extract_features import extract, main
+from data import region_features
+from data.extract_features import main
+from data.region_features import extract
 
 GRAY = Image.new("RGB", (64, 48), (128, 128, 128))
 
@@ -224,7 +225,7 @@ def test_stop_in_the_middle_leaves_only_whole_files(images: Path, instances: Pat
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> StubEncoder:
     encoder = StubEncoder()
-    monkeypatch.setattr(extract_features, "build_encoder", lambda args: encoder)
+    monkeypatch.setattr(region_features, "build_encoder", lambda args: encoder)
     return encoder
 
 

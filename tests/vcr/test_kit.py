@@ -12,7 +12,7 @@ from common.config import load_config
 from common.data.collate import collate
 from common.data.region_boxes import build_source
 from common.data.regions import JsonRegions
-from data.extract_features import extract
+from data.region_features import extract
 from vcr.dataset import VCRDataset, build_dataset
 from vcr.text import MAX_TOKENS, QA2R
 
