@@ -26,7 +26,8 @@ from torchvision.transforms.functional import resize
 from benchmarks.measure import interleaved, medians
 from common.config import load_config
 from common.data.loader import BatchLoader
-from common.data.regions import FEATURE_DIM, JsonRegions, Regions, pack, save_regions
+from common.data.regions import FEATURE_DIM, JsonRegions, Regions, RegionStore, open_regions, pack, save_regions
+from common.data.stored_rows import StoredRows
 from common.data.transforms import _levels, look_up, normalise, resize_size, to_tensor
 from common.task import load_task
 
@@ -44,8 +45,8 @@ SCALES, MEANS, STDS = (600, 1000), (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.
 
 
 def measure_loader(rounds: int) -> list[list[str]]:
-    """Rows: epochs of the training loader in batches of 32, regions from JSON, zip and packed store, in this process
-    and from one worker. A warm-up epoch brings the files into memory."""
+    """Rows: the regions of pictures alone, and epochs of the training loader in batches of 32, in this process and from
+    one worker; from JSON, zip and packed store. A warm-up brings the files into memory."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         forms = write_world(root)
@@ -55,8 +56,10 @@ def measure_loader(rounds: int) -> list[list[str]]:
             for form, (path, zipped) in forms.items()
         }
         number = iter(range(10**6))
+        stores = {f"{form} regions alone": open_regions(path, zipped) for form, (path, zipped) in forms.items()}
         seconds = interleaved(
-            {name: lambda loader=loader: _epoch(loader, next(number)) for name, loader in loaders.items()},
+            {name: partial(_read_all, store) for name, store in stores.items()}
+            | {name: lambda loader=loader: _epoch(loader, next(number)) for name, loader in loaders.items()},
             rounds,
             torch.device("cpu"),
         )
@@ -64,8 +67,22 @@ def measure_loader(rounds: int) -> list[list[str]]:
     rows = []
     for name, median in found.items():
         form, how = name.split(" ", 1)
-        rows.append([how, form, f"{count / median:.0f}", f"{found[f'JSON {how}'] / median:.1f}"])
+        rows.append(
+            [
+                how,
+                form,
+                f"{(PICTURES if name in stores else count) / median:.0f}",
+                f"{found[f'JSON {how}'] / median:.1f}",
+            ]
+        )
     return rows
+
+
+def _read_all(store: RegionStore) -> None:
+    for name in range(1, PICTURES + 1):
+        features = store.regions(name).features
+        if isinstance(features, StoredRows):
+            features.loaded  # noqa: B018 - it reads them
 
 
 def _epoch(loader: BatchLoader, number: int) -> None:

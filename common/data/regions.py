@@ -11,6 +11,7 @@ and features are read only when something looks at them:
                     boxes.bin               float32 [rows, 4]
                     features.bin            dtype [rows, 2048]          (these three are optional)
                     image_features.bin      dtype [N, 2048]
+                    mean_features.bin       float32 [N, 2048], of the features of an image; without image_features
                     class_scores.bin        dtype [rows, classes]
 """
 
@@ -53,7 +54,10 @@ _FILES = {
     "features": "features.bin",
     "image_feature": "image_features.bin",
     "class_scores": "class_scores.bin",
+    "mean": "mean_features.bin",
 }
+_PER_IMAGE = ("image_feature", "mean")
+_FLOAT32 = ("boxes", "mean")
 
 
 class RegionError(ValueError):
@@ -286,7 +290,7 @@ class PackedRegions(RegionStore):
         assert boxes is not None, "a packed store always has boxes"
         return Regions(
             boxes=boxes,
-            features=StoredRows(self, start, stop) if with_features and "features" in self._maps else None,
+            features=StoredRows(self, start, stop, image=row) if with_features and "features" in self._maps else None,
             image_feature=None if image_feature is None else image_feature[0],
             class_scores=self._rows("class_scores", start, stop),
             width=width,
@@ -306,6 +310,11 @@ class PackedRegions(RegionStore):
     def mapped_features(self, start: int, stop: int) -> Tensor:
         """[stop - start, 2048] of the store's dtype in the mapped file: to be copied only, a write is a crash."""
         return self._features[start:stop]
+
+    def mean(self, row: int) -> Tensor | None:
+        """float32 [2048], the mean of the features of image number `row`; None in a store made without it."""
+        found = self._rows("mean", row, row + 1)
+        return None if found is None else found[0]
 
     def expect(self, start: int, stop: int) -> None:
         """Have the system fetch these features from the disk, without waiting for them."""
@@ -332,10 +341,10 @@ class PackedRegions(RegionStore):
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
         count, rows, columns = self.meta["count"], self.meta["rows"], self.meta["columns"]
-        return {key: (count if key == "image_feature" else rows, width) for key, width in columns.items()}
+        return {key: (count if key in _PER_IMAGE else rows, width) for key, width in columns.items()}
 
     def _dtype(self, key: str) -> np.dtype:
-        return np.dtype("float32" if key == "boxes" else self.meta["dtype"]).newbyteorder("<")
+        return np.dtype("float32" if key in _FLOAT32 else self.meta["dtype"]).newbyteorder("<")
 
     def _find(self, name: str | int) -> int | None:
         names, key = self._maps["names"], str(name).encode()
@@ -437,14 +446,20 @@ def _pack_arrays(
             check_shapes(regions, name)
             found = {key: value for key in _OPTIONAL if (value := getattr(regions, key)) is not None}
             widths = {"boxes": 4} | {key: value.shape[-1] for key, value in found.items()}
+            if "features" in found and "image_feature" not in found:
+                widths["mean"] = FEATURE_DIM  # stands for the image, and takes reading them all
             if not files:
                 columns = widths
                 files = {key: (folder / _FILES[key]).open("wb") for key in widths}
             if widths != columns:
                 raise RegionError(f"{name}: fields {widths}, but image {names[0]} has {columns}")
             files["boxes"].write(regions.boxes.numpy().astype("<f4").tobytes())
-            for key, value in found.items():
-                files[key].write(_cast(value.numpy(), dtype, f"{name}: {key}").tobytes())
+            stored = {key: _cast(value.numpy(), dtype, f"{name}: {key}") for key, value in found.items()}
+            for key, values in stored.items():
+                files[key].write(values.tobytes())
+            if "mean" in widths:
+                mean = torch.from_numpy(stored["features"].astype(np.float32)).mean(0)
+                files["mean"].write(mean.numpy().astype("<f4").tobytes())
             offsets.append(offsets[-1] + len(regions.boxes))
             sizes.append((regions.width or 0, regions.height or 0))
     finally:

@@ -35,20 +35,33 @@ class StoredRows(Tensor):
     A tensor to all who use it: whatever asks for more than the shape reads the rows, once, into memory of their own.
 
     with_first: a row comes before them, that of the whole image: `first` [D], or the mean of the others where that is
-    None.
+    None. image: number of the store's image that they are all of; the store may have their mean.
     """
 
     def __new__(
-        cls, store: PackedRegions, start: int, stop: int, with_first: bool = False, first: Tensor | None = None
+        cls,
+        store: PackedRegions,
+        start: int,
+        stop: int,
+        with_first: bool = False,
+        first: Tensor | None = None,
+        image: int | None = None,
     ) -> StoredRows:
         # The meta device: code that got past __torch_function__ would fail, not see numbers that are none.
         shape = stop - start + with_first, store.meta["columns"]["features"]
         return torch.empty(shape, dtype=torch.float32, device="meta").as_subclass(cls)
 
     def __init__(
-        self, store: PackedRegions, start: int, stop: int, with_first: bool = False, first: Tensor | None = None
+        self,
+        store: PackedRegions,
+        start: int,
+        stop: int,
+        with_first: bool = False,
+        first: Tensor | None = None,
+        image: int | None = None,
     ) -> None:
         self.store, self.start, self.stop, self.with_first, self.first = store, start, stop, with_first, first
+        self.image = image
 
     def __len__(self) -> int:
         return self.stop - self.start + self.with_first
@@ -77,6 +90,8 @@ class StoredRows(Tensor):
     def after(self, first: Tensor | None) -> StoredRows:
         """These rows, unread and without a first one, with `first` [D] or their mean before them."""
         assert self.unread and not self.with_first, "what was read may have been changed"
+        if first is None and self.image is not None:
+            first = self.store.mean(self.image)
         return StoredRows(self.store, self.start, self.stop, True, first)
 
     def copy_to(self, out: Tensor) -> None:

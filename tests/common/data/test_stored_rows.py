@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import random
 from multiprocessing.reduction import ForkingPickler
@@ -18,6 +19,7 @@ from common.data.loader import BatchLoader, MultiLoader
 from common.data.regions import (
     FEATURE_DIM,
     JsonRegions,
+    PackedRegions,
     RegionError,
     Regions,
     RegionStore,
@@ -168,3 +170,23 @@ def test_a_buffer_is_written_again_when_nothing_shares_it() -> None:
     other = buffers.empty((4, 5))
     assert other.shape == (4, 5) and other.dtype == torch.float32
     assert address in (other.data_ptr(), buffers.empty((2, 3)).data_ptr())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_store_knows_the_mean_of_an_image_and_one_without_it_gives_the_same(tmp_path, dtype):
+    store = pack(write(tmp_path / "json", image_feature=False), tmp_path / "x.packed", dtype)
+    with_mean = [Questions(store, True).sample(i, random.Random()).features for i in range(IMAGES)]
+    assert all(rows.first is not None for rows in with_mean)
+    meta = json.loads((tmp_path / "x.packed/meta.json").read_text())
+    del meta["columns"]["mean"]
+    (tmp_path / "x.packed/meta.json").write_text(json.dumps(meta))
+    (tmp_path / "x.packed/mean_features.bin").unlink()
+    without = [Questions(PackedRegions(store.path), True).sample(i, random.Random()).features for i in range(IMAGES)]
+    for one, other in zip(with_mean, without, strict=True):
+        assert other.first is None and torch.equal(one.loaded, other.loaded)
+        torch.testing.assert_close(one.loaded[0], one.loaded[1:].mean(0))
+
+
+def test_a_store_with_features_of_images_needs_no_means(tmp_path):
+    store = pack(write(tmp_path / "json", image_feature=True), tmp_path / "x.packed")
+    assert "mean" not in store.meta["columns"] and not (tmp_path / "x.packed/mean_features.bin").exists()
