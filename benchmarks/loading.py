@@ -67,14 +67,8 @@ def measure_loader(rounds: int) -> list[list[str]]:
     rows = []
     for name, median in found.items():
         form, how = name.split(" ", 1)
-        rows.append(
-            [
-                how,
-                form,
-                f"{(PICTURES if name in stores else count) / median:.0f}",
-                f"{found[f'JSON {how}'] / median:.1f}",
-            ]
-        )
+        done = PICTURES if name in stores else count
+        rows.append([how, form, f"{done / median:.0f}", f"{found[f'JSON {how}'] / median:.1f}"])
     return rows
 
 

@@ -245,9 +245,11 @@ class TaskCheck:
         loader = build_loader(master(task, cfg, "train"), cfg, "train", base_seed=3)
         shared = next(b for b in loader.epoch(1) if b.picture is not None)
         assert len(shared.image) < len(shared) == 6
+        # In float64: kernels round batches of other sizes otherwise, and a relu that this turns on or off counts fully.
+        shared = dataclasses.replace(shared, image=shared.image.double())
         own = dataclasses.replace(shared, image=shared.image[shared.picture], picture=None)
         torch.manual_seed(0)
-        model = task.build_model(cfg).eval()
+        model = task.build_model(cfg).double().eval()
         losses, gradients = [], []
         for batch in (shared, own):
             losses.append(model(batch).loss)
@@ -257,7 +259,7 @@ class TaskCheck:
         torch.testing.assert_close(*losses)
         for name, gradient in gradients[0].items():
             other = gradients[1][name]
-            assert (gradient - other).norm() <= 1e-3 * other.norm() + 1e-6, name
+            assert (gradient - other).norm() <= 1e-4 * other.norm() + 1e-6, name
 
     def test_samples_of_features_share_no_pixels(self, task, cfg):
         if self.pixels:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LEVELS = 256  # of the random byte that decides about an element
-_BLOCK = 128  # elements that share a threshold
+_BLOCK = 512  # elements that share a threshold
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
