@@ -30,7 +30,7 @@ from common.config import ConfigError, load_config
 from common.data.batch import Batch, ModelOutput
 from common.data.synthetic import FORMS, made_up_batch
 from common.files import write_text
-from common.nn.linear import flop_formulas
+from common.nn import linear, resnet
 from common.optim import RunPlan, build_optimizer, clip_grad_norm
 from common.precision import Precision, resolve_precision
 from common.run import build_precision, pick_device
@@ -56,8 +56,10 @@ PARTS = {
     ),
 }
 OTHER, TOTAL = "other", "total"
-# The counter knows the fused attention of GPUs only. Shapes of query, key and value; backward: the gradient's first.
-CPU_ATTENTION = {
+# The counter knows no fused operations of CPUs. Attention takes query, key and value, its backward a gradient before.
+CPU_FORMULAS = {
+    **linear.flop_formulas(),
+    **resnet.flop_formulas(),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **options: sdpa_flop_count(*shapes[:3]),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda *shapes, **options: sdpa_backward_flop_count(*shapes[:4])
@@ -261,7 +263,7 @@ class Cost:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._counter = FlopCounterMode(display=False, custom_mapping={**flop_formulas(), **CPU_ATTENTION})
+        self._counter = FlopCounterMode(display=False, custom_mapping=CPU_FORMULAS)
 
     def __enter__(self) -> Cost:
         self._wait()

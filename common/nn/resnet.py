@@ -5,13 +5,22 @@ Parameter names are torchvision's (conv1, bn1, layer1.0.conv1, ...), so its chec
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.nn.linear import lowered
+
 # Blocks of layer1..layer4. Depths 18 and 34 have basic blocks, whose 512 channels do not fit a 2048-d region feature.
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
+
+# oneDNN's convolution with what follows it; not in builds without that library.
+_convolution = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -34,11 +43,70 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
+    return F.conv2d(x, *_folded(conv, norm), conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(conv(x)) + residual), in bf16 on a CPU with sum and relu as a part of the convolution."""
+    if _convolution is None or not isinstance(norm, FrozenBatchNorm2d) or not lowered(x.device):
+        y = conv_norm(x, conv, norm)
+        return F.relu(y if residual is None else y + residual, inplace=True)
+    tensors = (None if t is None else t.to(torch.bfloat16) for t in (x, *_folded(conv, norm), residual))
+    return _ConvRelu.apply(*tensors, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution with the norm inside."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+class _ConvRelu(torch.autograd.Function):
+    """The bias gets no gradient: that of a frozen norm has none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        assert _convolution is not None
+        ctx.geometry = [*stride], [*padding], [*dilation], groups
+        how = [*padding], [*stride], [*dilation], groups
+        if residual is None:
+            out = _convolution(x, weight, bias, *how, "relu", [], "")
+        else:
+            out = _convolution.binary(x, residual, weight, bias, *how, "add", 1.0, "relu", [], "")
+        ctx.save_for_backward(x, weight, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, out = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        wanted = [*ctx.needs_input_grad[:2], False]
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, wanted
+        )
+        return of_x, of_weight, None, grad if ctx.needs_input_grad[3] else None, None, None, None, None
+
+
+def flop_formulas() -> dict[Any, Any]:
+    """For torch.utils.flop_counter, which does not know these convolutions."""
+    return {} if _convolution is None else {_convolution: _flops}
+
+
+def _flops(*shapes: Any, out_shape: Sequence[int], **options: Any) -> int:
+    weight = next(shape for shape in shapes[1:] if tuple(shape) != tuple(out_shape))  # a residual may come before it
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 class Bottleneck(nn.Module):
@@ -63,10 +131,11 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
-        y = F.relu(conv_norm(y, self.conv2, self.bn2), inplace=True)
-        y = conv_norm(y, self.conv3, self.bn3)
-        return F.relu(y + (x if self.downsample is None else conv_norm(x, *self.downsample)), inplace=True)
+        y = conv_norm_relu(x, self.conv1, self.bn1)
+        y = conv_norm_relu(y, self.conv2, self.bn2)
+        return conv_norm_relu(
+            y, self.conv3, self.bn3, residual=x if self.downsample is None else conv_norm(x, *self.downsample)
+        )
 
 
 def build_layer(
@@ -101,7 +170,7 @@ class ResNetC4(nn.Module):
         init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
+        x = conv_norm_relu(images, self.conv1, self.bn1)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         return self.layer3(self.layer2(self.layer1(x)))
 

@@ -121,11 +121,12 @@ def convolution_flops(task: str, part: str) -> int:
 
 
 class TestFlops:
-    def test_bf16_on_a_cpu_counts_the_same(self, tiny):
-        """Its products are oneDNN's, which the counter must be told of."""
-        low = report_config("vqa", FILES["vqa"], [*TINY, "TRAIN.PRECISION=bf16"], 1, WORDS, BOXES)
-        assert low.inference.flops == tiny["vqa"].inference.flops
-        assert low.training.flops == tiny["vqa"].training.flops
+    @pytest.mark.parametrize("task", FILES)
+    def test_bf16_on_a_cpu_counts_the_same(self, tiny, task):
+        """Its products and convolutions are oneDNN's, which the counter must be told of."""
+        low = report_config(task, FILES[task], [*TINY, "TRAIN.PRECISION=bf16"], 1, WORDS, BOXES)
+        assert low.inference.flops == tiny[task].inference.flops
+        assert low.training.flops == tiny[task].training.flops
 
     @pytest.mark.parametrize("task", FILES)
     def test_the_encoder_by_hand(self, tiny, task):
