@@ -39,13 +39,7 @@ class StoredRows(Tensor):
     """
 
     def __new__(
-        cls,
-        store: PackedRegions,
-        start: int,
-        stop: int,
-        with_first: bool = False,
-        first: Tensor | None = None,
-        image: int | None = None,
+        cls, store: PackedRegions, start: int, stop: int, with_first: bool = False, *rest: Any, **options: Any
     ) -> StoredRows:
         # The meta device: code that got past __torch_function__ would fail, not see numbers that are none.
         shape = stop - start + with_first, store.meta["columns"]["features"]
