@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -137,9 +138,14 @@ def normalise(image: Tensor, means: tuple[float, ...], stds: tuple[float, ...]) 
 
 def look_up(image: Image.Image, levels: np.ndarray) -> Tensor:
     """RGB image to float32 [3, height, width] of its BGR channels. levels: float32 [3, 256], what a value becomes."""
-    pixels = np.empty((3, image.height, image.width), np.float32)
-    for band, level, out in zip(reversed(image.split()), levels, pixels, strict=True):
-        np.take(level, np.asarray(band), out=out, mode="clip")  # any mode but the default writes to `out` directly
+    return look_up_bands([np.asarray(band) for band in image.split()], levels)
+
+
+def look_up_bands(bands: Sequence[np.ndarray], levels: np.ndarray) -> Tensor:
+    """`look_up` of the three channels of an RGB image, each uint8 [height, width]."""
+    pixels = np.empty((3, *bands[0].shape), np.float32)
+    for band, level, out in zip(reversed(bands), levels, pixels, strict=True):
+        np.take(level, band, out=out, mode="clip")  # any mode but the default writes to `out` directly
     return torch.from_numpy(pixels)
 
 

@@ -206,13 +206,14 @@ class Encoder(nn.Module):
         """
         if not self.packed or with_probs or exporting():
             return self._run(hidden, mask, None, all_layers, with_probs)
-        real = mask.flatten().nonzero().squeeze(1)
-        rows = hidden.flatten(0, 1).index_select(0, real)  # (N, H)
         # The kernels of softmax and of products like rows of whole vectors.
         keys = F.pad(mask, (0, -mask.shape[1] % VECTOR))
+        ways = HeadRows(keys, self.num_heads)
+        real = ways.places(mask.shape[1])
+        rows = hidden.flatten(0, 1).index_select(0, real)  # (N, H)
         if lowered(hidden.device) and not torch.is_grad_enabled():
             rows = rows.to(torch.bfloat16)  # what each layer adds is then part of its products
-        layers = self._run(rows, keys, HeadRows(keys, self.num_heads), all_layers, False).layers
+        layers = self._run(rows, keys, ways, all_layers, False).layers
         return EncoderOutput([self._padded(x.to(hidden.dtype), real, mask.shape) for x in layers], None)
 
     @staticmethod

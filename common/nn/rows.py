@@ -27,12 +27,16 @@ class HeadRows:
         # Padding gets a copy of row 0: its keys are masked, and nothing reads what its queries find.
         place = row.new_zeros(batch * length).index_copy_(0, real, row).view(batch, 1, length)
         self._split = ((place[None] * PARTS + part[:, None, None, None]) * heads + head[:, None]).flatten()
-        sample, position = real // length, real % length
-        where = (sample[:, None] * heads + head) * length + position[:, None]  # (N, heads)
+        self._sample, self._position = real // length, real % length
+        where = (self._sample[:, None] * heads + head) * length + self._position[:, None]  # (N, heads)
         self._unsplit = (where[:, None] + part[:, None] * (batch * heads * length)).flatten()
         self._join = where.flatten()
         at = torch.where(mask[:, None], place * heads + head[:, None], count * heads)  # no gradient for padding
         self._unjoin = at.flatten()
+
+    def places(self, length: int) -> Tensor:
+        """int64 [N], where the rows lie in B sequences of another length, flattened."""
+        return self._sample * length + self._position
 
     def split(self, joint: Tensor) -> Tensor:
         """Joint projections [N, 3 * heads * d] -> [3, B * heads, L, d]."""
