@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from common.config import load_config
-from common.inference import Predictor, build_predictor
-from common.pictures import Pictures
-from common.run import Loaded, build_precision, pick_device
+from common.predict.predictor import Predictor, build_predictor
+from common.predict.user_images import Pictures
+from common.weights.loaded import Loaded
+from common.weights.restore import build_precision, pick_device
 from vqa.predictor import VQAPredictor
 from vqa.task import TASK
 

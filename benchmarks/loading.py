@@ -26,11 +26,19 @@ from torchvision.transforms.functional import resize
 from benchmarks.measure import interleaved, medians
 from common.config import load_config
 from common.data.loader import BatchLoader
-from common.data.regions import FEATURE_DIM, JsonRegions, Regions, RegionStore, open_regions, pack, save_regions
-from common.data.stored_rows import StoredRows
 from common.data.transforms import _levels, look_up, look_up_bands, normalise, resize_size, to_tensor
+from common.regions.lazy_features import StoredRows
+from common.regions.regions import (
+    FEATURE_DIM,
+    JsonRegions,
+    Regions,
+    RegionStore,
+    open_regions,
+    pack,
+    save_regions,
+)
 from common.task import load_task
-from data.region_features import PIXEL_MEANS, PIXEL_STDS
+from data.regions.extract import PIXEL_MEANS, PIXEL_STDS
 
 CFG = "cfgs/vqa/base_4x16G_fp32.yaml"
 PICTURES, QUESTIONS, BOXES = 48, 20, (10, 100)

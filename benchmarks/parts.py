@@ -11,8 +11,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import normalize
 
 from benchmarks.measure import interleaved, matmul_peak, medians
-from common.memory import keep_freed_memory
 from common.nn.bert import Encoder
+from common.nn.cpu.memory import keep_freed_memory
 from common.nn.resnet import ResNetC4
 from common.precision import Precision
 

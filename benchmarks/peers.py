@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.data.batch import Batch
+from common.data.sample import Batch
 from common.nn.losses import binary_cross_entropy_sum
 from common.precision import Precision
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from common.nn import bert, resnet
 from common.nn.dropout import Dropout
 from common.nn.rows import HeadRows
-from common.optim import AdamW
+from common.train.optim import AdamW
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from benchmarks.steps import NO_WEIGHTS, Step
 from common import distributed
 from common.config import load_config
 from common.data.synthetic import made_up_batch
-from common.files import write_text
-from common.launch import free_port
-from common.memory import keep_freed_memory
+from common.files.atomic import write_text
+from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
 from common.task import load_task
+from common.train.launch import free_port
 
 CFG = "cfgs/vqa/base_4x16G_fp32.yaml"
 USUAL = {"samples": 8, "words": 20, "boxes": 36}

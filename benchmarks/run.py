@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks import loading, parts
     from benchmarks.measure import device_name, matmul_peak
     from benchmarks.steps import HEADER, SPLIT_HEADER, WORKLOADS, measure, rows, split_rows
-    from common.files import write_text
-    from common.model_report import table
+    from common.files.atomic import write_text
+    from common.inspect.model_report import table
 
     logging.disable(logging.WARNING)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -19,13 +19,19 @@ from benchmarks.measure import Memory, interleaved, matmul_peak, medians, synchr
 from benchmarks.peers import PeerStep, build_peer
 from benchmarks.plain import PlainAdamW, all_positions, plain_clip, plainly
 from common.config import load_config
-from common.data.batch import Batch
+from common.data.sample import Batch
 from common.data.synthetic import made_up_batch
-from common.memory import keep_freed_memory
-from common.model_report import OTHER, PARTS, TOTAL, inference_step, training_step
-from common.optim import AdamW, clip_grad_norm
+from common.inspect.model_report import (
+    OTHER,
+    PARTS,
+    TOTAL,
+    inference_step,
+    training_step,
+)
+from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
 from common.task import load_task
+from common.train.optim import AdamW, clip_grad_norm
 
 CLIP, LR = 1.0, 1e-5
 PLAIN = "plain fp32"

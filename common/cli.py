@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from common.run import WrittenResults
+    from common.train.run import WrittenResults
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def guarded_on(gpus: Sequence[int] | None, run: Any, *args: Any) -> int:
     """
     if not gpus or len(gpus) == 1:
         return guarded(run, *args)
-    from common.launch import run_local
+    from common.train.launch import run_local
 
     return run_local(gpus, guarded, run, *args)
 
@@ -96,14 +96,10 @@ def guarded(run: Any, *args: Any) -> int:
     import yaml
 
     from common import distributed
-    from common.checkpoint import CheckpointError
-    from common.config import ConfigError
-    from common.data.dataset import DataError
-    from common.data.images import ImageError
-    from common.data.regions import RegionError
-    from common.launch import report_failure
+    from common.errors import CheckpointError, ConfigError, DataError, ImageError, RegionError
     from common.log import setup_logging
-    from common.trainer import Stopped
+    from common.train.launch import report_failure
+    from common.train.trainer import Stopped
 
     setup_logging()
     try:
@@ -151,18 +147,18 @@ def _train(task_name: str, args: argparse.Namespace) -> None:
     find_place(args.dist, args.slurm)
     task = load_task(task_name)
     cfg = load_run_config(task_name, args)
-    from common.run import run_training
+    from common.train.run import run_training
 
     run_training(task, cfg, Path(args.cfg), log_dir=args.log_dir, cudnn=not args.cudnn_off)
     if args.do_test and task.has_results:
-        from common.run import run_test
+        from common.train.run import run_test
 
         show(run_test(task, cfg, Path(args.cfg)))
 
 
 def _test(task_name: str, args: argparse.Namespace) -> None:
-    from common.run import run_test
     from common.task import load_task
+    from common.train.run import run_test
 
     task = load_task(task_name)
     show(
@@ -187,10 +183,10 @@ def show(result: WrittenResults) -> None:
 
 def find_place(dist: bool, slurm: bool) -> None:
     """Make sure that the environment says which of several processes this one is. Raises ConfigError otherwise."""
-    from common.config import ConfigError
+    from common.errors import ConfigError
 
     if slurm:
-        from common.launch import slurm_environment
+        from common.train.launch import slurm_environment
 
         try:
             os.environ.update(slurm_environment(os.environ))

@@ -1,38 +1,10 @@
-"""A trained model of precomputed features as a file that runs without this code: ONNX, or a torch.export program.
-
-python -m common.export --ckpt FILE -o model.onnx          or -o model.pt2
-
-Inputs and outputs are named; batch, words and regions may be of any number (INPUTS in common/exporter.py). Beside the
-file, <name>.json tells them, the task and the scales of pictures.
-"""
+"""Command `python -m common.export`. The code is in common/predict/export_cli.py."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from common.cli import guarded
-from common.predict_cli import add_predictor_arguments, open_predictor
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m common.export", description=__doc__.split("\n")[0])
-    add_predictor_arguments(parser)
-    parser.add_argument("--task", help="task of a checkpoint that does not say it")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a name in .onnx or .pt2")
-    return guarded(_main, parser.parse_args(argv))
-
-
-def _main(args: argparse.Namespace) -> None:
-    from common.exporter import export
-
-    about = export(open_predictor(args.task, args), args.output)
-    print(
-        f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, {', '.join(about['inputs'])} -> {about['outputs']}"
-    )
-
+from common.predict.export_cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

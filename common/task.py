@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 if TYPE_CHECKING:  # heavy imports would slow down `--help`
     from torch import nn
 
-    from common.data.batch import Batch, ModelOutput
     from common.data.dataset import TaskDataset
-    from common.inference import Predictor
-    from common.metrics import MetricGroup
+    from common.data.sample import Batch, ModelOutput
+    from common.predict.predictor import Predictor
+    from common.train.metrics import MetricGroup
 
 Record = dict[str, Any]
 
@@ -29,7 +29,7 @@ def _no_results(*args: Any) -> Any:
 class Task:
     """One task. Functions that take `cfg` get the complete, frozen config.
 
-    name: the folder of the task, and of its keys in common/config_keys.py.
+    name: the folder of the task, and of its keys in common/config/keys.py.
     modules: value of the key MODULE -> builder of the module (random weights, no file read).
     build_dataset: (cfg, "train" | "val" | "test") -> dataset, or several that are read in step, the first one the
     master. Datasets of "test" carry no targets.

@@ -21,13 +21,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.region_arguments import add_detector_arguments
-from data.captions_files import SPLITS
+from common.regions.arguments import add_detector_arguments
+from data.captions.files import SPLITS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    from data.own_pictures import convert  # after the arguments, as in common/cli.py
+    from data.captions.own import convert  # after the arguments, as in common/cli.py
 
     try:
         return convert(args)

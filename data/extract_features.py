@@ -16,14 +16,14 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from common.data.region_arguments import DTYPES, SOURCES, add_detector_arguments
+from common.regions.arguments import DTYPES, SOURCES, add_detector_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 all well, 1 some images failed or have problems, 2 nothing could be done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _parser().parse_args(argv)
-    from data.region_features import run  # after the arguments, as in common/cli.py
+    from data.regions.extract import run  # after the arguments, as in common/cli.py
 
     try:
         return run(args)

@@ -17,14 +17,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.data.batch import Sample
-from common.data.dataset import DataError, TaskDataset
-from common.data.images import ImageError, load_image, split_region_path, unpacked
-from common.data.json_files import list_under, read_json
-from common.data.lines import LineFile
-from common.data.regions import Regions, RegionStore, open_regions, with_image_box
+from common.data.dataset import TaskDataset
+from common.data.sample import Sample
 from common.data.text import BertTokenizer
 from common.data.transforms import Transform, blank_pixels
+from common.errors import DataError, ImageError
+from common.files.images import load_image, split_region_path, unpacked
+from common.files.json_files import list_under, read_json
+from common.files.lines import LineFile
+from common.regions.regions import (
+    Regions,
+    RegionStore,
+    open_regions,
+    with_image_box,
+)
 from pretrain.masking import (
     NO_LABEL,
     WordMasker,

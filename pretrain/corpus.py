@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from common.data.batch import Sample
-from common.data.dataset import DataError, TaskDataset
-from common.data.lines import LineFile
+from common.data.dataset import TaskDataset
+from common.data.sample import Sample
 from common.data.text import BertTokenizer
+from common.errors import DataError
+from common.files.lines import LineFile
 from pretrain.masking import NO_LABEL, WordMasker
 
 EMPTY_LINES = 1000  # in a row that give no token: such a file is no text

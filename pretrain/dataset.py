@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.data.dataset import DataError, TaskDataset
-from common.data.sections import dataset_sections
+from common.config.sections import dataset_sections
+from common.data.dataset import TaskDataset
 from common.data.text import BertTokenizer, load_tokenizer
 from common.data.transforms import Transform
+from common.errors import DataError
 from pretrain.captions import CaptionSettings, COCOCaptions, ConceptualCaptions
 from pretrain.corpus import GeneralCorpus
 

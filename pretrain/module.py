@@ -9,14 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.build import build_region_encoder, build_vlbert, build_vlbert_for_pretraining
-from common.data.batch import Batch, ModelOutput
 from common.data.collate import clip_pad
+from common.data.sample import Batch, ModelOutput
 from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN
-from common.nn.visual_linguistic_bert import (
-    VisualLinguisticBert,
-    VisualLinguisticBertForPretraining,
-)
+from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
+from common.weights.build import build_region_encoder, build_vlbert, build_vlbert_for_pretraining
 from pretrain.losses import masked_region_loss, masked_word_loss
 
 

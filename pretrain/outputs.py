@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.metrics import Mean, Metric, MetricGroup, MLMAccuracy, MVRCAccuracy, RelationshipAccuracy
+from common.train.metrics import (
+    Mean,
+    Metric,
+    MetricGroup,
+    MLMAccuracy,
+    MVRCAccuracy,
+    RelationshipAccuracy,
+)
 
 
 def build_metrics(cfg: Any, training: bool) -> MetricGroup:

@@ -1,7 +1,7 @@
 """Fill in masked words: python -m pretrain.predict --ckpt FILE --image a.jpg --caption "a [MASK] on a table" """
 
-from common.fields import Field
-from common.predict_cli import predict
+from common.predict.cli import predict
+from common.predict.fields import Field
 
 FIELDS = (
     Field("caption", "a caption; every [MASK] in it is filled in"),

@@ -7,10 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.batch import ModelOutput
-from common.data.regions import Regions
-from common.inference import InputError, Prediction, Predictor, Prepared, ranked, region_names
-from common.pictures import Picture, whole_box
+from common.data.sample import ModelOutput
+from common.errors import InputError
+from common.predict.predictor import (
+    Prediction,
+    Predictor,
+    Prepared,
+    ranked,
+    region_names,
+)
+from common.predict.user_images import Picture, whole_box
+from common.regions.regions import Regions
 from pretrain.masking import image_feature_without
 from pretrain.predict import FIELDS
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from common.cli import add_config_arguments, find_place, guarded, load_run_config
 
 if TYPE_CHECKING:
-    from common.data.batch import Batch, ModelOutput
-    from common.run import Loaded
+    from common.data.sample import Batch, ModelOutput
+    from common.weights.loaded import Loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,8 +52,10 @@ def _main(args: argparse.Namespace) -> None:
 def load_model(cfg: Any) -> Loaded:
     """The model of a config with the weights that a training run would start from."""
     from common import distributed
-    from common.pretrained import load_initial_weights
-    from common.run import Loaded, build_precision, pick_device, seed_everything, wants_cuda
+    from common.train.run import seed_everything
+    from common.weights.foreign import load_initial_weights
+    from common.weights.loaded import Loaded
+    from common.weights.restore import build_precision, pick_device, wants_cuda
     from pretrain.task import TASK
 
     distributed.init_from_env(cuda=wants_cuda(cfg))
@@ -68,11 +70,11 @@ def load_model(cfg: Any) -> Loaded:
 def write_dataset(cfg: Any, loaded: Loaded, folder: Path) -> int:
     """Maps of the val split, of several data sets the first; every process does its part. Returns how many."""
     from common import distributed
-    from common.config import ConfigError
     from common.data.loader import BatchLoader
-    from common.evaluator import evaluate
-    from common.inference import region_names, sequence_slots
+    from common.errors import ConfigError
     from common.nn.recording import recorded
+    from common.predict.predictor import region_names, sequence_slots
+    from common.train.evaluator import evaluate
     from pretrain.captions import CaptionDataset, Subset
     from pretrain.task import TASK
 
@@ -126,8 +128,8 @@ def write_own(cfg: Any, loaded: Loaded, args: argparse.Namespace) -> int:
 
     Raises DataError naming the line that cannot be used.
     """
-    from common.data.dataset import DataError
-    from common.inference import INPUT_ERRORS, build_predictor
+    from common.errors import DataError
+    from common.predict.predictor import INPUT_ERRORS, build_predictor
     from pretrain.predictor import CaptionPredictor
 
     predictor = build_predictor(CaptionPredictor, loaded, cfg, args.boxes)
@@ -150,7 +152,7 @@ def write_own(cfg: Any, loaded: Loaded, args: argparse.Namespace) -> int:
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line 3", object) of every line that is not empty. Raises DataError for one that is no object."""
-    from common.data.json_files import parse_object
+    from common.files.json_files import parse_object
 
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -178,7 +180,7 @@ def save_map(
     import numpy as np
     import torch
 
-    from common.files import save_array, write_text
+    from common.files.atomic import save_array, write_text
 
     about = {
         "text": text,

@@ -18,9 +18,9 @@ import torch
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from common.data.dataset import DataError
-from common.data.json_files import list_under, read_json
-from common.data.regions import Regions, RegionStore
+from common.errors import DataError
+from common.files.json_files import list_under, read_json
+from common.regions.regions import Regions, RegionStore
 
 IMAGE_FOLDER = "train2014"  # all splits use pictures of COCO train2014
 

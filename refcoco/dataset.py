@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from common.boxes import iou
-from common.config import ConfigError
-from common.data.batch import Sample
-from common.data.dataset import DataError, TaskDataset
-from common.data.images import SharedImage
-from common.data.regions import open_regions, with_image_box
+from common.data.dataset import TaskDataset
+from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
+from common.errors import ConfigError, DataError
+from common.files.images import SharedImage
+from common.regions.regions import open_regions, with_image_box
 from refcoco.candidates import (
     IMAGE_FOLDER,
     Candidates,

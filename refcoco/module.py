@@ -7,12 +7,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.build import build_region_encoder, build_vlbert
-from common.data.batch import Batch, ModelOutput
+from common.data.sample import Batch, ModelOutput
 from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import RegionHeadTransform, init_classifier
-from common.nn.visual_linguistic_bert import VisualLinguisticBert
+from common.nn.vl_bert import VisualLinguisticBert
+from common.weights.build import build_region_encoder, build_vlbert
 
 PADDED_LOGIT = -10000.0
 

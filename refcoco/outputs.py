@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from common.boxes import iou
-from common.data.batch import Batch, ModelOutput
-from common.data.dataset import DataError
-from common.files import write_text
-from common.metrics import ClsAccuracy, ClsPosAccuracy, ClsPosFraction, Mean, Metric, MetricGroup, RefAccuracy
+from common.data.sample import Batch, ModelOutput
+from common.errors import DataError
+from common.files.atomic import write_text
+from common.train.metrics import (
+    ClsAccuracy,
+    ClsPosAccuracy,
+    ClsPosFraction,
+    Mean,
+    Metric,
+    MetricGroup,
+    RefAccuracy,
+)
 from refcoco.dataset import Expression, RefCOCODataset
 
 CORRECT_IOU = 0.5  # a box that reaches it is right

@@ -1,7 +1,7 @@
 """Find what an expression means: python -m refcoco.predict --ckpt FILE --image a.jpg --expression "the left one" """
 
-from common.fields import Field
-from common.predict_cli import predict
+from common.predict.cli import predict
+from common.predict.fields import Field
 
 FIELDS = (Field("expression", "words for one of the boxes"),)
 

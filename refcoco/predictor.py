@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.data.batch import ModelOutput
-from common.inference import Prediction, Predictor, Prepared, ranked
-from common.pictures import Picture
+from common.data.sample import ModelOutput
+from common.predict.predictor import (
+    Prediction,
+    Predictor,
+    Prepared,
+    ranked,
+)
+from common.predict.user_images import Picture
 from refcoco.dataset import RESERVED_POSITIONS, expression_row
 from refcoco.predict import FIELDS
 

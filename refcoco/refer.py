@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.dataset import DataError
-from common.data.json_files import list_under, read_json
-from common.data.safe_pickle import load_pickle
+from common.errors import DataError
+from common.files.json_files import list_under, read_json
+from common.files.safe_pickle import load_pickle
 
 DATASETS = ("refcoco+", "refcoco", "refcocog", "refclef")
 

@@ -14,10 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import checkpoint
-from common.run import predict
-from data import demo
-from data.demo_questions import CFG, WORLD_FILES, guess, read_rows, table
+from common.train.run import predict
+from common.weights import checkpoint
+from scripts.demos import shared as demo
+from scripts.demos.questions import (
+    CFG,
+    WORLD_FILES,
+    guess,
+    read_rows,
+    table,
+)
 from vqa.accuracy import evaluate_answers
 
 PRETRAIN_CFG = Path("cfgs/pretrain/scenes.yaml")

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.run import predict, run_test
-from data import demo
-from data.contact_sheet import GREEN, RED, Line, Mark, Tile, contact_sheet
+from common.train.run import predict, run_test
 from refcoco.outputs import accuracies
+from scripts.demos import shared as demo
+from scripts.demos.contact_sheet import (
+    GREEN,
+    RED,
+    Line,
+    Mark,
+    Tile,
+    contact_sheet,
+)
 
 CFG = Path("cfgs/refcoco/scenes.yaml")
 WORLD_FILES = {

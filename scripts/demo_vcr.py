@@ -12,10 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.run import predict, run_test
-from data import demo
-from data.contact_sheet import GREEN, GREY, INK, RED, Line, Mark, Tile, contact_sheet
-from data.scene_records import SPLITS
+from common.train.run import predict, run_test
+from data.scenes.records import SPLITS
+from scripts.demos import shared as demo
+from scripts.demos.contact_sheet import (
+    GREEN,
+    GREY,
+    INK,
+    RED,
+    Line,
+    Mark,
+    Tile,
+    contact_sheet,
+)
 
 CFGS = (Path("cfgs/vcr/scenes_q2a.yaml"), Path("cfgs/vcr/scenes_qa2r.yaml"))
 WORLD_FILES = {

@@ -8,11 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.run import predict, run_test
-from data import demo
-from data.contact_sheet import Tile, contact_sheet
-from data.demo_questions import CFG, WORLD_FILES, Answers, Rows, guess, read_rows, table
-from data.scene_records import SPLITS, image_name
+from common.train.run import predict, run_test
+from data.scenes.records import SPLITS, image_name
+from scripts.demos import shared as demo
+from scripts.demos.contact_sheet import Tile, contact_sheet
+from scripts.demos.questions import (
+    CFG,
+    WORLD_FILES,
+    Answers,
+    Rows,
+    guess,
+    read_rows,
+    table,
+)
 from vqa.accuracy import evaluate_answers
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not os.path.isfile(args.script):
         parser.error(f"no script {args.script} in {os.getcwd()}: start this from the repository root")
 
-    from common.launch import run_elastic
+    from common.train.launch import run_elastic
 
     try:
         return run_elastic(

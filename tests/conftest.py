@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
 from common.config import load_config
-from common.inference import Predictor, load_predictor
+from common.predict.predictor import Predictor, load_predictor
 from common.task import load_task
-from data.scenes import World, write_world
+from common.weights import checkpoint
+from data.scenes.generate import World, write_world
 from tests.tiny import tiny_vqa, write_settings
 
 KIT = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -16,22 +16,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from common import checkpoint
 from common.config import load_config, replace
-from common.data.batch import Batch, Sample
 from common.data.collate import collate
-from common.data.dataset import DataError, TaskDataset
-from common.data.images import load_image
+from common.data.dataset import TaskDataset
 from common.data.loader import build_loader
+from common.data.sample import Batch, Sample
 from common.data.samplers import MOST_SHARED
-from common.exporter import export
-from common.inference import InputError, load_predictor
-from common.optim import AdamW
+from common.errors import DataError, InputError
+from common.files.images import load_image
 from common.precision import Precision
-from common.pretrained import load_partial
-from common.run import Loaded, predict, run_test, run_training, train_folder
+from common.predict.export import export
+from common.predict.predictor import load_predictor
 from common.task import Task
-from common.trainer import Stopped, Trainer
+from common.train.optim import AdamW
+from common.train.run import predict, run_test, run_training
+from common.train.trainer import Stopped, Trainer
+from common.weights import checkpoint
+from common.weights.foreign import load_partial
+from common.weights.loaded import Loaded
+from common.weights.restore import train_folder
 
 PIXELS = {
     "NETWORK.IMAGE_FEAT_PRECOMPUTED": False,
@@ -225,7 +228,7 @@ class TaskCheck:
         towers, opened = [], []
         loaded.model.image_feature_extractor.backbone.register_forward_hook(lambda m, args, out: towers.append(args[0]))
         read = load_image
-        monkeypatch.setattr("common.data.images.load_image", lambda path: opened.append(path) or read(path))
+        monkeypatch.setattr("common.files.images.load_image", lambda path: opened.append(path) or read(path))
         found = {}
         for grouped in (False, True):
             towers.clear(), opened.clear()

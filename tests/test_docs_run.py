@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.scenes import World, write_world
+from data.scenes.generate import World, write_world
 from tests.test_docs import DOCUMENTS
 from tests.test_imports import ROOT, TASKS
 

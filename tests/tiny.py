@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from data.scene_questions import ANSWERS
+from data.scenes.questions import ANSWERS
 
 QUESTION = "what color is the big circle?"  # in the words of the made-up world
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.dataset import DataError
-from common.data.images import read_bytes
+from common.errors import DataError
+from common.files.images import read_bytes
 from vcr.text import MixedToken
 
 NUM_CHOICES = 4

@@ -21,7 +21,7 @@ def main() -> None:
 
 def _run(result: Path, annot: Path) -> None:
     """Prints one line for a good file. Raises DataError for another one, after its problems are printed."""
-    from common.data.dataset import DataError
+    from common.errors import DataError
     from vcr.annotations import Annotations
     from vcr.result_table import find_problems, read_table
 

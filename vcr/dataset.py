@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.config import ConfigError
-from common.data.batch import Sample
-from common.data.dataset import DataError, TaskDataset
-from common.data.masks import instance_mask
-from common.data.regions import open_regions, with_image_box
+from common.data.dataset import TaskDataset
+from common.data.sample import Sample
 from common.data.text import BertTokenizer, load_tokenizer
 from common.data.transforms import Transform
+from common.errors import ConfigError, DataError
+from common.regions.regions import open_regions, with_image_box
 from vcr.annotations import CATEGORY_IDS, Annotation, Annotations, Metadata, read_metadata
-from vcr.rows import ANSWER_FIRST, ONE_SENTENCE, RowBuilder
+from vcr.masks import instance_mask
+from vcr.sequence import ANSWER_FIRST, ONE_SENTENCE, RowBuilder
 from vcr.text import GENDER_NEUTRAL_NAMES, MAX_TOKENS, PERSON, Q2A, QA2R, replacement_names
 
 MAX_BOX_ERROR = 1.0  # pixels between a box of the metadata and that of its precomputed feature

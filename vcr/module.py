@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.build import build_region_encoder, build_vlbert
-from common.data.batch import Batch, ModelOutput
+from common.data.sample import Batch, ModelOutput
 from common.nn.bert import init_weights
 from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import NUM_CLASSES, ROI_SIZE, FastRCNN
 from common.nn.heads import RegionHeadTransform, build_classifier
-from common.nn.visual_linguistic_bert import VisualLinguisticBert, VLBertOutput
+from common.nn.vl_bert import VisualLinguisticBert, VLBertOutput
+from common.weights.build import build_region_encoder, build_vlbert
 
 log = logging.getLogger(__name__)
 

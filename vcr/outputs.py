@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.batch import Batch, ModelOutput
-from common.data.dataset import DataError
-from common.files import save_array
-from common.metrics import Accuracy, Mean, MetricGroup
+from common.data.sample import Batch, ModelOutput
+from common.errors import DataError
+from common.files.atomic import save_array
 from common.task import Record
+from common.train.metrics import Accuracy, Mean, MetricGroup
 from vcr.annotations import NUM_CHOICES
 from vcr.dataset import VCRDataset
 from vcr.result_table import write_table

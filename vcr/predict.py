@@ -4,8 +4,8 @@ python -m vcr.predict --ckpt FILE --image a.jpg --boxes-json "[[10, 20, 90, 200]
     --question "What is [1] doing ?" --answers "[1] is eating ." "[1] is asleep ."
 """
 
-from common.fields import Field
-from common.predict_cli import predict
+from common.predict.cli import predict
+from common.predict.fields import Field
 
 FIELDS = (
     Field("objects", "category of each box, one of the 80 of COCO without spaces", "texts"),

@@ -9,14 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.batch import ModelOutput
-from common.data.masks import instance_mask
-from common.inference import InputError, Prediction, Predictor, Prepared, ranked
-from common.pictures import Picture, whole_box
+from common.data.sample import ModelOutput
+from common.errors import InputError
+from common.predict.predictor import (
+    Prediction,
+    Predictor,
+    Prepared,
+    ranked,
+)
+from common.predict.user_images import Picture, whole_box
 from vcr.annotations import CATEGORY_IDS, Annotation, Text
 from vcr.dataset import RESERVED_POSITIONS, row_layout
+from vcr.masks import instance_mask
 from vcr.predict import FIELDS
-from vcr.rows import RowBuilder
+from vcr.sequence import RowBuilder
 from vcr.text import MAX_TOKENS, QA2R, replacement_names
 
 _REFERENCE = re.compile(r"\[\s*\d+(?:\s*,\s*\d+)*\s*\]")

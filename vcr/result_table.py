@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.dataset import DataError
-from common.files import write_text
+from common.errors import DataError
+from common.files.atomic import write_text
 from vcr.annotations import NUM_CHOICES
 from vcr.text import Q2A, QA2R
 

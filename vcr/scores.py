@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.dataset import DataError
-from common.files import save_array, write_text
+from common.errors import DataError
+from common.files.atomic import save_array, write_text
 from common.task import Record
 from vcr.annotations import NUM_CHOICES, Annotations
 from vcr.outputs import logits_in_order

@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 
 from common.cli import guarded_on
-from vcr.halves import Half, add_arguments, load_halves, start_group
+from vcr.two_nets import (
+    Half,
+    add_arguments,
+    load_halves,
+    start_group,
+)
 
 BATCH_KEY = "TEST.BATCH_IMAGES"
 
@@ -48,8 +53,8 @@ def _run(args: argparse.Namespace) -> None:
 def _write(half: Half, args: argparse.Namespace) -> Path:
     """The result file of a half; with --use-cache the one that is there."""
     from common import distributed
-    from common.run import run_test
     from common.task import load_task
+    from common.train.run import run_test
 
     task, folder = load_task("vcr"), Path(args.result_path)
     path = folder / task.result_name(half.cfg, args.result_name or task.result_stem(half.cfg, half.cfg_path.stem))

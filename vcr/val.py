@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.cli import guarded_on
-from vcr.halves import LETTERS, Half, add_arguments, load_halves, start_group
+from vcr.two_nets import (
+    LETTERS,
+    Half,
+    add_arguments,
+    load_halves,
+    start_group,
+)
 
 if TYPE_CHECKING:
     from vcr.scores import Predictions
@@ -79,8 +85,9 @@ def _predictions(half: Half | None, letter: str, args: argparse.Namespace) -> Pr
 
 def _compute(half: Half) -> Predictions | None:
     from common import distributed
-    from common.run import load_trained, predict
     from common.task import load_task
+    from common.train.run import predict
+    from common.weights.restore import load_trained
     from vcr.scores import Predictions
 
     task = load_task("vcr")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import guarded
-from common.predict_cli import add_predictor_arguments, open_predictor
+from common.predict.cli import add_predictor_arguments, open_predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> None:
-    from common.files import write_text
+    from common.files.atomic import write_text
     from viz.report import render_report
 
     capture = read_map(args.map, args.image) if args.map else ask(args)
@@ -48,7 +48,7 @@ def _main(args: argparse.Namespace) -> None:
 
 def ask(args: argparse.Namespace) -> dict[str, Any]:
     """The capture of a model's answer to the command line."""
-    from common.config import ConfigError
+    from common.errors import ConfigError
     from viz.capture import make_capture
 
     predictor = open_predictor(args.task, args)
@@ -74,9 +74,9 @@ def read_map(path: Path, image: str | None) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from common.data.dataset import DataError
-    from common.data.images import load_image
-    from common.inference import Prediction, Slot
+    from common.errors import DataError
+    from common.files.images import load_image
+    from common.predict.predictor import Prediction, Slot
     from viz.capture import make_capture
 
     beside = path.parent.parent / "slots" / f"{path.stem}.json"

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from common.inference import Prediction
+from common.predict.predictor import Prediction
 
 FORMAT = 1
 SCALE = 65535

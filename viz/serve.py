@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli import guarded
-from common.predict_cli import add_predictor_arguments, open_predictor
+from common.predict.cli import add_predictor_arguments, open_predictor
 
 if TYPE_CHECKING:
     from flask import Flask
 
-    from common.inference import Predictor
+    from common.predict.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Service:
 
     def add(self, data: bytes) -> dict[str, Any]:
         """Keep an upload; its name, its size, and boxes where there is a source of them."""
-        from common.inference import INPUT_ERRORS
+        from common.predict.predictor import INPUT_ERRORS
 
         png = read_picture(data)
         name = self.gallery.add(png)
@@ -172,7 +172,7 @@ class Service:
     def ask(self, body: Any) -> dict[str, Any]:
         """body: {"picture", "boxes", "fields": {...}, "attention": bool, "also": [keys]}: the best answers, those of
         `also` whatever their rank, and the capture for the viewer."""
-        from common.inference import INPUT_ERRORS
+        from common.predict.predictor import INPUT_ERRORS
         from viz.capture import make_capture
 
         if not isinstance(body, dict) or not isinstance(body.get("fields"), dict):
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> None:
-    from common.config import ConfigError
+    from common.errors import ConfigError
 
     try:
         from waitress import create_server

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.data.dataset import DataError
+from common.errors import DataError
 from vqa.answers import remove_punctuation
 
 NUMBER_WORDS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from common.data.dataset import DataError
-from common.data.json_files import iter_list
-from common.data.safe_pickle import load_object_array
+from common.errors import DataError
+from common.files.json_files import iter_list
+from common.files.safe_pickle import load_object_array
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.batch import Sample
-from common.data.dataset import DataError, TaskDataset
-from common.data.regions import Regions, open_regions, with_image_box
+from common.data.dataset import TaskDataset
+from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
+from common.errors import DataError
+from common.regions.regions import Regions, open_regions, with_image_box
 from vqa.annotations import BOX_SETS, ImageSet, Question, load_questions, parse_image_sets, read_list
 from vqa.answers import AnswerVocabulary, soft_target
 

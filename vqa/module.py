@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.build import build_region_encoder, build_vlbert
-from common.data.batch import Batch, ModelOutput
+from common.data.sample import Batch, ModelOutput
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import build_classifier
 from common.nn.losses import binary_cross_entropy_sum
-from common.nn.visual_linguistic_bert import VisualLinguisticBert
+from common.nn.vl_bert import VisualLinguisticBert
+from common.weights.build import build_region_encoder, build_vlbert
 
 
 class VLBertForVQA(nn.Module):

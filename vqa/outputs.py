@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.batch import Batch, ModelOutput
-from common.data.dataset import DataError
-from common.files import write_text
-from common.metrics import Mean, MetricGroup, SoftAccuracy
+from common.data.sample import Batch, ModelOutput
+from common.errors import DataError
+from common.files.atomic import write_text
+from common.train.metrics import Mean, MetricGroup, SoftAccuracy
 from vqa.dataset import VQADataset
 
 

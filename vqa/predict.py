@@ -1,7 +1,7 @@
 """Answer questions about pictures: python -m vqa.predict --ckpt FILE --image a.jpg --question "what is this?" """
 
-from common.fields import Field
-from common.predict_cli import predict
+from common.predict.cli import predict
+from common.predict.fields import Field
 
 FIELDS = (Field("question", "what is asked about the picture"),)
 

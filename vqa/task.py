@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from common.data.text import BertTokenizer
-from common.pretrained import find_language_weights, load_head_transform, read_tensors
 from common.task import Task
+from common.weights.foreign import find_language_weights, load_head_transform, read_tensors
 from vqa.dataset import VQADataset, build_dataset
 from vqa.module import VLBertForVQA, build_model
 from vqa.outputs import build_metrics, result_name, to_records, write_answers

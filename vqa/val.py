@@ -35,8 +35,8 @@ def main() -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from common import distributed
-    from common.data.dataset import DataError
-    from common.files import write_text
+    from common.errors import DataError
+    from common.files.atomic import write_text
     from vqa.accuracy import evaluate_answers
     from vqa.annotations import parse_image_sets, read_list
 
@@ -57,8 +57,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _predict(cfg: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
-    from common.run import load_trained, predict
     from common.task import load_task
+    from common.train.run import predict
+    from common.weights.restore import load_trained
 
     task = load_task("vqa")
     loaded = load_trained(task, cfg, Path(args.cfg), Path(args.ckpt) if args.ckpt else None)
@@ -68,7 +69,7 @@ def _predict(cfg: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _read_result(path: Path) -> list[dict[str, Any]]:
     """A result file. Raises DataError naming the entry that is not {question_id, answer}."""
-    from common.data.dataset import DataError
+    from common.errors import DataError
 
     if not path.is_file():
         raise FileNotFoundError(f"result file {path}: no such file")

@@ -1,0 +1,1 @@
+"""Samples to batches on a device. Knows no file format of a task, no config but the loader's."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.batch import PAD_VALUES, Batch, Sample
-from common.data.stored_rows import StoredRows
+from common.data.sample import PAD_VALUES, Batch, Sample
+from common.regions.lazy_features import StoredRows
 
 PER_BOX = ("features", "box_classes", "box_masks")
 PER_TOKEN = ("segment_ids", "text_tags")

@@ -9,12 +9,8 @@ from functools import cached_property
 
 from torch.utils.data import Dataset
 
-from common.data.batch import Sample
-from common.data.images import ImageReader
-
-
-class DataError(ValueError):
-    """Data files that cannot be used as they are, or that do not fit the config; the message names the file or key."""
+from common.data.sample import Sample
+from common.files.images import ImageReader
 
 
 class TaskDataset(Dataset[Sample]):

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from common.data.batch import Batch
 from common.data.collate import collate
-from common.data.dataset import DataError, TaskDataset
+from common.data.dataset import TaskDataset
+from common.data.sample import Batch
 from common.data.samplers import BatchSampler, EpochSampler
-from common.data.stored_rows import Buffers
+from common.errors import DataError
+from common.regions.lazy_features import Buffers
 
 T = TypeVar("T")
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.batch import Batch, Sample
+from common.config.sections import dataset_sections
 from common.data.collate import collate
-from common.data.regions import FEATURE_DIM, with_image_box
-from common.data.sections import dataset_sections
+from common.data.sample import Batch, Sample
 from common.data.text import join_segments
 from common.data.transforms import pad_to_canvas
+from common.regions.regions import FEATURE_DIM, with_image_box
 
 CHOICES = 4  # of a VCR question
 CATEGORIES = 80  # of COCO; class 0 is the whole image

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: the model. Knows no file, process, config or log."""

@@ -13,8 +13,8 @@ from benchmarks.plain import PlainAdamW, all_positions, plain_clip, plainly
 from benchmarks.steps import WORKLOADS
 from common.config import load_config
 from common.data.collate import collate
-from common.optim import AdamW, clip_grad_norm
 from common.task import load_task
+from common.train.optim import AdamW, clip_grad_norm
 from tests.test_imports import ROOT
 from tests.tiny import tiny_vqa, write_settings
 

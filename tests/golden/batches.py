@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from common.data.batch import Batch
 from common.data.collate import pad_stack
+from common.data.sample import Batch
 from common.data.text import join_segments
 
 CLS, SEP, MASK = 101, 102, 103  # the golden vocabulary's, as in the public one

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.build import build_region_encoder, build_vlbert, build_vlbert_for_pretraining
 from common.data.text import load_tokenizer
-from common.pretrained import load_backbone, load_language, load_partial
+from common.weights.build import build_region_encoder, build_vlbert, build_vlbert_for_pretraining
+from common.weights.foreign import load_backbone, load_language, load_partial
 from tests.golden.core import Case, Report, fill_weights, rule_values
 from tests.golden.models import build_task_model, case_config
 from vcr.pretrained import adapt_pretrained

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from common.build import build_vlbert, build_vlbert_for_pretraining
-from common.nn.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
+from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
+from common.weights.build import build_vlbert, build_vlbert_for_pretraining
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import case_config, check_gradients, tolerance, without_dropout
 

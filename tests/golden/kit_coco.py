@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.regions import Regions, save_regions
+from common.regions.regions import Regions, save_regions
 
 FEATURE_DIM = 2048
 

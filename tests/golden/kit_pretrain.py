@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from common.config import replace
-from common.data.batch import Batch, Sample
 from common.data.collate import collate
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader, MultiLoader
-from common.data.regions import Regions, save_regions
+from common.data.sample import Batch, Sample
 from common.data.text import load_tokenizer
+from common.regions.regions import Regions, save_regions
 from pretrain.captions import CaptionDataset
 from pretrain.corpus import GeneralCorpus
 from pretrain.dataset import build_dataset

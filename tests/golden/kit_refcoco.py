@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.batch import Sample
 from common.data.collate import collate
+from common.data.sample import Sample
 from refcoco.dataset import DETECTIONS_FILE, RefCOCODataset
 from tests.golden.core import Case
 from tests.golden.kit_coco import linked_coco

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.batch import Sample
 from common.data.collate import collate, pad_stack
+from common.data.sample import Sample
 from common.data.text import align_matrix, block_diagonal
 from tests.golden.batches import CLS, SEP
 from tests.golden.core import Case

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from common.data.batch import Sample
 from common.data.collate import collate
+from common.data.sample import Sample
 from tests.golden.core import Case
 from tests.golden.kit_coco import linked_coco
 from vqa.dataset import VQADataset

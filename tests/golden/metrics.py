@@ -7,8 +7,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from common import metrics
-from common.metrics import Mean, Metric, MetricGroup, MLMAccuracy
+from common.train import metrics
+from common.train.metrics import (
+    Mean,
+    Metric,
+    MetricGroup,
+    MLMAccuracy,
+)
 from tests.golden.core import Case, Report
 
 TOLERANCE = {"atol": 1e-6, "rtol": 0.0}

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import nn
 
-from common.optim import (
+from common.train.optim import (
     AdamW,
     LinearSchedule,
     MultiStepSchedule,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.build import build_region_encoder
 from common.nn.fast_rcnn import FastRCNN, RegionOutput
+from common.weights.build import build_region_encoder
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import case_config, check_gradients, without_dropout
 

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from common.config import replace
-from common.data.batch import ModelOutput
 from common.data.collate import clip_pad
-from common.optim import RunPlan, apply_lr, build_optimizer, build_schedule, clip_grad_norm
+from common.data.sample import ModelOutput
 from common.task import load_task
+from common.train.optim import (
+    RunPlan,
+    apply_lr,
+    build_optimizer,
+    build_schedule,
+    clip_grad_norm,
+)
 from tests.golden.batches import to_batch
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import build_task_model, case_config, check_gradients, tolerance, without_dropout
@@ -115,7 +121,7 @@ def _pretraining_outputs(output: ModelOutput, inputs: dict[str, Any]) -> dict[st
 
 
 def _run_training(case: Case, report: Report, model: nn.Module, cfg: Any) -> None:
-    """The stored batches in order, every epoch, with the parts that common.trainer is made of."""
+    """The stored batches in order, every epoch, with the parts that common.train.trainer is made of."""
     task, n, epochs = case.json["task"], case.json["n_batches"], case.json["epochs"]
     plan = RunPlan.from_config(cfg, 1, n)
     report.equal("effective_batch", plan.effective_batch, case.json["effective_batch"])

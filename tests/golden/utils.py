@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from common.boxes import coordinate_embedding, iou
-from common.data.batch import Batch, Sample
 from common.data.collate import clip_pad, collate, pad_stack
-from common.data.masks import instance_mask
+from common.data.sample import Batch, Sample
 from common.data.text import align_matrix, block_diagonal, load_tokenizer, swap_left_right
 from common.data.transforms import Transform, resize_size
 from common.nn.bert import ACTIVATIONS
 from common.nn.losses import soft_cross_entropy
 from tests.golden.core import Case, Report
+from vcr.masks import instance_mask
 from vcr.text import GENDER_NEUTRAL_NAMES, keep_relevant_detections, tokenize_with_tags
 from vqa.answers import AnswerVocabulary, process_punctuation, soft_target
 

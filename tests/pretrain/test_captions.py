@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.data.dataset import DataError
-from common.data.regions import JsonRegions, Regions, pack, save_regions
+from common.errors import DataError
+from common.regions.regions import (
+    JsonRegions,
+    Regions,
+    pack,
+    save_regions,
+)
 from pretrain.captions import MANY, COCOCaptions, ConceptualCaptions
 from tests.pretrain.world import CLASSES, caption_settings, write_coco, write_world
 

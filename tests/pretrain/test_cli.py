@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from common import checkpoint
 from common.config import load_config
-from common.pretrained import load_initial_weights
 from common.task import load_task
+from common.weights import checkpoint
+from common.weights.foreign import load_initial_weights
 from tests.pretrain.world import tiny_pretrain
 from tests.task_check import train_losses
 from tests.test_imports import ROOT
@@ -103,7 +103,7 @@ def test_validation_reads_the_same_text_each_time(world, tmp_path):
 
 def test_losses_of_a_bf16_run_are_near_those_of_fp32(settings, tmp_path):
     """Without dropout, by at most 2 %."""
-    from common.run import run_training
+    from common.train.run import run_training
 
     settings["NETWORK"]["VLBERT"] |= {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
     settings["TRAIN"] |= {"LR": 1e-4, "GRAD_ACCUMULATE_STEPS": 1, "END_EPOCH": 4}

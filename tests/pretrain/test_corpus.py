@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from common.data.dataset import DataError
 from common.data.text import load_tokenizer
+from common.errors import DataError
 from pretrain.corpus import GeneralCorpus
 
 

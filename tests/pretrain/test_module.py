@@ -9,7 +9,7 @@ from torch import nn
 
 from common.config import load_config
 from common.data.synthetic import made_up_batch
-from common.metrics import MetricGroup, MLMAccuracy, MVRCAccuracy
+from common.train.metrics import MetricGroup, MLMAccuracy, MVRCAccuracy
 from pretrain.module import build_attention_vis, build_multitask, build_single
 
 SIZES = {

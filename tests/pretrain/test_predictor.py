@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
 from common.config import load_config
-from common.inference import InputError, load_predictor
+from common.errors import InputError
+from common.predict.predictor import load_predictor
+from common.weights import checkpoint
 from pretrain.task import TASK
 from tests.pretrain.world import CLASSES, tiny_captions_only
 from tests.tiny import write_settings

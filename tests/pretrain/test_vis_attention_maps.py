@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common import checkpoint
 from common.config import load_config
 from common.data.collate import collate
+from common.weights import checkpoint
 from pretrain.task import TASK
 from pretrain.vis_attention_maps import main
 from tests.pretrain.world import write_coco, write_world

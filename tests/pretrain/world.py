@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.data.regions import Regions, save_regions
 from common.data.text import load_tokenizer
 from common.data.transforms import Transform
+from common.regions.regions import Regions, save_regions
 from pretrain.captions import CaptionSettings
 from tests.tiny import tiny_settings
 

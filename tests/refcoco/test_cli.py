@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from common import checkpoint
 from common.config import load_config
-from common.run import run_training
+from common.train.run import run_training
+from common.weights import checkpoint
 from refcoco.dataset import DETECTIONS_FILE
 from refcoco.task import TASK
 

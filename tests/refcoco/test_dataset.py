@@ -13,13 +13,17 @@ from zipfile import ZipFile
 import pytest
 import torch
 
-from common.config import ConfigError, load_config
-from common.data.batch import Sample
+from common.config import load_config
 from common.data.collate import collate
-from common.data.dataset import DataError
-from common.data.images import ImageError
 from common.data.loader import BatchLoader
-from common.data.regions import JsonRegions, Regions, pack, save_regions
+from common.data.sample import Sample
+from common.errors import ConfigError, DataError, ImageError
+from common.regions.regions import (
+    JsonRegions,
+    Regions,
+    pack,
+    save_regions,
+)
 from refcoco.dataset import DETECTIONS_FILE, REGION_FOLDER, build_dataset
 from tests.refcoco.world import GOLDEN_BOXES, MEANS, World, small_world
 from tests.task_check import assert_same

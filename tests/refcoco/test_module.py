@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from common.data.batch import Batch, Sample
 from common.data.collate import collate
+from common.data.sample import Batch, Sample
 from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN
-from common.nn.visual_linguistic_bert import VisualLinguisticBert, VLBertSizes
+from common.nn.vl_bert import VisualLinguisticBert, VLBertSizes
 from refcoco.module import PADDED_LOGIT, VLBertForReferring
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from common.config import load_config
-from common.data.batch import ModelOutput
-from common.data.dataset import DataError
+from common.data.sample import ModelOutput
+from common.errors import DataError
 from refcoco.outputs import (
     Accuracies,
     accuracies,

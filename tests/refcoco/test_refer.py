@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from common.data.dataset import DataError
+from common.errors import DataError
 from refcoco.refer import REFER
 from tests.refcoco.world import World
 

@@ -11,9 +11,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from common.data.regions import JsonRegions, Regions, pack, save_regions
 from common.data.text import load_tokenizer
 from common.data.transforms import Transform
+from common.regions.regions import (
+    JsonRegions,
+    Regions,
+    pack,
+    save_regions,
+)
 from refcoco.dataset import DETECTIONS_FILE, RefCOCODataset
 from tests.tiny import tiny_settings
 

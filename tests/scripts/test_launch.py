@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
-from common.launch import free_port
+from common.train.launch import free_port
+from common.weights import checkpoint
 from tests.task_check import train_losses
 from tests.test_imports import ROOT
 from tests.tiny import tiny_vqa, write_settings
@@ -26,7 +26,7 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 from common import distributed
 from common.cli import guarded
-from common.config import ConfigError
+from common.errors import ConfigError
 
 def run():
     distributed.init_from_env(cuda=False)

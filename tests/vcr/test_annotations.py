@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 import torch
 
-from common.data.dataset import DataError
+from common.errors import DataError
 from tests.vcr.world import read_annotations, write_annotations
 from vcr.annotations import CATEGORIES, Annotations, read_metadata
 

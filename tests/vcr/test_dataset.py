@@ -13,11 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.config import ConfigError, load_config
+from common.config import load_config
 from common.data.collate import collate
-from common.data.dataset import DataError
-from common.data.images import ImageError
-from common.data.regions import JsonRegions, pack
+from common.errors import ConfigError, DataError, ImageError
+from common.regions.regions import JsonRegions, pack
 from tests.tiny import write_settings
 from tests.vcr.world import OBJECTS, read_annotations, tiny_vcr, write_annotations
 from vcr.annotations import CATEGORY_IDS
@@ -348,7 +347,7 @@ class TestFeatures:
     def rewrite(self, store: Path, name: str, **values: object) -> None:
         from dataclasses import replace
 
-        from common.data.regions import save_regions
+        from common.regions.regions import save_regions
 
         save_regions(store, name, replace(JsonRegions(store).regions(name), **values))
 

@@ -10,9 +10,9 @@ import torch
 
 from common.config import load_config
 from common.data.collate import collate
-from common.data.region_boxes import build_source
-from common.data.regions import JsonRegions
-from data.region_features import extract
+from common.regions.box_sources import build_source
+from common.regions.regions import JsonRegions
+from data.regions.extract import extract
 from vcr.dataset import VCRDataset, build_dataset
 from vcr.text import MAX_TOKENS, QA2R
 

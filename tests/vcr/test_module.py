@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.config import load_config, replace
-from common.data.batch import Batch, Sample
 from common.data.collate import collate
+from common.data.sample import Batch, Sample
 from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN, RegionOutput
 from common.nn.heads import build_classifier
-from common.nn.visual_linguistic_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining, VLBertSizes
-from common.pretrained import load_partial
+from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining, VLBertSizes
+from common.weights.foreign import load_partial
 from vcr.module import VLBertForVCR, build_model
 from vcr.pretrained import RELATIONSHIP, TOKEN_TYPES, adapt_pretrained
 

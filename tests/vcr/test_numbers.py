@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from common.config import Config, load_config
-from common.data.batch import Batch
 from common.data.collate import pad_stack
+from common.data.sample import Batch
 from common.data.text import join_segments
 from common.nn.fast_rcnn import FastRCNN
 from vcr.module import VLBertForVCR, build_model

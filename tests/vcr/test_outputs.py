@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from common.config import load_config
-from common.data.batch import ModelOutput
-from common.data.dataset import DataError
+from common.data.sample import ModelOutput
+from common.errors import DataError
 from vcr.outputs import build_metrics, result_name, to_records, write_results
 from vcr.scores import Predictions, format_scores
 

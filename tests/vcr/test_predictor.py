@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
 from common.config import load_config
-from common.inference import InputError, load_predictor
+from common.errors import InputError
+from common.predict.predictor import load_predictor
+from common.weights import checkpoint
 from vcr.predictor import _mixed
 from vcr.task import TASK
 from vcr.text import QA2R

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data.dataset import DataError
+from common.errors import DataError
 from vcr.result_table import COLUMNS, find_problems, merge_tables, read_table, write_table
 
 GOOD = ["0.1", "0.33333334", "0.56666666", "1e-08"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from common.data.regions import FEATURE_DIM, Regions, save_regions
+from common.regions.regions import FEATURE_DIM, Regions, save_regions
 from tests.tiny import tiny_settings
 from vcr.text import GENDER_NEUTRAL_NAMES, QA2R
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.dataset import DataError
+from common.errors import DataError
 from vqa.annotations import IMAGE_SETS, Question, load_questions, parse_image_sets, read_list
 
 TRAIN, TEST = IMAGE_SETS["train2014"], IMAGE_SETS["test2015"]

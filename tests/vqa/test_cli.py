@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
 from common.config import load_config
-from common.run import run_training
+from common.train.run import run_training
+from common.weights import checkpoint
 from vqa.task import TASK
 
 ROOT = Path(__file__).resolve().parents[2]

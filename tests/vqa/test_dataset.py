@@ -15,15 +15,19 @@ import torch
 from PIL import Image
 
 from common.config import load_config
-from common.data.batch import Sample
 from common.data.collate import collate
-from common.data.dataset import DataError
-from common.data.images import ImageError
 from common.data.loader import BatchLoader, build_loader
-from common.data.regions import JsonRegions, RegionError, Regions, pack, save_regions
+from common.data.sample import Sample
 from common.data.text import BertTokenizer
 from common.data.transforms import Transform
-from data import scene_questions
+from common.errors import DataError, ImageError, RegionError
+from common.regions.regions import (
+    JsonRegions,
+    Regions,
+    pack,
+    save_regions,
+)
+from data.scenes import questions as scene_questions
 from tests.task_check import assert_same
 from tests.vqa.test_annotations import write_imdb
 from vqa.answers import AnswerVocabulary

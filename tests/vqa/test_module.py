@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.config import ConfigError, load_config
-from common.data.batch import Batch
+from common.config import load_config
 from common.data.collate import collate
-from data.scene_questions import ANSWERS
+from common.data.sample import Batch
+from common.errors import ConfigError
+from data.scenes.questions import ANSWERS
 from vqa.dataset import build_dataset
 from vqa.module import VLBertForVQA, build_model
 

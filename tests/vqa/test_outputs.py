@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from common.config import load_config
-from common.data.batch import ModelOutput
-from common.data.dataset import DataError
+from common.data.sample import ModelOutput
+from common.errors import DataError
 from vqa.answers import AnswerVocabulary
 from vqa.outputs import build_metrics, result_name, to_records, write_answers
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.batch import Sample
 from common.data.collate import clip_pad, collate, pad_stack
+from common.data.sample import Sample
 
 
 def sample(index: int, boxes: int, tokens: int, **fields: Any) -> Sample:

@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.config import load_config
-from common.data.batch import Sample
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader, MultiLoader, _leave_signals_to_the_trainer, build_loader
+from common.data.sample import Sample
 
 
 class Numbers(TaskDataset):

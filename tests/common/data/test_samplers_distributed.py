@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common import distributed
-from common.data.batch import Sample
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader
+from common.data.sample import Sample
 from common.data.samplers import EpochSampler, grouped_batches
-from common.metrics import ClsAccuracy, ClsPosAccuracy, MetricGroup, RefAccuracy
+from common.train.metrics import (
+    ClsAccuracy,
+    ClsPosAccuracy,
+    MetricGroup,
+    RefAccuracy,
+)
 from tests.common.test_distributed import run_on_two
 
 BATCH, EPOCHS, WORLD = 4, 6, 2

@@ -1,0 +1,373 @@
+"""What models cost: `python -m common.model_report --cfg cfgs/vcr/base_q2a_4x16G_fp32.yaml ...`.
+
+Builds the model of each config with random weights, runs one inference and one training step on a made-up batch, and
+prints parameters, FLOPs, losses and times. A multiply-add counts as 2 FLOPs. Matrix products, convolutions and
+attention are counted; RoIAlign, normalisation, activations, look-ups and the optimizer are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import resource
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from common.cli import guarded
+from common.config import load_config
+from common.data.sample import Batch, ModelOutput
+from common.data.synthetic import FORMS, made_up_batch
+from common.errors import ConfigError
+from common.files.atomic import write_text
+from common.nn import linear, resnet
+from common.precision import Precision, resolve_precision
+from common.task import Task, load_task
+from common.train.optim import RunPlan, build_optimizer, clip_grad_norm
+from common.weights.restore import build_precision, pick_device
+
+log = logging.getLogger(__name__)
+
+# Modules whose FLOPs make up a part; the rest, above all the projections of regions, is "other".
+PARTS = {
+    "backbone": ("image_feature_extractor.backbone",),
+    # The RoI head is registered under two names, and the counter knows it by one of them.
+    "RoI head": ("image_feature_extractor.roi_head_feature_extractor", "image_feature_extractor.head.0"),
+    "encoder": ("vlbert.encoder", "vlbert._module.encoder"),
+    "heads": (
+        "final_mlp",
+        "cnn_loss_reg",
+        "image_feature_extractor.regularizing_predictor",
+        *(
+            f"{vlbert}.{head}"
+            for vlbert in ("vlbert", "vlbert._module")
+            for head in ("pooler", "relationsip_head", "mlm_head", "mvrc_head")
+        ),
+    ),
+}
+OTHER, TOTAL = "other", "total"
+# The counter knows no fused operations of CPUs. Attention takes query, key and value, its backward a gradient before.
+CPU_FORMULAS = {
+    **linear.flop_formulas(),
+    **resnet.flop_formulas(),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **options: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *shapes, **options: sdpa_backward_flop_count(*shapes[:4])
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step. flops: of the whole batch, by part of the model, with OTHER and TOTAL. seconds: under the counter."""
+
+    flops: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What was measured of one config; `asdict` of it is JSON-able.
+
+    name: <task>/<stem of the YAML>. configured: the precision the config asks for. samples, choices, tokens, boxes,
+    image: sizes of the batch; choices is 1 and image None where there are none, image is height and width in pixels.
+    entries: of the state dict. trained_tensors: how many parameters train. idle: those among them with a gradient of
+    zeros, or which the step left as they were; with a visual scale of 0, the published start, no gradient reaches the
+    image tower at first. problems: what is wrong, empty for a sound model.
+    """
+
+    name: str
+    device: str
+    precision: str
+    configured: str
+    samples: int
+    choices: int
+    tokens: int
+    boxes: int
+    image: tuple[int, int] | None
+    parameters: int
+    trained: int
+    entries: int
+    inference: Step
+    training: Step
+    loss: float
+    trained_tensors: int
+    idle: list[str]
+    problems: list[str]
+
+    @property
+    def sequence(self) -> int:
+        """Positions that the encoder sees: words, regions and END."""
+        return self.tokens + self.boxes + 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m common.model_report", description="Parameters, FLOPs and one step of the models of configs."
+    )
+    parser.add_argument("--cfg", nargs="+", type=Path, required=True, metavar="FILE", help="YAML files")
+    parser.add_argument("--task", help="task of the configs (default: the name of each one's folder)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples of the batch (default: 1)")
+    parser.add_argument("--boxes", type=int, metavar="N", help="regions of a sample (default: usual for the task)")
+    parser.add_argument("--words", type=int, metavar="N", help="word pieces without special tokens (default: likewise)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys")
+    args = parser.parse_args(argv)
+    tasks = [args.task or path.resolve().parent.name for path in args.cfg]
+    for task, path in zip(tasks, args.cfg, strict=True):
+        if task not in FORMS:
+            parser.error(f"{path}: {task!r} is no task with made-up batches ({', '.join(FORMS)}); name it with --task")
+    reports: list[ModelReport] = []
+    return guarded(_main, args, tasks, reports) or int(any(report.problems for report in reports))
+
+
+def _main(args: argparse.Namespace, tasks: Sequence[str], reports: list[ModelReport]) -> None:
+    for task, path in zip(tasks, args.cfg, strict=True):
+        reports.append(report_config(task, path, args.set, args.batch, args.words, args.boxes))
+        log.info("%s: done", reports[-1].name)
+    print(render(reports))
+    print(f"\nMost memory that the process held: {peak_memory() / 2**30:.1f} GiB")
+    if args.json:
+        write_text(args.json, json.dumps([asdict(report) for report in reports], indent=1) + "\n")
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---------------------------------------------------------------------------------------------- one config
+
+
+def report_config(
+    task_name: str,
+    path: Path,
+    overrides: Sequence[str] = (),
+    samples: int = 1,
+    words: int | None = None,
+    boxes: int | None = None,
+) -> ModelReport:
+    """Build the model of a config, run both steps, and let go of it.
+
+    samples, words, boxes: sizes of `made_up_batch`. Raises ConfigError for a config or sizes that do not work.
+    """
+    task, cfg = load_task(task_name), load_config(task_name, path, overrides)
+    torch.manual_seed(0)
+    device = pick_device(cfg)
+    try:
+        batch = made_up_batch(task_name, cfg, samples, words, boxes).to(device)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    model = task.build_model(cfg).to(device)
+    report = report_model(f"{task_name}/{path.stem}", model, batch, cfg, step_precision(task, cfg, device))
+    del model
+    gc.collect()  # a large model is gigabytes: the next one must not be built beside it
+    return report
+
+
+def report_model(name: str, model: nn.Module, batch: Batch, cfg: Any, precision: Precision) -> ModelReport:
+    """Inference, then training; the model is changed by one step at the full learning rate."""
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    parameters = list(model.parameters())
+    inference, predictions = inference_step(model, batch, precision)
+    before = checksums(model)
+    training, losses = training_step(model, batch, cfg, precision)
+    after = checksums(model)
+    moved = {n for n in before if before[n] != after[n]}
+    return ModelReport(
+        name=name,
+        device=precision.device.type,
+        precision=precision.name,
+        configured=resolve_precision(cfg),
+        samples=len(batch),
+        choices=batch.text_ids.shape[1] if batch.text_ids.dim() == 3 else 1,
+        tokens=batch.text_ids.shape[-1],
+        boxes=batch.boxes.shape[1],
+        image=None if batch.image is None else (batch.image.shape[2], batch.image.shape[3]),
+        parameters=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in trained.values()),
+        entries=len(model.state_dict()),
+        inference=inference,
+        training=training,
+        loss=losses["loss"].item(),
+        trained_tensors=len(trained),
+        idle=[n for n, p in trained.items() if n not in moved or p.grad is None or not p.grad.any()],
+        problems=find_problems(model, {**predictions, **losses}, moved),
+    )
+
+
+def step_precision(task: Task, cfg: Any, device: torch.device) -> Precision:
+    """That of the config; on a CPU bf16 stands for fp16, which CPUs compute dozens of times slower than fp32."""
+    if device.type == "cpu" and resolve_precision(cfg) == "fp16":
+        return Precision("bf16", device)
+    return build_precision(task, cfg, device)
+
+
+# ---------------------------------------------------------------------------------------------- steps
+
+
+def inference_step(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Step, dict[str, Tensor]]:
+    """A forward of the batch without its targets, and its predictions."""
+    model.eval()
+    unlabelled = Batch(**{**vars(batch), "targets": {}})
+    with frozen(model), Cost(precision.device) as cost, torch.inference_mode(), precision.autocast():
+        predictions = model(unlabelled).predictions
+    return cost.step(model), predictions
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient. The counter trips over views of those that do where autograd is off."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def training_step(model: nn.Module, batch: Batch, cfg: Any, precision: Precision) -> tuple[Step, dict[str, Tensor]]:
+    """Forward, backward, clipping and optimizer step, as an update of a run after its warm-up. Gradients stay.
+
+    Returns the losses too, "loss" being the one that was minimised. Raises ValueError for a batch without targets.
+    """
+    model.train()
+    base_lr = RunPlan.from_config(cfg, processes=1, batches_per_epoch=1).base_lr
+    optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), base_lr)
+    with Cost(precision.device) as cost:
+        with precision.autocast():
+            output: ModelOutput = model(batch)
+        if output.loss is None:
+            raise ValueError("the batch has no targets, so the model gave no loss")
+        precision.backward(output.loss)
+        precision.unscale(optimizer)
+        if cfg.TRAIN.CLIP_GRAD_NORM > 0:
+            clip_grad_norm(model.parameters(), cfg.TRAIN.CLIP_GRAD_NORM, optimizer)
+        precision.step(optimizer)
+    return cost.step(model), {name: value.detach() for name, value in {"loss": output.loss, **output.losses}.items()}
+
+
+class Cost:
+    """Context that counts FLOPs by module, and seconds."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._counter = FlopCounterMode(display=False, custom_mapping=CPU_FORMULAS)
+
+    def __enter__(self) -> Cost:
+        self._wait()
+        self._start = time.perf_counter()
+        self._counter.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._counter.__exit__(*error)
+        self._wait()
+        self._seconds = time.perf_counter() - self._start
+
+    def step(self, model: nn.Module) -> Step:
+        """What was counted, by the parts of `model`."""
+        counts = {name: sum(by_kind.values()) for name, by_kind in self._counter.get_flop_counts().items()}
+        root = type(model).__name__
+        flops = {part: sum(counts.get(f"{root}.{name}", 0) for name in names) for part, names in PARTS.items()}
+        total = self._counter.get_total_flops()
+        return Step({**flops, OTHER: total - sum(flops.values()), TOTAL: total}, self._seconds)
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+# ---------------------------------------------------------------------------------------------- soundness
+
+
+def checksums(model: nn.Module) -> dict[str, int]:
+    """CRC of each parameter: tells whether it changed without a copy of the model."""
+    return {name: zlib.crc32(p.detach().cpu().numpy().tobytes()) for name, p in model.named_parameters()}
+
+
+def find_problems(model: nn.Module, values: dict[str, Tensor], moved: set[str]) -> list[str]:
+    """What must not be after a training step. values: predictions and losses. moved: parameters that it changed."""
+    problems = [f"{name} is not finite" for name, value in values.items() if not value.isfinite().all()]
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            problems += [f"{name} is frozen and changed"] if name in moved else []
+        elif parameter.grad is None:
+            problems.append(f"{name} has no gradient")
+        elif not parameter.grad.isfinite().all():
+            problems.append(f"the gradient of {name} is not finite")
+    return problems
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def render(reports: Sequence[ModelReport]) -> str:
+    """Markdown tables of sizes, of FLOPs and of what the steps gave, then the problems."""
+    sizes = [
+        [
+            *(r.name, f"{r.parameters:,}", f"{r.trained:,}", str(r.entries)),
+            f"{r.samples} x {r.choices} choices" if r.choices > 1 else str(r.samples),
+            *(str(r.tokens), str(r.boxes), str(r.sequence), f"{r.image[0]} x {r.image[1]}" if r.image else "features"),
+        ]
+        for r in reports
+    ]
+    flops = [
+        [
+            r.name,
+            giga(r.training.flops[TOTAL] / r.samples),
+            *(giga(r.inference.flops[part] / r.samples) for part in (TOTAL, *PARTS, OTHER)),
+        ]
+        for r in reports
+    ]
+    steps = [
+        [
+            *(r.name, r.device, r.precision if r.precision == r.configured else f"{r.precision} for {r.configured}"),
+            *(f"{r.loss:.4g}", str(len(r.problems)), f"{r.trained_tensors - len(r.idle)} of {r.trained_tensors}"),
+            *(f"{r.training.seconds:.2f}", f"{r.inference.seconds:.2f}"),
+        ]
+        for r in reports
+    ]
+    parts = [*PARTS, OTHER]
+    blocks = [
+        table(["config", "parameters", "trained", "entries", "batch", "tokens", "boxes", "sequence", "image"], sizes),
+        "GFLOPs of a sample, a multiply-add counting as 2; the parts are those of inference:",
+        table(["config", "training", "inference", *parts], flops),
+        table(["config", "device", "precision", "loss", "problems", "learning", "training s", "inference s"], steps),
+        *(f"PROBLEM {report.name}: {problem}" for report in reports for problem in report.problems),
+    ]
+    return "\n\n".join(blocks)
+
+
+def giga(count: float) -> str:
+    """ "12.3" for 12.3e9; small figures keep three digits."""
+    value = count / 1e9
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up; all but the first are set right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join([first, *others])} |"
+
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

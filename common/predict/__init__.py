@@ -1,0 +1,1 @@
+"""One image of a user to an answer."""

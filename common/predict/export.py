@@ -1,0 +1,113 @@
+"""Exporting models of precomputed features; the command line is common/export.py."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.data.sample import Batch
+from common.data.synthetic import made_up_batch
+from common.errors import ConfigError
+from common.files.atomic import atomic_write, write_text
+from common.predict.predictor import Predictor
+
+# Names as in Batch; axes: B batch, C choices (of vcr), T tokens, R regions. Padding is False in the masks.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "boxes": ("B", "R", "4"),  # float32, xyxy in pixels of the resized image
+    "box_mask": ("B", "R"),  # bool
+    "im_info": ("B", "4"),  # float32, width, height of the resized image, two resize ratios
+    "features": ("B", "R", "2048"),  # float32
+    "box_classes": ("B", "R"),  # int64, vcr
+    "text_ids": ("B", "T"),  # int64, with special tokens
+    "segment_ids": ("B", "T"),  # int64
+    "text_mask": ("B", "T"),  # bool
+    "text_tags": ("B", "T"),  # int64, vcr
+}
+OF_TEXT = ("text_ids", "segment_ids", "text_mask", "text_tags")
+
+
+class Positional(nn.Module):
+    """A task module as a function of tensors, for exporters. names: of the inputs, then of the predictions."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, tuple(inputs), tuple(outputs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given: dict[str, Any] = dict(zip(self.inputs, tensors, strict=True))
+        predictions = self.model(Batch(ids=[], **given)).predictions
+        return tuple(predictions[name] for name in self.outputs)
+
+
+def export(predictor: Predictor, path: Path) -> dict[str, Any]:
+    """Write the model of a predictor to `path`, .onnx or .pt2; returns what is told beside it.
+
+    Raises ConfigError for another suffix, and for a model that computes its features from pixels.
+    """
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ConfigError(f"-o {path}: expected a name that ends in .onnx or .pt2")
+    if not predictor.cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
+        raise ConfigError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false: only models that take region features are exported")
+    batch = example(predictor)
+    names = [name for name in INPUTS if getattr(batch, name) is not None]
+    tensors = tuple(getattr(batch, name) for name in names)
+    model = predictor.model.cpu().float().eval()
+    with torch.no_grad():
+        outputs = sorted(k for k, v in model(batch).predictions.items() if k != "pred_boxes" and isinstance(v, Tensor))
+    function = Positional(model, names, outputs).eval()
+    dims = {axis: torch.export.Dim(axis, min=1, max=4096) for axis in "BCTR"}
+    shapes = tuple({i: dims[axis] for i, axis in enumerate(axes_of(name, predictor)) if axis in dims} for name in names)
+    with torch.no_grad():
+        program = torch.export.export(function, tensors, dynamic_shapes=(shapes,), strict=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        if path.suffix == ".pt2":
+            torch.export.save(program, file)
+        else:
+            write_onnx(program, names, outputs, file)
+    about = {
+        "task": predictor.task,
+        "model": predictor.source.name,
+        "inputs": {
+            name: [str(t.dtype).removeprefix("torch."), *axes_of(name, predictor)]
+            for name, t in zip(names, tensors, strict=True)
+        },
+        "outputs": outputs,
+        "scales": list(predictor.cfg.SCALES),
+    }
+    write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    return about
+
+
+def axes_of(name: str, predictor: Predictor) -> tuple[str, ...]:
+    """The axes of an input; texts of a task with choices have one more."""
+    axes = INPUTS[name]
+    return ("B", "C", "T") if name in OF_TEXT and predictor.task == "vcr" else axes
+
+
+def example(predictor: Predictor) -> Batch:
+    """A batch with padding, for tracing; what is in it does not matter."""
+    batch = made_up_batch(predictor.task, predictor.cfg, samples=2, words=7, boxes=5, targets=False)
+    return replace(batch, auxiliary=())
+
+
+def write_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], file: Any) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("a .onnx file needs onnx and onnxscript: pip install onnx onnxscript") from error
+    for name in ("onnxscript", "onnx_ir", "torch.onnx"):  # they tell every step
+        logging.getLogger(name).setLevel(logging.WARNING)
+    exported = torch.onnx.export(
+        program, input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
+    )
+    assert exported is not None
+    file.write(exported.model_proto.SerializeToString())

@@ -1,0 +1,229 @@
+"""Pictures of users on their way into a model: opened, boxes found, every region encoded once.
+
+Boxes are xyxy in pixels of the picture as it is shown, that is turned upright by its EXIF orientation; of the stored
+pixels where boxes come from a file that was made for those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from common.errors import BoxError, ImageError, RegionError
+from common.files.images import decode_image, load_image
+from common.regions.box_sources import BoxSource, StoredBoxes
+from common.regions.box_sources import Picture as SourcePicture
+from common.regions.regions import Regions
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
+
+CACHE_BYTES = 512 * 2**20
+MAX_BOXES = 1000
+
+
+# What computes region features, with the arguments of `RegionEncoder`: that, or a stand-in for it.
+Encode = Callable[..., list[Tensor]]
+
+
+@dataclass
+class Picture:
+    """An open picture and what is known about it. image: RGB. name: its stem or a stand-in. path: for messages."""
+
+    image: Image.Image
+    name: str
+    path: str
+    found: Regions | None = None
+    features: dict[tuple[bytes, ...], Tensor] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return 3 * self.image.width * self.image.height + sum(4 * f.numel() for f in self.features.values())
+
+
+class Pictures:
+    """Opens pictures and encodes their regions, and remembers both, so that a second question costs neither.
+
+    encode: region features, None for a model that takes none. source: boxes of pictures that come without them.
+    limit: bytes of pictures and features to keep; the ones used longest ago go first.
+    encoded: how many regions were encoded so far.
+    """
+
+    def __init__(self, encode: Encode | None, source: BoxSource | None = None, limit: int = CACHE_BYTES) -> None:
+        self.encode_regions, self.source, self.limit = encode, source, limit
+        self.encoded = 0
+        self._kept: OrderedDict[Any, Picture] = OrderedDict()
+
+    def open(self, image: ImageLike) -> Picture:
+        """Raises FileNotFoundError and ImageError."""
+        key = _key(image)
+        if key not in self._kept:
+            self._kept[key] = self._read(image, key)
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and sum(p.num_bytes for p in self._kept.values()) > self.limit:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def regions(self, picture: Picture, boxes: Any = None) -> Regions:
+        """The given boxes [R, 4], or those of the source. Features come from `encode`.
+
+        Raises BoxError for what is no list of boxes, and where there is no source.
+        """
+        if self.source is None and boxes is None:
+            raise BoxError(
+                f"{picture.path}: no boxes given, and no source of boxes: name one, such as detector:WEIGHTS.pth, "
+                "regions:STORE or grid:4x4"
+            )
+        if boxes is None or isinstance(self.source, StoredBoxes):  # which has the features of the given ones too
+            self._find(picture)
+        if boxes is not None:
+            return Regions(check_boxes(boxes, picture.image.size))
+        assert picture.found is not None
+        return picture.found
+
+    def whole(self, picture: Picture, features: Tensor) -> Tensor:
+        """The feature [2048] of the whole picture: the stored one, the mean of stored features [R, 2048] where a store
+        has none of it, else that of its box."""
+        if picture.found is not None and picture.found.features is not None:
+            stored = picture.found.image_feature
+            return features.mean(0) if stored is None else stored
+        return self.encode(picture, whole_box(picture))[0]
+
+    def encode(
+        self, picture: Picture, boxes: Tensor, masks: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """float32 [R, 2048] of boxes [R, 4]; only those that were not asked for before are computed.
+
+        masks: [R, S, S] on the RoI head's output. hidden: [n, 4], boxes whose pixels are blanked first.
+        """
+        context = b"" if hidden is None or not len(hidden) else hidden.numpy().tobytes()
+        outlines = [b""] * len(boxes) if masks is None else [mask.numpy().tobytes() for mask in masks]
+        keys = [(_box_key(box), outline, context) for box, outline in zip(boxes, outlines, strict=True)]
+        new = [i for i, key in enumerate(keys) if key not in picture.features]
+        if new:
+            assert self.encode_regions is not None, "a model without regions asks for none"
+            rows = self.encode_regions(
+                [picture.image],
+                [boxes[new]],
+                None if masks is None else [masks[new]],
+                [hidden] if context and hidden is not None else None,
+            )[0]
+            self.encoded += len(new)
+            picture.features |= {keys[i]: row for i, row in zip(new, rows, strict=True)}
+        return torch.stack([picture.features[key] for key in keys])
+
+    def _find(self, picture: Picture) -> None:
+        """Ask the source, once for each picture, and take over the features that it has."""
+        if picture.found is not None:
+            return
+        assert self.source is not None
+        try:
+            found = self.source.boxes(SourcePicture(picture.name, picture.path), picture.image)
+        except RegionError as error:
+            raise BoxError(str(error)) from error
+        found.boxes = check_boxes(found.boxes, picture.image.size)
+        if found.features is not None:
+            for box, row in zip(found.boxes, found.features, strict=True):
+                picture.features[_box_key(box), b"", b""] = row
+        picture.found = found
+
+    def _read(self, image: ImageLike, key: Any) -> Picture:
+        upright = self.source is None or not self.source.of_stored_pixels
+        if isinstance(image, str | Path):
+            try:
+                return Picture(load_image(image, upright), Path(str(image)).stem, str(image))
+            except (IsADirectoryError, PermissionError) as error:
+                raise ImageError(f"picture {image}: {error.strerror}") from error
+        name = key[1][:12]
+        what = f"picture {name}"
+        if isinstance(image, bytes):
+            return Picture(decode_image(image, what, upright), name, what)
+        return Picture(as_image(image), name, what)
+
+
+def as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    """An RGB picture, upright, of a PIL one or of an array uint8 [H, W, 3] or [H, W]. Raises ImageError."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise ImageError(f"an array of {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3] or [H, W]")
+        image = Image.fromarray(image)
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
+    """Any list of boxes as float32 [R, 4]. Raises BoxError, also for a box outside of a picture of `size` (width,
+    height); a model sees the part of a box that is inside."""
+    try:
+        rows = torch.as_tensor(np.asarray(boxes, dtype=np.float32).copy())
+    except (TypeError, ValueError) as error:
+        raise BoxError(f"boxes: expected a list of [x1, y1, x2, y2]: {error}") from error
+    if rows.numel() == 0:
+        return torch.zeros(0, 4)
+    if rows.dim() != 2 or rows.shape[1] != 4 or len(rows) > MAX_BOXES:
+        raise BoxError(f"boxes: expected up to {MAX_BOXES} rows of [x1, y1, x2, y2], got {list(rows.shape)}")
+    for i, box in enumerate(rows):
+        if not box.isfinite().all() or box[0] > box[2] or box[1] > box[3]:
+            raise BoxError(f"boxes[{i}] is {box.tolist()}: expected x1 <= x2 and y1 <= y2 in pixels")
+        if (box[:2] >= torch.tensor(size)).any() or (box[2:] < 0).any():
+            raise BoxError(f"boxes[{i}] is {box.tolist()}: outside of the picture of {size[0]} x {size[1]} pixels")
+    return rows
+
+
+def whole_box(picture: Picture) -> Tensor:
+    """The whole picture as a box [1, 4]."""
+    return torch.tensor([[0.0, 0.0, picture.image.width - 1.0, picture.image.height - 1.0]])
+
+
+class ModuleEncoder:
+    """Region features from the function `region_features(image, boxes)` of a Python module: an array [R, 2048].
+
+    Has no masks and hides nothing. Raises ValueError where there is no such module or function.
+    """
+
+    def __init__(self, module: str) -> None:
+        try:
+            self._features = importlib.import_module(module).region_features
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"region encoder module:{module}: {error}") from error
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        boxes: Sequence[Tensor],
+        masks: Sequence[Tensor] | None = None,
+        hidden: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        if masks or hidden:
+            raise ValueError("a module's region features know no masks and no hidden regions")
+        return [
+            torch.as_tensor(self._features(image, rows.numpy()), dtype=torch.float32)
+            for image, rows in zip(images, boxes, strict=True)
+        ]
+
+
+def _key(image: ImageLike) -> tuple[Any, ...]:
+    """Equal for pictures that are the same: by path and time of change, or by content."""
+    if isinstance(image, str | Path):
+        path = Path(str(image))
+        state = path.stat() if path.is_file() else None
+        return ("path", str(image), state and (state.st_mtime_ns, state.st_size))
+    if isinstance(image, bytes):
+        return ("bytes", hashlib.sha256(image).hexdigest())
+    if not isinstance(image, Image.Image | np.ndarray):
+        raise ImageError(f"a {type(image).__name__} is no picture: expected a path, bytes, a PIL image or an array")
+    pixels = np.asarray(image)
+    exif = image.getexif().get(0x0112) if isinstance(image, Image.Image) else None
+    return ("pixels", hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(), pixels.shape, exif)
+
+
+def _box_key(box: Tensor) -> bytes:
+    return box.numpy().astype("<f4").tobytes()

@@ -1,0 +1,1 @@
+"""Boxes and region features of an image, in whatever form they are stored."""

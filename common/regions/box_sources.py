@@ -1,0 +1,301 @@
+"""Where the boxes of a picture come from: a COCO file, VCR metadata, our own JSON, region files, a detector, a grid.
+
+A source is asked for the boxes of one picture at a time. Boxes are float32 [R, 4], xyxy, in pixels of the original
+picture.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.ops import batched_nms
+from torchvision.transforms.functional import to_tensor
+
+from common.errors import RegionError
+from common.files.images import IMAGE_SUFFIXES, list_files, read_bytes
+from common.regions.arguments import SOURCES
+from common.regions.regions import Regions, RegionStore, open_regions
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to do. name: what its regions are stored under. path: of the file (may lie in a zip).
+
+    size: width and height in pixels that the annotations promise, None where there are none.
+    """
+
+    name: str
+    path: str
+    size: tuple[int, int] | None = None
+
+
+class BoxSource(ABC):
+    """Lists the pictures of a folder and gives each its boxes.
+
+    of_stored_pixels: the boxes are known for the pixels as they lie in the file, not turned by an EXIF orientation.
+    """
+
+    of_stored_pixels = True
+
+    def pictures(self, folder: str) -> list[Picture]:
+        """Every picture directly in `folder` (or "<archive>.zip@/<folder>"), named by its stem."""
+        return [Picture(Path(file).stem, f"{folder}/{file}") for file in list_files(folder, IMAGE_SUFFIXES)]
+
+    @abstractmethod
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        """Regions with boxes and, where the source has them, class_scores.
+
+        Raises RegionError if the source has none for this picture, or has them for another size of it.
+        """
+
+
+class CocoBoxes(BoxSource):
+    """All annotations of a COCO instances file, crowds too, in file order; the whole picture where there are none.
+
+    A picture is listed by the file, not by the folder, and named by the integer its file name ends in.
+    """
+
+    def __init__(self, path: str) -> None:
+        data = json.loads(Path(path).read_text())
+        self._images = data["images"]
+        self._boxes: dict[str, list[list[float]]] = defaultdict(list)
+        names = {image["id"]: _coco_name(image["file_name"]) for image in self._images}
+        for annotation in data.get("annotations", []):  # image_info_test2015.json has none
+            self._boxes[names[annotation["image_id"]]].append(annotation["bbox"])
+
+    def pictures(self, folder: str) -> list[Picture]:
+        return [
+            Picture(_coco_name(image["file_name"]), f"{folder}/{image['file_name']}", (image["width"], image["height"]))
+            for image in self._images
+        ]
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        if image.size != picture.size:
+            raise RegionError(f"{picture.path} is {image.size}, its annotation says {picture.size}")
+        width, height = image.size
+        xywh = np.array(self._boxes.get(picture.name, [[0, 0, width, height]]), dtype=np.float64)
+        xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], axis=1)
+        xyxy[:, 0::2] = xyxy[:, 0::2].clip(0, width - 1)
+        xyxy[:, 1::2] = xyxy[:, 1::2].clip(0, height - 1)
+        return Regions(torch.from_numpy(xyxy.astype(np.float32)))
+
+
+class VcrBoxes(BoxSource):
+    """The detections in the metadata of VCR pictures, all of them in order, without their scores.
+
+    path: annotations, one JSON object a line. The pictures are theirs, each once, named by its stem; pictures and
+    metadata lie under the folder of pictures (spec 20 §1). Raises RegionError for a line that names no picture, and
+    for two pictures of one stem.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._files: dict[str, tuple[str, str]] = {}  # stem -> picture, metadata
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    files = str(row["img_fn"]), str(row["metadata_fn"])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise RegionError(f"{path}, line {number}: no img_fn and metadata_fn: {error!r}") from error
+                other = self._files.setdefault(Path(files[0]).stem, files)
+                if other != files:
+                    raise RegionError(f"{path}, line {number}: {files} and {other} have the same stem")
+
+    def pictures(self, folder: str) -> list[Picture]:
+        return [Picture(name, f"{folder}/{image}") for name, (image, _) in self._files.items()]
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        image_file, metadata_file = self._files[picture.name]
+        path = picture.path.removesuffix(image_file) + metadata_file
+        try:
+            content = json.loads(read_bytes(path))
+            rows = torch.tensor(content["boxes"], dtype=torch.float32)[:, :4]
+        except FileNotFoundError as error:
+            raise RegionError(str(error)) from error
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RegionError(f"{path}: no list of boxes x1, y1, x2, y2, score: {error!r}") from error
+        size = content.get("width"), content.get("height")
+        if None not in size and size != image.size:
+            raise RegionError(f"{picture.path} is {image.size}, its metadata says {size}")
+        return Regions(rows)
+
+
+class JsonBoxes(BoxSource):
+    """A JSON object {name: [[x1, y1, x2, y2], ...]} or {name: {"boxes": [...], "class_scores": [[...], ...]}}."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._entries = json.loads(Path(path).read_text())
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        entry = self._entries.get(picture.name)
+        if entry is None:
+            raise RegionError(f"{self._path} has no boxes of {picture.name}")
+        if isinstance(entry, list):
+            entry = {"boxes": entry}
+        try:
+            boxes = torch.tensor(entry["boxes"], dtype=torch.float32)
+            scores = torch.tensor(entry["class_scores"], dtype=torch.float32) if "class_scores" in entry else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise RegionError(f"{self._path}: entry {picture.name} is no list of boxes: {error!r}") from error
+        return Regions(boxes, class_scores=scores)
+
+
+class StoredBoxes(BoxSource):
+    """Boxes and class scores of existing region files, to compute their features anew; or with their features.
+
+    A picture is found by its name, or by the number its name ends in, as pictures of COCO are stored.
+    """
+
+    def __init__(self, store: RegionStore, with_features: bool = False) -> None:
+        self._store, self._with_features = store, with_features
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        name = picture.name if picture.name in self._store else _coco_name(picture.name)
+        try:
+            stored = self._store.regions(name, self._with_features)
+        except FileNotFoundError as error:
+            raise RegionError(str(error)) from error
+        if stored.width and (stored.width, stored.height) != image.size:
+            raise RegionError(f"{picture.path} is {image.size}, its regions are of {stored.width, stored.height}")
+        return stored
+
+
+class GridBoxes(BoxSource):
+    """The picture cut into rows x columns, row by row. Needs no annotation; for tests and blind baselines."""
+
+    of_stored_pixels = False
+
+    def __init__(self, rows: int, columns: int) -> None:
+        if rows < 1 or columns < 1:
+            raise ValueError(f"a grid needs at least one row and column, got {rows} x {columns}")
+        self._rows, self._columns = rows, columns
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        width, height = image.size
+        x = torch.linspace(0, width, self._columns + 1)
+        y = torch.linspace(0, height, self._rows + 1)
+        cells = [(x[c], y[r], x[c + 1] - 1, y[r + 1] - 1) for r in range(self._rows) for c in range(self._columns)]
+        boxes = torch.tensor(cells)
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])  # cells under a pixel wide
+        return Regions(boxes)
+
+
+class DetectorBoxes(BoxSource):
+    """torchvision's Faster R-CNN (ResNet-50 FPN) with weights from a local file; proposals chosen as in spec 12 §3.
+
+    The number of classes is read from the weights. Gives class_scores [R, classes], background in column 0.
+    Raises FileNotFoundError if there is no such file.
+    """
+
+    of_stored_pixels = False
+
+    def __init__(self, weights: str, min_boxes: int, max_boxes: int, threshold: float, device: str) -> None:
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"no detector weights at {weights}: give a local torchvision state dict")
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        num_classes = len(state["roi_heads.box_predictor.cls_score.bias"])
+        self._model = fasterrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=num_classes, rpn_post_nms_top_n_test=300
+        )
+        self._model.load_state_dict(state)
+        self._model.to(device).eval()
+        self._limits = (min_boxes, max_boxes, threshold)
+        self._device = device
+
+    @torch.inference_mode()
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        images, _ = self._model.transform([to_tensor(image).to(self._device)])
+        maps = self._model.backbone(images.tensors)
+        proposals, _ = self._model.rpn(images, maps)
+        heads = self._model.roi_heads
+        pooled = heads.box_roi_pool(maps, proposals, images.image_sizes)
+        scores = heads.box_predictor(heads.box_head(pooled))[0].softmax(1)
+        height, width = images.image_sizes[0]
+        boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
+        keep = select_boxes(boxes, scores, *self._limits)
+        return Regions(boxes[keep].cpu(), class_scores=scores[keep].cpu())
+
+
+class ModuleBoxes(BoxSource):
+    """What the function `find_boxes(image)` of a Python module gives: an array [R, 4] of an RGB picture."""
+
+    of_stored_pixels = False
+
+    def __init__(self, module: str) -> None:
+        try:
+            self._find = importlib.import_module(module).find_boxes
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"box source module:{module}: {error}") from error
+
+    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+        return Regions(torch.as_tensor(self._find(image), dtype=torch.float32).reshape(-1, 4))
+
+
+def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, threshold: float) -> Tensor:
+    """int64 indices of the proposals to keep (spec 12 §3).
+
+    boxes: [P, 4] xyxy. scores: [P, classes], background in column 0. A proposal's confidence is its best score among
+    the classes in which it survives NMS at 0.3. Kept: those of at least `threshold` in proposal order; where that gives
+    fewer than `min_boxes` or more than `max_boxes`, that many of the most confident, best first.
+    """
+    count, num_classes = scores.shape[0], scores.shape[1] - 1
+    flat = scores[:, 1:].reshape(-1)
+    index = torch.arange(count * num_classes, device=boxes.device)
+    proposal, label = index // num_classes, index % num_classes
+    kept = batched_nms(boxes[proposal], flat, label, 0.3)
+    confidence = flat.new_zeros(count).scatter_reduce(0, proposal[kept], flat[kept], "amax")
+    keep = torch.nonzero(confidence >= threshold).flatten()
+    if min_boxes <= len(keep) <= max_boxes:
+        return keep
+    wanted = min_boxes if len(keep) < min_boxes else max_boxes
+    return confidence.argsort(descending=True, stable=True)[:wanted]
+
+
+def build_source(
+    spec: str,
+    min_boxes: int = 10,
+    max_boxes: int = 100,
+    threshold: float = 0.5,
+    device: str = "cpu",
+    with_features: bool = False,
+) -> BoxSource:
+    """The source that "<kind>:<argument>" names (SOURCES); the numbers are for a detector, with_features for a store.
+
+    Raises ValueError for an unknown kind, FileNotFoundError for a missing file.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "coco":
+        return CocoBoxes(argument)
+    if kind == "vcr":
+        return VcrBoxes(argument)
+    if kind == "json":
+        return JsonBoxes(argument)
+    if kind == "regions":
+        return StoredBoxes(open_regions(argument), with_features)
+    if kind == "detector":
+        return DetectorBoxes(argument, min_boxes, max_boxes, threshold, device)
+    if kind == "module":
+        return ModuleBoxes(argument)
+    if kind == "grid" and (match := re.fullmatch(r"(\d+)x(\d+)", argument)):
+        return GridBoxes(int(match[1]), int(match[2]))
+    raise ValueError(f"unknown box source {spec!r}; there are: {SOURCES}")
+
+
+def _coco_name(file_name: str) -> str:
+    """ "COCO_train2014_000000000009.jpg" -> "9": region files of COCO are named by the image id (spec 30 §2.4)."""
+    match = re.search(r"(\d+)$", Path(file_name).stem)
+    return str(int(match[1])) if match else Path(file_name).stem

@@ -1,0 +1,1 @@
+"""What changes weights over time: runs, trainer, evaluation, optimizers, schedules, metrics."""

@@ -1,0 +1,90 @@
+"""Forecast of the GPU memory of a run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from common import distributed
+from common.data.sample import Batch
+from common.data.synthetic import made_up_batch
+from common.precision import Precision
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+STATES = {"SGD": 1}  # tensors as large as the parameters that an optimizer keeps; 2 for Adam and its kin
+ADVICE = (
+    "smaller TRAIN.BATCH_IMAGES with more GRAD_ACCUMULATE_STEPS, NETWORK.CHECKPOINT_ENCODER or CHECKPOINT_ROIS help"
+)
+
+
+def log_forecast(task_name: str, cfg: Any, model: nn.Module, precision: Precision) -> None:
+    """Tells on a GPU what a step on the worst batch takes; the model and all random numbers stay what they were.
+
+    Real batches are seldom as large. A batch that does not fit is a warning: perhaps none comes. A forecast that fails
+    is one too, and not the end of a run.
+    """
+    if precision.device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(precision.device).total_memory
+    what = "a batch of the largest samples"
+    try:
+        batch = worst_batch(task_name, cfg)
+        what = f"a batch of {len(batch)} of the largest samples"
+        step = step_bytes(model, batch.to(precision.device), precision)
+    except torch.cuda.OutOfMemoryError:
+        log.warning("%s does not fit into the %.1f GiB of the GPU: %s", what, total / GIB, ADVICE)
+        return
+    except Exception as error:
+        log.warning("no forecast of memory for %s: %s", what, error)
+        return
+    finally:
+        torch.cuda.empty_cache()
+    kept = kept_bytes(model, cfg.TRAIN.OPTIMIZER)
+    log.info(
+        "peak memory about %.1f of %.1f GiB: %.1f for a step on %s, %.1f for optimizer and exchanges",
+        *((step + kept) / GIB, total / GIB, step / GIB, what, kept / GIB),
+    )
+    if step + kept > total:
+        log.warning("%s will not fit: %s", what, ADVICE)
+
+
+def worst_batch(task_name: str, cfg: Any) -> Batch:
+    """As many samples as a micro-batch has, each of the largest sizes that are usual for the task."""
+    size = cfg.TRAIN.BATCH_IMAGES
+    return made_up_batch(task_name, cfg, size if isinstance(size, int) else size[0], equal=True)
+
+
+def step_bytes(model: nn.Module, batch: Batch, precision: Precision) -> int:
+    """Most memory that forward and backward hold on the GPU, parameters and gradients among it."""
+    torch.cuda.reset_peak_memory_stats(precision.device)
+    dry_run(model, batch, precision)
+    return torch.cuda.max_memory_allocated(precision.device)
+
+
+def dry_run(model: nn.Module, batch: Batch, precision: Precision) -> None:
+    """Forward and backward that leave no trace: weights, buffers, gradients, mode and random states stay."""
+    training, buffers = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = [precision.device] if precision.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            model.train()
+            with precision.autocast():
+                output = model(batch)
+            precision.backward(output.loss)
+        finally:
+            model.zero_grad(set_to_none=True)
+            model.train(training)
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def kept_bytes(model: nn.Module, optimizer: str) -> int:
+    """What stays between steps beside parameters and gradients: moments, and the buckets of several processes."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return trained * (STATES.get(optimizer, 2) + distributed.is_distributed())

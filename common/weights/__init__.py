@@ -1,0 +1,1 @@
+"""A config and weight files to a module with weights."""

@@ -1,0 +1,58 @@
+"""From the config to the parts that every task shares: the one place where config keys meet constructor arguments."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from common.errors import ConfigError
+from common.nn.fast_rcnn import FastRCNN
+from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining, VLBertSizes
+
+
+def vlbert_sizes(cfg: Any) -> VLBertSizes:
+    """The numbers of the section NETWORK.VLBERT."""
+    section = cfg.NETWORK.VLBERT
+    return VLBertSizes(**{f.name: section[f.name] for f in fields(VLBertSizes)})
+
+
+def build_vlbert(cfg: Any) -> VisualLinguisticBert:
+    model = VisualLinguisticBert(vlbert_sizes(cfg))
+    model.encoder.recompute = cfg.NETWORK.CHECKPOINT_ENCODER
+    return model
+
+
+def build_vlbert_for_pretraining(
+    cfg: Any, with_relationship: bool, with_mlm: bool, with_mvrc: bool
+) -> VisualLinguisticBertForPretraining:
+    section = cfg.NETWORK.VLBERT
+    model = VisualLinguisticBertForPretraining(
+        vlbert_sizes(cfg),
+        with_relationship,
+        with_mlm,
+        with_mvrc,
+        section.visual_region_classes,
+        section.pos_embedding_frozen,
+    )
+    model.encoder.recompute = cfg.NETWORK.CHECKPOINT_ENCODER
+    return model
+
+
+def build_region_encoder(cfg: Any, class_regulariser: bool = False, final_dim: int | None = None) -> FastRCNN:
+    """The region feature extractor of the section NETWORK. final_dim: default NETWORK.IMAGE_FINAL_DIM."""
+    network = cfg.NETWORK
+    if (network.ROI_CHUNK or network.CHECKPOINT_ROIS) and not network.IMAGE_FROZEN_BN:
+        raise ConfigError("NETWORK.ROI_CHUNK and CHECKPOINT_ROIS need NETWORK.IMAGE_FROZEN_BN true")
+    return FastRCNN(
+        num_layers=network.IMAGE_NUM_LAYERS,
+        dilated_c5=network.IMAGE_C5_DILATED,
+        stride_in_1x1=network.IMAGE_STRIDE_IN_1x1,
+        frozen_bn=network.IMAGE_FROZEN_BN,
+        frozen_stages=network.IMAGE_FROZEN_BACKBONE_STAGES,
+        precomputed=network.IMAGE_FEAT_PRECOMPUTED,
+        final_dim=network.IMAGE_FINAL_DIM if final_dim is None else final_dim,
+        semantic=network.IMAGE_SEMANTIC,
+        class_regulariser=class_regulariser,
+        roi_chunk=network.ROI_CHUNK,
+        recompute_rois=network.CHECKPOINT_ROIS,
+    )

@@ -1,0 +1,161 @@
+"""Files of our own: checkpoints written atomically and read without running any code from them.
+
+A checkpoint is the original's dict (state_dict, optimizer, validation_monitor; spec 03 §8.3) with three more
+entries: `run`, the exact position and state of the run, `config` and `task`, so that one path is enough to rebuild the
+model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import CheckpointError
+from common.files.atomic import atomic_write
+
+log = logging.getLogger(__name__)
+
+
+def save_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint to `path` completely or not at all.
+
+    The pre-1.6 serialisation is used because the original's PyTorch reads no other.
+    """
+    with atomic_write(path) as f:
+        torch.save(dict(content), f, _use_new_zipfile_serialization=False)
+
+
+def link(path: Path, second: Path) -> None:
+    """Give a finished file a second name, replacing what had it; a copy where the file system has no hard links."""
+    temporary = second.with_name(f".{second.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, second)
+
+
+def load_file(path: Path) -> Any:
+    """Read a file of tensors and plain containers; weights-only, so nothing in it is executed.
+
+    Raises FileNotFoundError, or CheckpointError for a truncated file or one that holds code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        why = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])  # some have no text
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({why})") from error
+
+
+def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the `module.` that parallel wrappers put before every key."""
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a complete state dict, with or without `module.` before its keys.
+
+    Raises CheckpointError naming keys that are missing, unknown or of another shape.
+    """
+    state = strip_module(state)
+    own = model.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state]
+    problems += [f"unknown {k}" for k in state if k not in own]
+    problems += [
+        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise CheckpointError(f"{source} does not fit the configured model, {len(problems)} keys: {listed}")
+    model.load_state_dict(state)
+
+
+def epoch_path(directory: Path, prefix: str, epoch: int) -> Path:
+    return directory / f"{prefix}-{epoch:04d}.model"
+
+
+def best_path(directory: Path, prefix: str) -> Path:
+    return directory / f"{prefix}-best.model"
+
+
+def latest_path(directory: Path, prefix: str) -> Path:
+    """Where a run in the middle of an epoch keeps its position."""
+    return directory / f"{prefix}-latest.model"
+
+
+def previous_path(directory: Path, prefix: str) -> Path:
+    """The position before the latest one, for a latest one that turns out damaged."""
+    return directory / f"{prefix}-previous.model"
+
+
+def keep_previous(directory: Path, prefix: str) -> None:
+    """Give the latest position its second place, before it is written anew."""
+    latest = latest_path(directory, prefix)
+    if latest.is_file():
+        link(latest, previous_path(directory, prefix))
+
+
+def remove_positions(directory: Path, prefix: str) -> None:
+    """Positions inside an epoch whose end was saved."""
+    for path in (latest_path(directory, prefix), previous_path(directory, prefix)):
+        path.unlink(missing_ok=True)
+
+
+def epoch_of(path: Path, prefix: str) -> int | None:
+    """The epoch in a checkpoint's name, None for other files."""
+    match = re.fullmatch(re.escape(prefix) + r"-(\d{4})\.model", path.name)
+    return int(match[1]) if match else None
+
+
+def find_resume(directory: Path, prefix: str, begin_epoch: int, end_epoch: int) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint with the furthest position that can be read, and its content; None without any.
+
+    Looks at the epochs begin_epoch .. end_epoch - 1 and at the positions inside an epoch. Broken files are named in the
+    log and passed over.
+    """
+    epochs = {epoch_of(p, prefix): p for p in directory.glob(f"{prefix}-*.model")} if directory.is_dir() else {}
+    path, latest = latest_path(directory, prefix), None
+    for path in (latest_path(directory, prefix), previous_path(directory, prefix)):
+        latest = _readable(path, "run") if path.is_file() else None
+        if latest is not None:
+            break
+    reached = _position(latest) if latest is not None else (-1, -1)
+    for epoch in sorted((e for e in epochs if e is not None and begin_epoch <= e < end_epoch), reverse=True):
+        if (epoch + 1, 0) < reached:
+            break
+        content = _readable(epochs[epoch])
+        if content is not None:
+            return epochs[epoch], content
+    return None if latest is None else (path, latest)
+
+
+def _position(content: dict[str, Any]) -> tuple[int, int]:
+    position = content["run"]["position"]
+    return position["epoch"], position["batch"]
+
+
+def _readable(path: Path, *also: str) -> dict[str, Any] | None:
+    """The content of a checkpoint that can be loaded and has `state_dict` and the entries `also`; else None, logged."""
+    try:
+        content = load_file(path)
+    except CheckpointError as error:
+        log.warning("%s; trying the one before", error)
+        return None
+    missing = [k for k in ("state_dict", *also) if not isinstance(content, dict) or k not in content]
+    if not missing:
+        return content
+    log.warning("checkpoint %s: has no %s; trying the one before", path, " and no ".join(missing))
+    return None

@@ -1,0 +1,21 @@
+"""A trained model with what it takes to run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.precision import Precision
+
+
+@dataclass
+class Loaded:
+    """A trained model ready to run. source: the checkpoint file."""
+
+    model: nn.Module
+    device: torch.device
+    precision: Precision
+    source: Path

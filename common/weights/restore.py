@@ -1,0 +1,73 @@
+"""A trained model from a config and a checkpoint, ready to run on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common import distributed
+from common.config import Config
+from common.config.sections import dataset_sections
+from common.errors import CheckpointError, ConfigError
+from common.nn.cpu.memory import keep_freed_memory
+from common.precision import Precision, resolve_precision
+from common.task import Task
+from common.weights import checkpoint
+from common.weights.loaded import Loaded
+
+
+def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = None) -> Loaded:
+    """The model of a config with the weights of `ckpt`, by default the best checkpoint of the config's training run."""
+    distributed.init_from_env(cuda=wants_cuda(cfg))
+    source = ckpt or checkpoint.best_path(train_folder(cfg, cfg_path), cfg.MODEL_PREFIX)
+    state = checkpoint.load_file(source)
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise CheckpointError(f"checkpoint {source}: has no state_dict")
+    keep_freed_memory(pick_device(cfg))
+    return restore(task, cfg, state["state_dict"], source)
+
+
+def restore(task: Task, cfg: Config, state: Mapping[str, torch.Tensor], source: Path) -> Loaded:
+    """The model of a config with a complete state dict. source: the file that it is from."""
+    model = task.build_model(cfg)
+    checkpoint.load_model(model, state, str(source))
+    device = pick_device(cfg)
+    return Loaded(model.to(device).eval(), device, build_precision(task, cfg, device), source)
+
+
+def train_folder(cfg: Config, cfg_path: Path) -> Path:
+    """OUTPUT_PATH/<yaml stem>/<image set>_train (spec 03 §10)."""
+    return Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{dataset_sections(cfg)[0].TRAIN_IMAGE_SET}_train"
+
+
+def wants_cuda(cfg: Config) -> bool:
+    return cfg.DEVICE != "cpu" and torch.cuda.is_available()
+
+
+def pick_device(cfg: Config) -> torch.device:
+    """DEVICE auto is this process's GPU where there is one. Raises ConfigError for cuda without one."""
+    if not wants_cuda(cfg):
+        if cfg.DEVICE == "cuda":
+            raise ConfigError("DEVICE cuda: PyTorch finds no CUDA device")
+        return torch.device("cpu")
+    if distributed.is_distributed() or not cfg.GPUS:
+        return torch.device("cuda", distributed.local_rank())
+    return torch.device("cuda", int(str(cfg.GPUS).split(",")[0]) % torch.cuda.device_count())
+
+
+def build_precision(task: Task, cfg: Config, device: torch.device) -> Precision:
+    low, high = task.loss_scale_range
+    try:
+        return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def model_size(model: nn.Module) -> str:
+    """ "12.3 M parameters, 10.1 M trained" """
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained"

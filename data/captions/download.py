@@ -1,0 +1,415 @@
+"""The pictures of a table of captions and addresses, such as Conceptual Captions.
+
+    python -m data.captions_download --tsv Train_GCC-training.tsv --out data/conceptual-captions --split train
+
+Writes `<split>_image/<row, 8 digits>.jpg`, and at the end `<split>.json` and `<split>_frcnn.json` for what is there.
+`<split>_download.jsonl` remembers every picture: a run that was stopped in any way goes on where it was, and asks for
+nothing twice. `<split>_download_report.json` counts what was lost, by reason. Ctrl-C or SIGTERM end the run in order.
+Exit status: 0 when all rows were tried, however many are lost; 128 + signal; 2 where nothing can be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import json
+import signal
+import sys
+import time
+import warnings
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from common.files.atomic import atomic_write, write_text
+from data.captions.fetch import (
+    STOPPED,
+    USER_AGENT,
+    Limits,
+    LostError,
+    download,
+    is_temporary,
+    is_worth_retrying,
+    picture_size,
+)
+from data.captions.files import (
+    SPLITS,
+    image_file,
+    manifest_file,
+    write_records,
+)
+from data.captions.manifest import (
+    OK,
+    Entry,
+    Known,
+    Manifest,
+    address_sum,
+)
+from data.captions.table import Row, count_rows, read_table
+
+NOT_TRIED = "not tried"
+MALFORMED = "malformed row"
+SHOWN = 20  # malformed rows that are named on the screen; the report has more
+LISTED = 1000
+POLL = 0.2  # seconds until a signal or a due attempt is noticed
+AHEAD = 10_000  # rows that may wait for their host
+
+
+@dataclass
+class Job:
+    """One picture to get. tries: how often it was asked for already."""
+
+    row: Row
+    tries: int = 0
+
+    @property
+    def host(self) -> str:
+        try:
+            return urlsplit(self.row.url).hostname or ""
+        except ValueError:
+            return ""
+
+
+class Jobs:
+    """Jobs in the order of the table, with at most `per_host` at a time for a host, and later ones for those that wait.
+
+    take() gives None where nothing can be done now. Every job taken goes back by done(), or by again().
+    """
+
+    def __init__(self, source: Iterator[Job], per_host: int, ahead: int = AHEAD) -> None:
+        self._source, self._per_host, self._ahead = source, per_host, ahead
+        self._active: Counter[str] = Counter()
+        self._waiting: defaultdict[str, deque[Job]] = defaultdict(deque)
+        self._num_waiting = 0
+        self._free: deque[str] = deque()  # hosts with a job waiting that got a free place
+        self._later: list[tuple[float, int, Job]] = []
+
+    def take(self, now: float) -> Job | None:
+        while self._later and self._later[0][0] <= now:
+            if job := self._start(heapq.heappop(self._later)[2]):
+                return job
+        while self._free:
+            host = self._free.popleft()
+            if self._waiting[host] and self._active[host] < self._per_host:
+                self._num_waiting -= 1
+                return self._start(self._waiting[host].popleft())
+        while self._num_waiting < self._ahead and (job := next(self._source, None)) is not None:
+            if self._start(job):
+                return job
+        return None
+
+    def done(self, job: Job) -> None:
+        self._active[job.host] -= 1
+        if self._waiting[job.host]:
+            self._free.append(job.host)
+        else:  # there are a great many hosts
+            del self._waiting[job.host]
+            if not self._active[job.host]:
+                del self._active[job.host]
+
+    def again(self, job: Job, when: float) -> None:
+        """Instead of done: the job comes once more, not before `when`."""
+        self.done(job)
+        heapq.heappush(self._later, (when, job.row.number, job))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether some of them cannot start yet; after take() gave None."""
+        return bool(self._num_waiting or self._later)
+
+    def _start(self, job: Job) -> Job | None:
+        """The job, if its host has a free place; else it waits."""
+        if self._active[job.host] >= self._per_host:
+            self._waiting[job.host].append(job)
+            self._num_waiting += 1
+            return None
+        self._active[job.host] += 1
+        return job
+
+
+@dataclass(frozen=True)
+class Settings:
+    """threads: pictures at a time. per_host: of those, from one host. tries: attempts for each picture.
+
+    backoff: seconds before the second attempt, doubled for each further one. offline: only look at what is there.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    threads: int = 32
+    per_host: int = 4
+    tries: int = 3
+    backoff: float = 1.0
+    offline: bool = False
+
+
+def get_pictures(
+    source: Iterator[Job], path_of: Callable[[Row], Path], settings: Settings, stop: Event
+) -> Iterator[Entry]:
+    """What becomes of each job, in no particular order; ends early, in order, once `stop` is set.
+
+    Files are written before their entry is given. Raises OSError where the disk does not take them.
+    """
+    jobs = Jobs(source, settings.per_host)
+    running: dict[Future[Entry | LostError], Job] = {}
+    with ThreadPoolExecutor(settings.threads) as pool:
+        try:
+            while True:
+                while len(running) < settings.threads and not stop.is_set() and (job := jobs.take(time.monotonic())):
+                    job.tries += 1
+                    running[pool.submit(_get, job, path_of(job.row), settings, stop)] = job
+                if not running and (stop.is_set() or not jobs.is_waiting):
+                    return
+                if not running:
+                    stop.wait(POLL)
+                for future in wait(running, POLL, FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    entry = _settle(jobs, job, future.result(), settings)
+                    if entry is not None:
+                        yield entry
+        except BaseException:
+            stop.set()  # so that the threads end soon
+            raise
+
+
+def _settle(jobs: Jobs, job: Job, result: Entry | LostError, settings: Settings) -> Entry | None:
+    """The final entry of a job, or None where it comes again or must not be remembered."""
+    if isinstance(result, Entry):
+        jobs.done(job)
+        return result
+    if is_worth_retrying(result.reason) and job.tries < settings.tries:
+        pause = settings.backoff * 2 ** (job.tries - 1) if result.wait is None else result.wait
+        jobs.again(job, time.monotonic() + pause)
+        return None
+    jobs.done(job)
+    if result.reason in (STOPPED, NOT_TRIED):
+        return None
+    return Entry(job.row.number, job.row.url, result.reason, result.http, tries=job.tries, detail=result.detail)
+
+
+def _get(job: Job, path: Path, settings: Settings, stop: Event) -> Entry | LostError:
+    """Runs in a thread. A file that is there and valid is taken as it is."""
+    with suppress(FileNotFoundError, LostError):
+        return _entry(job.row, path.read_bytes(), None, 0)
+    if settings.offline:
+        return LostError(NOT_TRIED)
+    try:
+        if stop.is_set():
+            raise LostError(STOPPED)
+        data, code = download(job.row.url, settings.limits, stop)
+        try:
+            entry = _entry(job.row, data, code, job.tries)
+        except LostError as lost:
+            lost.http = code
+            raise
+    except LostError as lost:
+        return lost
+    # Not synced: a file that a power cut left torn is found by its length when the run goes on.
+    with atomic_write(path, sync=False) as file:
+        file.write(data)
+    return entry
+
+
+def _entry(row: Row, data: bytes, code: int | None, tries: int) -> Entry:
+    """Of a good picture; raises LostError for one that is not."""
+    width, height = picture_size(data)
+    return Entry(row.number, row.url, OK, code, hashlib.sha256(data).hexdigest(), len(data), width, height, tries)
+
+
+# What is left to do, and what became of it
+
+
+def left_to_do(
+    table: Path, known: dict[int, Known], path_of: Callable[[Row], Path], retry: str, limit: int | None
+) -> Iterator[Job | Row]:
+    """Every row of the table: a Job where there is something to do, else the Row.
+
+    Raises ValueError for a row whose address is not the remembered one: then the table is another.
+    """
+    for row in read_table(table):
+        if limit is not None and row.number >= limit:
+            return
+        before = known.get(row.number)
+        if row.fault:
+            yield row
+        elif before is None:
+            yield Job(row)
+        elif before.url != address_sum(row.url):
+            raise ValueError(
+                f"{table}, line {row.number + 1}: the address is not that of the earlier run into this folder; "
+                f"use another --out or --split for another table"
+            )
+        elif before.status == OK:
+            yield row if _has_size(path_of(row), before.bytes) else Job(row)
+        else:
+            yield Job(row) if retry == "all" or (retry == "temporary" and is_temporary(before.status)) else row
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def report(table: Path, manifest: Manifest, faults: Sequence[Row], rows: int, complete: bool) -> dict[str, Any]:
+    """What is there and what was lost, by reason, the most frequent first."""
+    counts = manifest.counts()
+    valid = counts.pop(OK, 0)
+    if faults:
+        counts[MALFORMED] = len(faults)
+    if rest := rows - valid - counts.total():
+        counts[NOT_TRIED] = rest
+    return {
+        "table": table.name,
+        "complete": complete,
+        "rows": rows,
+        "valid": valid,
+        "bytes": sum(known.bytes for known in manifest.known.values() if known.status == OK),
+        "lost": dict(counts.most_common()),
+        "malformed": [f"line {row.number + 1}: {row.fault}" for row in faults[:LISTED]],
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    rows, valid = result["rows"], result["valid"]
+    print(f"{valid} of {rows} pictures are there ({valid / max(rows, 1):.1%}), {result['bytes'] / 1e9:.3f} GB")
+    for reason, count in result["lost"].items():
+        print(f"{count:>9}  {reason}")
+    for line in result["malformed"][:SHOWN]:
+        print(f"malformed {line}")
+    if len(result["malformed"]) > SHOWN:
+        print(f"... {result['lost'][MALFORMED] - SHOWN} more malformed lines")
+
+
+# Command line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    limits = Limits(args.timeout, args.deadline, int(args.max_megabytes * 2**20), args.user_agent)
+    settings = Settings(limits, args.threads, args.per_host, args.tries, args.backoff, args.offline)
+    warnings.filterwarnings("ignore", module="PIL")  # on odd but readable pictures, by the thousand
+    try:
+        with stop_by_signal() as stopped:
+            return run(args.tsv, args.out, args.split, settings, args.retry, args.limit, stopped)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # the second one; what is remembered so far stays
+        return 128 + signal.SIGINT
+
+
+@dataclass
+class Stopped:
+    """event: set by the first signal. signum: which one it was, 0 before."""
+
+    event: Event = field(default_factory=Event)
+    signum: int = 0
+
+
+@contextmanager
+def stop_by_signal() -> Iterator[Stopped]:
+    """SIGINT and SIGTERM ask for an orderly end; a second SIGINT interrupts at once."""
+    stopped = Stopped()
+    before = {}
+
+    def ask(signum: int, frame: Any) -> None:
+        stopped.signum = signum
+        stopped.event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        before[kind] = signal.signal(kind, ask)
+    try:
+        yield stopped
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def run(table: Path, out: Path, split: str, settings: Settings, retry: str, limit: int | None, stopped: Stopped) -> int:
+    """One run; returns the exit status. Raises ValueError and OSError for what the user must mend."""
+    rows = count_rows(table)
+    faults: list[Row] = []
+    path_of = lambda row: image_file(out, split, row.name)  # noqa: E731
+    with Manifest(manifest_file(out, split)) as manifest, tqdm(total=rows, unit="image", desc=split) as progress:
+
+        def jobs() -> Iterator[Job]:
+            for item in left_to_do(table, manifest.known, path_of, retry, limit):
+                if stopped.event.is_set():
+                    return
+                if isinstance(item, Job):
+                    yield item
+                    continue
+                if item.fault:
+                    faults.append(item)
+                progress.update()
+
+        good = 0
+        for entry in get_pictures(jobs(), path_of, settings, stopped.event):
+            manifest.add(entry)
+            good += entry.status == OK
+            progress.set_postfix(new=good, refresh=False)
+            progress.update()
+        if stopped.signum:
+            faults = [row for row in read_table(table) if row.fault]
+        result = report(table, manifest, faults, rows, complete=not stopped.signum and limit is None)
+    write_text(out / f"{split}_download_report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(result)
+    if stopped.signum:
+        print("stopped; the same command goes on from here")
+        return 128 + stopped.signum
+    print(f"{write_records(table, out, split)} records in {out / split}.json and {out / split}_frcnn.json")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.captions_download",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default, limits = Settings(), Limits()
+    parser.add_argument("--tsv", type=Path, required=True, help="lines of caption TAB address")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data, DATASET_PATH of a config")
+    parser.add_argument("--split", required=True, choices=SPLITS, help="part of the data set")
+    parser.add_argument("--threads", type=_positive(int), default=default.threads, help="pictures at a time")
+    parser.add_argument("--per-host", type=_positive(int), default=default.per_host, help="of those, from one host")
+    parser.add_argument("--timeout", type=_positive(float), default=limits.timeout, help="seconds without an answer")
+    parser.add_argument("--deadline", type=_positive(float), default=limits.deadline, help="seconds for a picture")
+    parser.add_argument("--tries", type=_positive(int), default=default.tries, help="attempts for a picture")
+    parser.add_argument("--backoff", type=float, default=default.backoff, help="seconds before the second, then twice")
+    parser.add_argument("--max-megabytes", type=_positive(float), default=limits.max_bytes / 2**20, help="of a picture")
+    parser.add_argument("--user-agent", default=USER_AGENT)
+    parser.add_argument(
+        "--retry",
+        choices=("none", "temporary", "all"),
+        default="none",
+        help="which pictures that an earlier run lost are tried again",
+    )
+    parser.add_argument("--limit", type=int, help="only the first N rows")
+    parser.add_argument("--offline", action="store_true", help="ask nobody: take in the valid pictures that are there")
+    return parser
+
+
+def _positive(kind: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        if (value := kind(text)) <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type by it
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""Command `python -m data.scenes`. The code is in data/scenes/generate.py."""
+
+from __future__ import annotations
+
+import sys
+
+from data.scenes.generate import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Questions of the made-up world in the demos: their rows, guesses without a picture, and a table of scores."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.scenes.records import SPLITS
+from scripts.demos.shared import format_table
+
+CFG = Path("cfgs/vqa/scenes.yaml")
+WORLD_FILES = {
+    "DATASET.DATASET_PATH": "",
+    "DATASET.ANSWER_VOCAB_FILE": "vqa/answers_vqa.txt",
+    "NETWORK.BERT_MODEL_NAME": "bert",
+}
+
+Rows = list[dict[str, Any]]
+Answers = dict[int, str]  # by question id
+
+
+def read_rows(world: Path, split: str) -> Rows:
+    """The annotations of a split, each with the text of its question."""
+    name = SPLITS[split].name
+    questions = json.loads((world / f"vqa/v2_OpenEnded_mscoco_{name}_questions.json").read_text())["questions"]
+    texts = {question["question_id"]: question["question"] for question in questions}
+    annotations = json.loads((world / f"vqa/v2_mscoco_{name}_annotations.json").read_text())["annotations"]
+    return [annotation | {"question": texts[annotation["question_id"]]} for annotation in annotations]
+
+
+def guess(training: Rows, rows: Rows, blind: bool) -> Answers:
+    """Answers of someone who sees no picture: the most frequent training answer, to the same words where blind.
+
+    Words that training did not have get the most frequent answer to their question type.
+    """
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in training:
+        for key in ("all", f"type {row['question_type']}", f"text {row['question']}"):
+            counts[key][row["multiple_choice_answer"]] += 1
+    best = {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+
+    def answer(row: dict[str, Any]) -> str:
+        keys = (f"text {row['question']}", f"type {row['question_type']}") if blind else ()
+        return next(best[key] for key in (*keys, "all") if key in best)
+
+    return {row["question_id"]: answer(row) for row in rows}
+
+
+def table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for each question type and a last one for all; a column for each entry of `scores`."""
+    kinds = next(iter(scores.values()))["question_type"]
+    cells = [(kind, [score["question_type"][kind] for score in scores.values()]) for kind in kinds]
+    cells.append(("overall", [score["overall"] for score in scores.values()]))
+    rows = [[kind, found[0]["count"], *(cell["accuracy"] for cell in found)] for kind, found in cells]
+    return format_table(["question type", "questions", *(f"{name} %" for name in scores)], rows)

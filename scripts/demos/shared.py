@@ -1,0 +1,156 @@
+"""What the demos share: their command line, their world, the training run, a table and a sheet of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from common.config import load_config, replace
+from common.task import Task, load_task
+from common.train.run import run_training
+from common.weights import checkpoint
+from common.weights.loaded import Loaded
+from common.weights.restore import load_trained, train_folder
+from data.scenes.generate import World, write_world
+from scripts.demos.contact_sheet import Tile
+
+TINY = World(train=12, val=6, test=2)  # of --fast
+FAST_WORLD = Path("output/scenes-fast/world")
+FAST_KEYS = {"TRAIN.MAX_STEPS": 3, "TRAIN.WARMUP_STEPS": 1, "TRAIN.BATCH_IMAGES": 8, "NUM_WORKERS_PER_GPU": 0}
+TILES, WRONG_TILES = 12, 3
+
+
+@dataclass(frozen=True)
+class Net:
+    """One net of a demo. cfg: the complete config. path: the YAML that it came from."""
+
+    task: Task
+    cfg: Any
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its run is written."""
+        return train_folder(self.cfg, self.path)
+
+    def with_keys(self, changes: Mapping[str, Any]) -> Net:
+        """The same net under a config with some other values, by dotted key."""
+        return dataclasses.replace(self, cfg=replace(self.cfg, changes))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The nets of a demo, the folder of its world, whether it is the fast one, and when it began (perf_counter)."""
+
+    nets: list[Net]
+    world: Path
+    fast: bool
+    start: float
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+def start(
+    argv: Sequence[str] | None, description: str, task: str, paths: Sequence[Path], world_files: Mapping[str, str]
+) -> Demo:
+    """Read the command line and the YAMLs in `paths`, and make the world unless it is there.
+
+    world_files: what config keys name, as paths within the folder of the world. Exits with status 2 for a command line,
+    a working directory or a world that it cannot use.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--world", type=Path, help="folder of the world, made if need be (default: that of the YAML)")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: OUTPUT_PATH of the YAML)")
+    parser.add_argument("--fast", action="store_true", help="a tiny world and a few updates, to try the script itself")
+    args = parser.parse_args(argv)
+    begin = time.perf_counter()
+    for path in paths:
+        if not path.is_file():
+            parser.error(f"{path} is not here: start this from the repository root")
+    changes: dict[str, Any] = dict(FAST_KEYS) if args.fast else {}
+    if args.world or args.fast:
+        changes |= files_of(args.world or FAST_WORLD, world_files)
+    if args.out or args.fast:
+        changes["OUTPUT_PATH"] = str(args.out or FAST_WORLD.parent)
+    nets = [read_net(task, path, changes) for path in paths]
+    world = Path(nets[0].cfg.DATASET.DATASET_PATH)
+    try:
+        counts = write_world(world, TINY if args.fast else World())
+    except FileExistsError as error:
+        parser.error(str(error))
+    made = "is there" if counts is None else f"made: {counts['train']['pictures']} training pictures"
+    print(f"world {world} {made}", flush=True)
+    return Demo(nets, world, args.fast, begin)
+
+
+def files_of(world: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """What config keys name, from paths within the folder of a world."""
+    return {key: str(world / file) for key, file in files.items()}
+
+
+def read_net(task: str, path: Path, changes: Mapping[str, Any]) -> Net:
+    return Net(load_task(task), load_config(task, path, changes), path)
+
+
+def train(net: Net) -> Loaded:
+    """Train, or go on with a run that was cut off, or use one that is finished; the best checkpoint is loaded."""
+    logging.getLogger().setLevel(logging.INFO)
+    if checkpoint.epoch_path(net.folder, net.cfg.MODEL_PREFIX, net.cfg.TRAIN.END_EPOCH - 1).is_file():
+        print(f"a finished run is in {net.folder}: using it (remove the folder to train again)", flush=True)
+    run_training(net.task, net.cfg, net.path)
+    logging.getLogger().setLevel(logging.WARNING)  # from here on the table is the news
+    return load_trained(net.task, net.cfg, net.path)
+
+
+def percent(hits: Sequence[bool | float]) -> float:
+    """The mean in percent. Raises ZeroDivisionError for none."""
+    return 100 * sum(hits) / len(hits)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
+    """Columns of equal width, the first one to the left; fractions with one decimal."""
+    cells = [list(header), *([f"{c:.1f}" if isinstance(c, float) else str(c) for c in row] for row in rows)]
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return "\n".join(
+        f"{row[0]:<{first}}" + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], others, strict=True))
+        for row in cells
+    )
+
+
+def pick_tiles(tiles: Sequence[tuple[str, Tile]]) -> list[Tile]:
+    """Up to TILES of different pictures, in turn of all kinds; up to WRONG_TILES that are not correct, last.
+
+    tiles: each with its kind; `image` is a path.
+    """
+    shuffled = Random(0).sample(tiles, len(tiles))
+    wrong = _pick([t for t in shuffled if not t[1].correct], WRONG_TILES, set())
+    used = {tile.image for tile in wrong}
+    return _pick([t for t in shuffled if t[1].correct], TILES - len(wrong), used) + wrong
+
+
+def _pick(tiles: Sequence[tuple[str, Tile]], count: int, used: set[Any]) -> list[Tile]:
+    """Up to `count` tiles of pictures that are not in `used`, always of the kind that was picked least."""
+    picked: list[Tile] = []
+    used, kinds = set(used), Counter[str]()
+    while len(picked) < count and (free := [tile for tile in tiles if tile[1].image not in used]):
+        kind, tile = min(free, key=lambda pair: kinds[pair[0]])
+        picked.append(tile)
+        used.add(tile.image)
+        kinds[kind] += 1
+    return picked
+
+
+def write_scores(net: Net, scores: Mapping[str, Any]) -> None:
+    """scores.json in the folder of the run."""
+    (net.folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

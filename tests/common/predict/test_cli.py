@@ -1,0 +1,83 @@
+"""The command line of prediction, through VQA's entry point."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from common.predict.cli import build_parser, predict
+from common.task import load_task
+from tests.tiny import QUESTION
+from vqa.predict import FIELDS
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        predict("vqa", FIELDS, ["--device", "cpu", *map(str, arguments)])
+    return int(end.value.code or 0)
+
+
+def test_one_question_as_text(vqa_ckpt, vqa_predictor, picture, capsys):
+    assert run("--ckpt", vqa_ckpt, "--image", picture, "--question", QUESTION, "--top-k", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    best = vqa_predictor(picture, question=QUESTION).answers[0]
+    assert lines[0] == str(picture) and len(lines) == 3
+    assert lines[1].split() == [f"{100 * best['probability']:.2f}", "%", *best["answer"].split()]
+
+
+def test_one_question_as_json_with_boxes(vqa_ckpt, vqa_predictor, picture, capsys):
+    boxes = "[[1, 2, 30, 40]]"
+    assert (
+        run("--ckpt", vqa_ckpt, "--image", picture, "--question", "a", "--boxes-json", boxes, "--format", "json") == 0
+    )
+    row = json.loads(capsys.readouterr().out)
+    assert row["boxes"][1] == [1, 2, 30, 40] and row["image"] == str(picture)
+    assert row["answers"] == vqa_predictor(picture, question="a", boxes=[[1, 2, 30, 40]]).answers
+
+
+def test_many_questions_and_a_bad_line(vqa_ckpt, picture, tmp_path):
+    rows = [
+        json.dumps({"id": 7, "image": str(picture), "question": QUESTION}),
+        "no json",
+        "",
+        json.dumps([1]),
+        json.dumps({"id": 8, "image": "nothing.jpg", "question": "a"}),
+        json.dumps({"id": 9, "image": str(picture), "question": "how many?"}),
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    out = tmp_path / "out.jsonl"
+    assert run("--ckpt", vqa_ckpt, "--input", tmp_path / "in.jsonl", "--output", out, "--batch", 2) == 1
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [a.get("id") for a in answers] == [7, None, None, 8, 9]
+    assert ["error" in a for a in answers] == [False, True, True, True, False]
+    assert "in.jsonl, line 2" in answers[1]["error"] and "JSON object" in answers[2]["error"]
+    assert "nothing.jpg" in answers[3]["error"] and len(answers[4]["answers"]) == 5
+
+
+def test_stdin_and_text(vqa_ckpt, picture, monkeypatch, capsys):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"image": str(picture), "question": ""})))
+    assert run("--ckpt", vqa_ckpt, "--input", "-", "--format", "text") == 1
+    assert "ERROR question: expected a text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--ckpt", "x"], ["--ckpt", "x", "--image", "a"], ["--ckpt", "x", "--image", "a", "--input", "b"]]
+)
+def test_a_wrong_command_line(arguments):
+    assert run(*arguments) == 2
+
+
+def test_what_cannot_be_read_is_one_line(vqa_ckpt, tmp_path, capsys):
+    assert run("--ckpt", tmp_path / "none.model", "--image", "a.jpg", "--question", "b") == 1
+    assert run("--ckpt", vqa_ckpt, "--input", tmp_path / "none.jsonl") == 1
+
+
+@pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco", "pretrain"])
+def test_command_line_and_predictor_ask_for_the_same(task):
+    fields = importlib.import_module(f"{task}.predict").FIELDS
+    assert load_task(task).predictor.fields is fields and load_task(task).predictor.task == task
+    build_parser(task, fields)

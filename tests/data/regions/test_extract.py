@@ -1,0 +1,327 @@
+"""Extraction: box sources by hand, the program with a stub for the network, and once for real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from common.errors import RegionError
+from common.regions.box_sources import (
+    CocoBoxes,
+    GridBoxes,
+    Picture,
+    build_source,
+    select_boxes,
+)
+from common.regions.regions import (
+    JsonRegions,
+    Regions,
+    open_regions,
+    save_regions,
+)
+from data.extract_features import main
+from data.regions import extract as region_features
+from data.regions.extract import extract
+
+GRAY = Image.new("RGB", (64, 48), (128, 128, 128))
+
+
+class StubEncoder:
+    """A feature that tells the box: its four coordinates, then zeros. Remembers the sizes of its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[Tensor]:
+        self.batches.append(len(images))
+        return [torch.nn.functional.pad(rows, (0, 2044)) for rows in boxes]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in (9, 25, 30):
+        GRAY.save(folder / f"COCO_train2014_{i:012d}.jpg")
+    return folder
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> Path:
+    """Image 9 with two boxes, one reaching out of the picture; image 25 with none; image 30 with a crowd."""
+    content = {
+        "images": [
+            {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "width": 64, "height": 48} for i in (9, 25, 30)
+        ],
+        "annotations": [
+            {"image_id": 9, "bbox": [1.5, 2, 10, 20], "iscrowd": 0},
+            {"image_id": 30, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+            {"image_id": 9, "bbox": [50, 40, 30, 30], "iscrowd": 0},
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+# Box sources
+
+
+def test_coco_boxes(instances: Path) -> None:
+    source = CocoBoxes(str(instances))
+    pictures = source.pictures("set.zip@/train2014")
+    assert pictures[0] == Picture("9", "set.zip@/train2014/COCO_train2014_000000000009.jpg", (64, 48))
+    boxes = [source.boxes(picture, GRAY).boxes.tolist() for picture in pictures]
+    assert boxes == [[[1.5, 2, 10.5, 21], [50, 40, 63, 47]], [[0, 0, 63, 47]], [[0, 0, 4, 4]]]
+    with pytest.raises(ValueError, match=r"is \(10, 10\), its annotation says \(64, 48\)"):
+        source.boxes(pictures[0], Image.new("RGB", (10, 10)))
+
+
+@pytest.fixture
+def vcr(tmp_path: Path) -> Path:
+    """Two questions about one picture of 64 x 48 and one about another, which is missing."""
+    folder = tmp_path / "vcr/movie"
+    folder.mkdir(parents=True)
+    GRAY.save(folder / "a.00.51@0.jpg")
+    boxes = [[1.5, 2, 10.5, 21, 0.9], [5, 6, 7, 8, 0.8]]
+    (folder / "a.00.51@0.json").write_text(json.dumps({"boxes": boxes, "width": 64, "height": 48}))
+    (folder / "b.json").write_text(json.dumps({"boxes": [[1, 2, 3]]}))
+    rows = [{"img_fn": f"movie/{n}.jpg", "metadata_fn": f"movie/{n}.json"} for n in ("a.00.51@0", "a.00.51@0", "b")]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return path
+
+
+def test_vcr_boxes(vcr: Path) -> None:
+    source = build_source(f"vcr:{vcr}")
+    pictures = source.pictures(f"{vcr.parent}/vcr")
+    assert [p.name for p in pictures] == ["a.00.51@0", "b"]
+    assert pictures[0].path == f"{vcr.parent}/vcr/movie/a.00.51@0.jpg"
+    assert source.boxes(pictures[0], GRAY).boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
+    with pytest.raises(RegionError, match=r"a\.00\.51@0\.jpg is \(48, 64\), its metadata says \(64, 48\)"):
+        source.boxes(pictures[0], Image.new("RGB", (48, 64)))
+    (vcr.parent / "vcr/movie/b.json").write_text('{"boxes": [1, 2]}')
+    with pytest.raises(RegionError, match=r"vcr/movie/b\.json: no list of boxes"):
+        source.boxes(pictures[1], GRAY)
+    (vcr.parent / "vcr/movie/b.json").unlink()
+    with pytest.raises(RegionError, match=r"vcr/movie/b\.json"):
+        source.boxes(pictures[1], GRAY)
+
+
+def test_vcr_boxes_end_in_a_store(vcr: Path, tmp_path: Path) -> None:
+    """Named by the stem, with the feature of the whole picture; what is missing is reported."""
+    source = build_source(f"vcr:{vcr}")
+    outcome = extract(source.pictures(f"{vcr.parent}/vcr"), source, StubEncoder(), tmp_path / "out")
+    assert outcome.written == ["a.00.51@0"] and list(outcome.failed) == ["b"]
+    got = JsonRegions(tmp_path / "out").regions("a.00.51@0")
+    assert got.features[:, :4].tolist() == got.boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
+    assert got.image_feature[:4].tolist() == [0, 0, 63, 47]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: no img_fn and metadata_fn"),
+        ('{"img_fn": "a.jpg"}', "line 2: no img_fn and metadata_fn: KeyError"),
+        ('{"img_fn": "x/a.jpg", "metadata_fn": "a.json"}', r"line 2: .*'x/a\.jpg'.* have the same stem"),
+    ],
+)
+def test_vcr_annotations_that_name_no_pictures(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"img_fn": "a.jpg", "metadata_fn": "a.json"}\n' + line + "\n")
+    with pytest.raises(RegionError, match=rf"train\.jsonl, {message}"):
+        build_source(f"vcr:{path}")
+
+
+def test_json_boxes(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"a": [[1, 2, 3, 4]], "b": {"boxes": [[0, 0, 1, 1]], "class_scores": [[0.5, 0.5]]}}))
+    source = build_source(f"json:{path}")
+    assert source.boxes(Picture("a", "a.jpg"), GRAY).boxes.tolist() == [[1, 2, 3, 4]]
+    assert source.boxes(Picture("b", "b.jpg"), GRAY).class_scores.tolist() == [[0.5, 0.5]]  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"boxes\.json has no boxes of c"):
+        source.boxes(Picture("c", "c.jpg"), GRAY)
+
+
+def test_boxes_of_region_files_keep_their_scores(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    save_regions(tmp_path / "old", "a", Regions(torch.ones(1, 4), class_scores=torch.ones(1, 3), width=64, height=48))
+    source = build_source(f"regions:{tmp_path}/old")
+    assert source.boxes(Picture("a", "a.jpg"), GRAY).class_scores is not None
+    with pytest.raises(ValueError, match=r"its regions are of \(64, 48\)"):
+        source.boxes(Picture("a", "a.jpg"), Image.new("RGB", (48, 64)))
+
+
+def test_grid_boxes() -> None:
+    got = GridBoxes(1, 2).boxes(Picture("a", "a.jpg"), GRAY).boxes
+    assert got.tolist() == [[0, 0, 31, 47], [32, 0, 63, 47]]
+    with pytest.raises(ValueError, match="unknown box source 'grid:0'; there are: coco:"):
+        build_source("grid:0")
+
+
+def test_select_boxes_by_hand() -> None:
+    # 0 and 1 overlap and compete for class 1; 1 survives in class 2. 2 stands alone. 3 is background.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [80, 80, 90, 90]])
+    scores = torch.tensor([[0.1, 0.9, 0.0], [0.1, 0.6, 0.3], [0.2, 0.1, 0.7], [0.9, 0.1, 0.0]])
+    assert select_boxes(boxes, scores, 1, 4, 0.5).tolist() == [0, 2]
+    assert select_boxes(boxes, scores, 3, 4, 0.5).tolist() == [0, 2, 1]  # too few: the best three
+    assert select_boxes(boxes, scores, 1, 1, 0.0).tolist() == [0]  # too many: the best
+    assert select_boxes(boxes, scores, 0, 4, 0.3).tolist() == [0, 1, 2]  # proposal order
+
+
+def test_detector(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no detector weights at none\.pth"):
+        build_source("detector:none.pth")
+    torch.manual_seed(0)
+    weights = tmp_path / "detector.pth"
+    torch.save(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict(), weights)
+    source = build_source(f"detector:{weights}", min_boxes=3, max_boxes=5)
+    source._model.transform.min_size = (64,)  # type: ignore[attr-defined]
+    regions = source.boxes(Picture("a", "a.jpg"), GRAY)
+    assert 3 <= len(regions.boxes) <= 5
+    assert regions.boxes.min() >= 0 and (regions.boxes <= torch.tensor([64, 48, 64, 48])).all()
+    assert regions.class_scores is not None and regions.class_scores.shape[1] == 4
+    torch.testing.assert_close(regions.class_scores.sum(1), torch.ones(len(regions.boxes)))
+
+
+# The program
+
+
+def test_extract_writes_boxes_features_and_whole_image(images: Path, instances: Path, tmp_path: Path) -> None:
+    source, encode = CocoBoxes(str(instances)), StubEncoder()
+    outcome = extract(source.pictures(str(images)), source, encode, tmp_path / "out", batch_size=2, workers=1)
+    assert outcome.written == ["9", "25", "30"] and not outcome.failed
+    assert encode.batches == [2, 1]
+    regions = JsonRegions(tmp_path / "out").regions(9)
+    assert (regions.width, regions.height) == (64, 48)
+    assert regions.image_feature is not None and regions.image_feature[:4].tolist() == [0, 0, 63, 47]
+    assert regions.features is not None and regions.features[:, :4].equal(regions.boxes)
+
+
+def test_extract_goes_on_after_a_stop(images: Path, instances: Path, tmp_path: Path) -> None:
+    source, out = CocoBoxes(str(instances)), tmp_path / "out"
+    pictures = source.pictures(str(images))
+    extract(pictures, source, StubEncoder(), out)
+    (out / "25.json").unlink()
+    complete = (out / "30.json").read_bytes()
+    (out / "30.json").write_bytes(complete[:500])  # a copy that was cut off
+    encode = StubEncoder()
+    outcome = extract(pictures, source, encode, out)
+    assert (outcome.skipped, outcome.written) == (["9"], ["25", "30"])
+    assert encode.batches == [1, 1]
+    assert (out / "30.json").read_bytes() == complete
+    assert sorted(p.name for p in out.iterdir()) == ["25.json", "30.json", "9.json"]
+
+
+def test_stop_in_the_middle_leaves_only_whole_files(images: Path, instances: Path, tmp_path: Path) -> None:
+    class Stopping(StubEncoder):
+        def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[Tensor]:
+            if self.batches:
+                raise KeyboardInterrupt
+            return super().__call__(images, boxes)
+
+    source = CocoBoxes(str(instances))
+    with pytest.raises(KeyboardInterrupt):
+        extract(source.pictures(str(images)), source, Stopping(), tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["9.json"]
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> StubEncoder:
+    encoder = StubEncoder()
+    monkeypatch.setattr(region_features, "build_encoder", lambda args: encoder)
+    return encoder
+
+
+def arguments(images: Path, instances: Path, tmp_path: Path, *more: str) -> list[str]:
+    paths = ["--images", str(images), "--boxes", f"coco:{instances}", "--out", f"{tmp_path}/out"]
+    return [*paths, "--random-weights", "--workers", "0", "--device", "cpu", *more]
+
+
+def test_program_packs_checks_and_converts(
+    images: Path, instances: Path, tmp_path: Path, stub: StubEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(images, instances, tmp_path, "--packed", "--dtype", "float16")) == 0
+    assert "3 written, 0 already there, 0 failed" in capsys.readouterr().out
+    store = open_regions(tmp_path / "out")
+    assert store.path.endswith("out.packed") and store.names() == ["25", "30", "9"]
+    assert store.meta["info"]["weights"] == "random"  # type: ignore[attr-defined]
+    assert main(["--check", f"{tmp_path}/out", "--images", str(images), "--boxes", f"coco:{instances}"]) == 0
+    assert "out.packed: 3 images checked, 0 problems" in capsys.readouterr().out
+    assert main(["--unpack", f"{tmp_path}/out.packed", "--out", f"{tmp_path}/back"]) == 0
+    assert main(["--pack", f"{tmp_path}/back", "--out", f"{tmp_path}/again.packed"]) == 0
+    assert open_regions(tmp_path / "again.packed").regions(9).features is not None
+
+
+def test_broken_and_missing_pictures_are_reported_not_replaced(
+    images: Path, instances: Path, tmp_path: Path, stub: StubEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, missing = images / "COCO_train2014_000000000025.jpg", images / "COCO_train2014_000000000030.jpg"
+    broken.write_bytes(broken.read_bytes()[:50])
+    missing.unlink()
+    assert main(arguments(images, instances, tmp_path, "--packed")) == 1
+    printed = capsys.readouterr().out
+    assert "1 written, 0 already there, 2 failed" in printed
+    assert "FAILED 25: unreadable image" in printed and "FAILED 30: " in printed and "not packed" in printed
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["9.json"]
+    assert not (tmp_path / "out.packed").exists()
+    assert set(json.loads((tmp_path / "out.info.json").read_text())["failed"]) == {"25", "30"}
+    assert main(["--check", f"{tmp_path}/out", "--images", str(images), "--boxes", f"coco:{instances}"]) == 1
+    assert "25: missing\n30: missing\n" in capsys.readouterr().out
+
+
+def test_a_packed_store_left_behind_is_pointed_out(
+    images: Path, instances: Path, tmp_path: Path, stub: StubEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(images, instances, tmp_path, "--limit", "1", "--packed")) == 0
+    assert main(arguments(images, instances, tmp_path, "--limit", "2")) == 0
+    assert "out.packed is older than these files" in capsys.readouterr().out
+    assert main(arguments(images, instances, tmp_path, "--packed")) == 0
+    assert open_regions(tmp_path / "out").names() == ["25", "30", "9"]
+
+
+def test_pictures_come_from_an_archive_too(images: Path, tmp_path: Path, stub: StubEncoder) -> None:
+    with ZipFile(tmp_path / "val_image.zip", "w") as file:
+        file.write(next(images.iterdir()), "00000007.jpg")
+    where = ["--images", f"{tmp_path}/val_image.zip@/", "--boxes", "grid:2x2", "--out", f"{tmp_path}/val_frcnn"]
+    assert main([*where, "--random-weights", "--workers", "0"]) == 0
+    assert len(open_regions(tmp_path / "val_frcnn").regions("00000007").boxes) == 4
+
+
+def test_features_made_in_different_ways_are_not_mixed(
+    images: Path, instances: Path, tmp_path: Path, stub: StubEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(images, instances, tmp_path, "--limit", "1")) == 0
+    assert main(arguments(images, instances, tmp_path, "--layers", "50")) == 2
+    assert "other settings (was, now): {'layers': (101, 50)}" in capsys.readouterr().err
+    (tmp_path / "out.info.json").unlink()
+    assert main(arguments(images, instances, tmp_path)) == 2
+    assert "not made here" in capsys.readouterr().err
+
+
+def test_missing_weights_are_an_error(
+    images: Path, instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [a for a in arguments(images, instances, tmp_path) if a != "--random-weights"]
+    assert main([*args, "--weights", "none.model"]) == 2
+    assert "no ResNet weights at none.model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_network_end_to_end(
+    images: Path, instances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(images, instances, tmp_path, "--layers", "50", "--scales", "48", "64", "--limit", "1")
+    assert main(args) == 0
+    assert "RANDOM WEIGHTS" in capsys.readouterr().out
+    regions = JsonRegions(tmp_path / "out").regions(9)
+    assert regions.features is not None and regions.features.shape == (2, 2048)
+    assert regions.features.isfinite().all() and regions.features.min() >= 0 and regions.features.max() > 0
