@@ -1,6 +1,6 @@
-"""What it saves to encode a picture once for many questions about it: python -m benchmarks.encode_once
+"""What it saves to encode an image once for many questions about it: python -m benchmarks.encode_once
 
-VL-BERT base for VQA with random weights on one picture of noise, from pixels (ResNet-101, shorter side 600) or with
+VL-BERT base for VQA with random weights on one image of noise, from pixels (ResNet-101, shorter side 600) or with
 region features that a ResNet-101 computes on the way. Both ways alternate; medians of --rounds rounds.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.config import load_config
 from common.predict.predictor import Predictor, build_predictor
-from common.predict.user_images import Pictures
+from common.predict.user_images import UserImages
 from common.weights.loaded import Loaded
 from common.weights.restore import build_precision, pick_device
 from vqa.predictor import VQAPredictor
@@ -29,7 +29,7 @@ WORDS = ("what", "is", "the", "color", "of", "this", "thing", "on", "left", "sid
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encode_once", description=__doc__.split("\n")[0])
-    parser.add_argument("--questions", type=int, default=10, help="about the picture (default: 10)")
+    parser.add_argument("--questions", type=int, default=10, help="about the image (default: 10)")
     parser.add_argument("--boxes", type=int, default=36)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -37,21 +37,21 @@ def main() -> None:
     args = parser.parse_args()
     predictor = build(args.work, args.precision)
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8))
     corner = rng.uniform(0, 0.6, (args.boxes, 2)) * (640, 480)
     boxes = np.concatenate([corner, corner + rng.uniform(0.1, 0.4, (args.boxes, 2)) * (640, 480)], axis=1)
     questions = [" ".join(rng.choice(WORDS, 8)) for _ in range(args.questions)]
 
-    encode = predictor.pictures.encode_regions
+    encode = predictor.images.encode_regions
     seconds: dict[str, list[float]] = {"each question": [], "once": []}
     for _ in range(args.rounds):
         for name, times in seconds.items():
-            predictor.pictures = Pictures(encode)
+            predictor.images = UserImages(encode)
             start = time.perf_counter()
             for question in questions:
                 if name == "each question":
-                    predictor.pictures = Pictures(encode)
-                predictor(picture, question=question, boxes=boxes)
+                    predictor.images = UserImages(encode)
+                predictor(image, question=question, boxes=boxes)
             times.append((time.perf_counter() - start) / len(questions))
     device = "CPU" if predictor.device.type == "cpu" else torch.cuda.get_device_name(predictor.device)
     print(

@@ -1,4 +1,4 @@
-"""Samples a second of the VQA loader from three forms of the same regions, the way of a picture's pixels, and what
+"""Samples a second of the VQA loader from three forms of the same regions, the way of an image's pixels, and what
 starting a run costs."""
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torchvision.transforms.functional import resize
 
 from benchmarks.measure import interleaved, medians
 from common.config import load_config
+from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader
 from common.data.transforms import _levels, look_up, look_up_bands, normalise, resize_size, to_tensor
 from common.regions.lazy_features import StoredRows
@@ -54,7 +55,7 @@ SCALES = (600, 1000)  # of the shipped configurations
 
 
 def measure_loader(rounds: int) -> list[list[str]]:
-    """Rows: the regions of pictures alone, and epochs of the training loader in batches of 32, in this process and from
+    """Rows: the regions of images alone, and epochs of the training loader in batches of 32, in this process and from
     one worker; from JSON, zip and packed store. A warm-up brings the files into memory."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -67,8 +68,10 @@ def measure_loader(rounds: int) -> list[list[str]]:
         number = iter(range(10**6))
         stores = {f"{form} regions alone": open_regions(path, zipped) for form, (path, zipped) in forms.items()}
         seconds = interleaved(
-            {name: partial(_read_all, store) for name, store in stores.items()}
-            | {name: lambda loader=loader: _epoch(loader, next(number)) for name, loader in loaders.items()},
+            {
+                **{name: partial(_read_all, store) for name, store in stores.items()},
+                **{name: lambda loader=loader: _epoch(loader, next(number)) for name, loader in loaders.items()},
+            },
             rounds,
             torch.device("cpu"),
         )
@@ -105,6 +108,7 @@ def _loader(root: Path, regions: Path, zipped: bool, workers: int = 1) -> BatchL
         "NETWORK.PARTIAL_PRETRAIN=",
     ]
     dataset = load_task("vqa").build_dataset(load_config("vqa", CFG, keys), "train")
+    assert isinstance(dataset, TaskDataset), "questions come from one data set"
     return BatchLoader(dataset, 32, shuffle=True, training=True, num_workers=workers)
 
 
@@ -159,13 +163,13 @@ def measure_pixels(rounds: int) -> list[list[str]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     noise = torch.randint(0, 256, (60, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    picture = Image.fromarray(noise.numpy()).resize((640, 480), Image.Resampling.BICUBIC)
+    image = Image.fromarray(noise.numpy()).resize((640, 480), Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90)
-    picture = _decode(file)
-    size = resize_size(*picture.size, *SCALES)
-    large, levels = picture.resize(size, Image.Resampling.BILINEAR), _levels(PIXEL_MEANS, PIXEL_STDS)
-    coded, values = torch.frombuffer(file.getbuffer(), dtype=torch.uint8), _values(picture)
+    image.save(file, "JPEG", quality=90)
+    image = _decode(file)
+    size = resize_size(*image.size, *SCALES)
+    large, levels = image.resize(size, Image.Resampling.BILINEAR), _levels(PIXEL_MEANS, PIXEL_STDS)
+    coded, values = torch.frombuffer(file.getbuffer(), dtype=torch.uint8), _values(image)
     steps: dict[str, dict[str, Callable[[], Tensor]]] = {
         "decode": {
             "Pillow": lambda: _values(_decode(file)),
@@ -173,7 +177,7 @@ def measure_pixels(rounds: int) -> list[list[str]]:
             "torchvision": lambda: decode_jpeg(coded, ImageReadMode.RGB),
         },
         "resize": {
-            "Pillow": lambda: _values(picture.resize(size, Image.Resampling.BILINEAR)),
+            "Pillow": lambda: _values(image.resize(size, Image.Resampling.BILINEAR)),
             "torch, uint8": lambda: resize(values, [size[1], size[0]], antialias=True),
             "torch, float32": lambda: resize(values.float(), [size[1], size[0]], antialias=True).round().byte(),
         },
@@ -206,12 +210,12 @@ def _values(image: Image.Image) -> Tensor:
 
 
 def _measure_transport(rounds: int, levels: np.ndarray) -> list[list[str]]:
-    """Rows: milliseconds of a batch of 4 pictures of 1000 x 600 from a worker, with pixels looked up there or here."""
+    """Rows: milliseconds of a batch of 4 images of 1000 x 600 from a worker, with pixels looked up there or here."""
     batches = 8
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8))
     ways = {
-        "float32": lambda: torch.stack([look_up(picture, levels) for _ in range(4)]),
-        "uint8, looked up by the receiver": lambda: torch.stack([_values(picture) for _ in range(4)]),
+        "float32": lambda: torch.stack([look_up(image, levels) for _ in range(4)]),
+        "uint8, looked up by the receiver": lambda: torch.stack([_values(image) for _ in range(4)]),
     }
     loaders = {
         name: DataLoader(_Made(way, batches), batch_size=None, num_workers=1, persistent_workers=True)
@@ -221,7 +225,7 @@ def _measure_transport(rounds: int, levels: np.ndarray) -> list[list[str]]:
     def receive(loader: DataLoader) -> Tensor:
         for batch in loader:
             if batch.dtype == torch.uint8:
-                batch = torch.stack([look_up_bands([*picture.numpy()], levels) for picture in batch])
+                batch = torch.stack([look_up_bands([*image.numpy()], levels) for image in batch])
         return batch
 
     runs = {name: partial(receive, loader) for name, loader in loaders.items()}

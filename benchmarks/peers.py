@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.config import Config
 from common.data.sample import Batch
 from common.nn.losses import binary_cross_entropy_sum
 from common.precision import Precision
@@ -55,7 +56,7 @@ class PeerStep:
         self.optimizer.zero_grad()
 
 
-def build_peer(name: str, cfg: Any) -> Peer:
+def build_peer(name: str, cfg: Config) -> Peer:
     """VisualBert: the layers of cfg. Lxmert: its published 9, 5 and 5 layers of the same width."""
     from transformers import LxmertConfig, LxmertModel, VisualBertConfig, VisualBertModel
 

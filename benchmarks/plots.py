@@ -1,4 +1,4 @@
-"""Throughput against the size of the work, as pictures: python -m benchmarks.plots [--out output/plots] [--rounds 5]
+"""Throughput against the size of the work, as images: python -m benchmarks.plots [--out output/plots] [--rounds 5]
 
 VQA base on precomputed features, one training step, samples a second: against words, boxes, samples of a batch, and
 processes that share the machine's threads and exchange gradients. Needs matplotlib (requirements-dev.txt).
@@ -21,7 +21,7 @@ import torch.multiprocessing as multiprocessing
 from benchmarks.measure import device_name, interleaved, medians
 from benchmarks.steps import NO_WEIGHTS, Step
 from common import distributed
-from common.config import load_config
+from common.config import Config, load_config
 from common.data.synthetic import made_up_batch
 from common.files.atomic import write_text
 from common.nn.cpu.memory import keep_freed_memory
@@ -47,14 +47,14 @@ class Work:
     words: int
     boxes: int
 
-    def step(self, model: torch.nn.Module, cfg: Any, precision: str, device: torch.device) -> Step:
+    def step(self, model: torch.nn.Module, cfg: Config, precision: str, device: torch.device) -> Step:
         batch = made_up_batch("vqa", cfg, self.samples, self.words, self.boxes, equal=True)
         return Step(model, batch.to(device), Precision(precision, device))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("output/plots"), help="folder of the pictures")
+    parser.add_argument("--out", type=Path, default=Path("output/plots"), help="folder of the images")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     args = parser.parse_args()

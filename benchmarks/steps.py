@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.measure import Memory, interleaved, matmul_peak, medians, synchronise
 from benchmarks.peers import PeerStep, build_peer
 from benchmarks.plain import PlainAdamW, all_positions, plain_clip, plainly
-from common.config import load_config
+from common.config import Config, load_config
 from common.data.sample import Batch
 from common.data.synthetic import made_up_batch
 from common.inspect.model_report import (
@@ -41,7 +41,7 @@ PLAIN = "plain fp32"
 class Workload:
     """A config with the shape of its batch. peers: what to measure beside it, names that `build_peer` knows.
 
-    shared: the samples are questions about one picture, as an evaluation meets them; forward only.
+    shared: the samples are questions about one image, as an evaluation meets them; forward only.
     """
 
     task: str
@@ -67,7 +67,7 @@ WORKLOADS = {
     "pretrain-e2e-100": Workload("pretrain", "cfgs/pretrain/base_e2e_16x16G_fp16.yaml", 1, 20, 100),
     "vcr-base": Workload("vcr", "cfgs/vcr/base_q2a_4x16G_fp32.yaml", 1, 40, 16),
     "refcoco-base": Workload("refcoco", "cfgs/refcoco/base_gt_boxes_4x16G.yaml", 1, 10, 11),
-    # Questions about a picture: 7.1 expressions in RefCOCO+, 2.6 questions in VCR.
+    # Questions about an image: 7.1 expressions in RefCOCO+, 2.6 questions in VCR.
     "refcoco-evaluation": Workload("refcoco", "cfgs/refcoco/base_gt_boxes_4x16G.yaml", 7, 10, 11, shared=True),
     "vcr-evaluation": Workload("vcr", "cfgs/vcr/base_q2a_4x16G_fp32.yaml", 3, 40, 16, shared=True),
 }
@@ -161,7 +161,7 @@ def _serve(
     torch.manual_seed(0)
     batch = made_up_batch(work.task, cfg, samples or work.samples, work.words, work.boxes, equal=work.shared)
     if work.shared:
-        batch = of_one_picture(batch, own=family == "plain")
+        batch = of_one_image(batch, own=family == "plain")
     batch = batch.to(device)
     steps: dict[str, Step | PeerStep]
     if family == "ours":
@@ -190,7 +190,9 @@ def _serve(
                 steps[candidate].train()
             pipe.send(memory.peak)
         elif verb == "split":
-            pipe.send(split(steps[candidate], device))
+            step = steps[candidate]
+            assert isinstance(step, Step), "transformers' models have other parts"
+            pipe.send(split(step, device))
         else:
             pipe.send(_flops(model, batch, cfg, device) | {"batch": len(batch)})
 
@@ -225,8 +227,8 @@ def measure(
     return figures
 
 
-def of_one_picture(batch: Batch, own: bool) -> Batch:
-    """The batch with the picture and boxes of its first sample for all. own: each has a copy of the picture."""
+def of_one_image(batch: Batch, own: bool) -> Batch:
+    """The batch with the image and boxes of its first sample for all. own: each has a copy of the image."""
     boxes = {
         name: value for name in ("boxes", "box_masks", "box_classes") if (value := getattr(batch, name)) is not None
     }
@@ -235,7 +237,7 @@ def of_one_picture(batch: Batch, own: bool) -> Batch:
     if own:
         fields["image"] = batch.image[:1].expand_as(batch.image).contiguous()
     else:
-        fields |= {"image": batch.image[:1], "picture": torch.zeros(len(batch), dtype=torch.int64)}
+        fields |= {"image": batch.image[:1], "image_row": torch.zeros(len(batch), dtype=torch.int64)}
     return replace(batch, **fields)
 
 
@@ -291,7 +293,7 @@ def _differentiable(values: Any) -> list[torch.Tensor]:
     return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor) and x.requires_grad]
 
 
-def _flops(model: nn.Module, batch: Batch, cfg: Any, device: torch.device) -> dict[str, Any]:
+def _flops(model: nn.Module, batch: Batch, cfg: Config, device: torch.device) -> dict[str, Any]:
     """By part of the model; what our model computes, which is what the figures of MFU count."""
     precision = Precision("fp32", device)
     forward = inference_step(model, batch, precision)[0].flops

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.config import Config
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTO = "auto"
 DYNAMIC_START = 2.0**16  # as apex starts a dynamic scale
 
 
-def resolve_precision(cfg: Any) -> str:
+def resolve_precision(cfg: Config) -> str:
     """The precision a config asks for: TRAIN.PRECISION, or what TRAIN.FP16 of the original means when that is empty."""
     name = cfg.TRAIN.PRECISION or ("fp16" if cfg.TRAIN.FP16 else "fp32")
     if name != AUTO:

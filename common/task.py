@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.config import Config
 from common.errors import ConfigError
 
 if TYPE_CHECKING:  # heavy imports would slow down `--help`
@@ -42,13 +43,13 @@ class Task:
     summary: (records, dataset) -> what to tell about the results beside their path; empty for nothing.
     adapt_pretrained: (cfg) -> the task's own change of a renamed checkpoint before PARTIAL_PRETRAIN loads it, or None.
     after_loading: (model, dataset, cfg), once at the start of training, after all weights were loaded.
-    predictor: what answers for pictures of users.
+    predictor: what answers for images of users.
     loss_scale_range: smallest and largest dynamic fp16 loss scale (spec 03 §6).
     """
 
     name: str
     modules: dict[str, Callable[[Any], nn.Module]]
-    build_dataset: Callable[[Any, str], TaskDataset | list[TaskDataset]]
+    build_dataset: Callable[[Config, str], TaskDataset | list[TaskDataset]]
     build_metrics: Callable[[Any, bool], MetricGroup]
     main_metric: Callable[[Any], str]
     has_results: bool = True
@@ -62,7 +63,7 @@ class Task:
     predictor: type[Predictor] | None = None
     loss_scale_range: tuple[float, float | None] = (1.0, None)
 
-    def build_model(self, cfg: Any) -> nn.Module:
+    def build_model(self, cfg: Config) -> nn.Module:
         """The module that MODULE names. Raises ConfigError with the names there are, or for switches at odds."""
         if cfg.MODULE not in self.modules:
             raise ConfigError(f"MODULE {cfg.MODULE!r}: {self.name} has {', '.join(self.modules)}")

@@ -1,17 +1,17 @@
-"""Training files of pretraining from one's own pictures and captions.
+"""Training files of pretraining from one's own images and captions.
 
     python -m data.captions_own --captions mine.jsonl --out data/mine --split train --boxes coco:instances.json
 
-Input: a JSON object a line, {"image": "pictures/a.jpg", "caption": "A dog, running."}. The path is relative to the
-file; the caption is a text or a list of words. A picture may come with several captions, a line each.
+Input: a JSON object a line, {"image": "images/a.jpg", "caption": "A dog, running."}. The path is relative to the
+file; the caption is a text or a list of words. An image may come with several captions, a line each.
 
-Output, a folder for DATASET_PATH: `<split>_image/<8 digits>.jpg` (a copy of each picture, named by the line it first
+Output, a folder for DATASET_PATH: `<split>_image/<8 digits>.jpg` (a copy of each image, named by the line it first
 comes in, counted from 0), `<split>.json`, `<split>_frcnn.json`, and where --boxes says where boxes are from, region
 files `<split>_boxes/<8 digits>.json` with boxes and class scores. From those data.extract_features makes
 `<split>_frcnn` with features; the command is printed at the end. Training from pixels needs no features: with
 --complete the region files are written to `<split>_frcnn` as they are. A run that was stopped goes on where it was.
 
-Exit status: 0; 1 where pictures were left out (--skip-bad); 2 where input has to be mended first.
+Exit status: 0; 1 where images were left out (--skip-bad); 2 where input has to be mended first.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     add_detector_arguments(parser)
     parser.add_argument("--device", help="of a detector (default: cuda where there is one)")
     parser.add_argument("--complete", action="store_true", help="region files need no features: write <split>_frcnn")
-    parser.add_argument("--link", action="store_true", help="hard links in place of copies of the pictures")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used")
+    parser.add_argument("--link", action="store_true", help="hard links in place of copies of the images")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="even if there were more records before")
     return parser
 

@@ -1,11 +1,11 @@
-"""Region features of a folder of pictures, in the published JSON format and as a packed store.
+"""Region features of a folder of images, in the published JSON format and as a packed store.
 
     python -m data.extract_features --images DIR --boxes coco:INSTANCES.json --weights RESNET.model --out DIR [--packed]
     python -m data.extract_features --check STORE [--images DIR] [--boxes coco:INSTANCES.json]
     python -m data.extract_features --pack STORE --out NAME.packed [--dtype float16]
     python -m data.extract_features --unpack NAME.packed --out DIR
 
-A run that was stopped goes on where it was: pictures whose file is there and valid are skipped. A picture that cannot
+A run that was stopped goes on where it was: images whose file is there and valid are skipped. An image that cannot
 be read is reported, left out and makes the exit code 1. `<out>.info.json` records the settings and the outcome.
 """
 
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--check", metavar="STORE", help="validate a folder, zip or packed store")
     mode.add_argument("--pack", metavar="STORE", help="convert a folder or zip of JSON to a packed store")
     mode.add_argument("--unpack", metavar="STORE", help="convert a packed store to a folder of JSON")
-    parser.add_argument("--images", help="folder of pictures, or ARCHIVE.zip@/FOLDER")
+    parser.add_argument("--images", help="folder of images, or ARCHIVE.zip@/FOLDER")
     parser.add_argument("--boxes", help=f"where boxes come from: {SOURCES}")
     parser.add_argument("--out", help="folder of the JSON files, or target of --pack, --unpack")
     parser.add_argument("--packed", action="store_true", help="also write <out>.packed at the end")
@@ -50,11 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stride-in-3x3", action="store_true", help="IMAGE_STRIDE_IN_1x1 false")
     parser.add_argument("--scales", type=int, nargs=2, default=(600, 1000), help="shorter, longest side in pixels")
     add_detector_arguments(parser)
-    parser.add_argument("--batch", type=int, default=1, help="pictures at a time; above 1 edges change a little")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time; above 1 edges change a little")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network")
     parser.add_argument("--device", help="of the network (default: cuda where there is one)")
-    parser.add_argument("--limit", type=int, help="only the first N pictures")
+    parser.add_argument("--limit", type=int, help="only the first N images")
     return parser
 
 

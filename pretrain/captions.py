@@ -42,7 +42,7 @@ from pretrain.masking import (
 
 log = logging.getLogger(__name__)
 
-MANY = 10  # pictures that cannot be read, and not one that can: then the path is wrong
+MANY = 10  # images that cannot be read, and not one that can: then the path is wrong
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class CaptionSettings:
     """How samples are made of captions and regions.
 
     seq_len: most word pieces and regions together. num_classes: width of the class scores. precomputed: features come
-    from files instead of pictures. with_relationship, with_mlm, with_mvrc: which losses are on, so which targets are
-    drawn. mask_raw_pixels: hide regions in the picture. image_box: the whole image is region 0.
+    from files instead of images. with_relationship, with_mlm, with_mvrc: which losses are on, so which targets are
+    drawn. mask_raw_pixels: hide regions in the image. image_box: the whole image is region 0.
     """
 
     tokenizer: BertTokenizer
@@ -78,7 +78,7 @@ class CaptionDataset(TaskDataset):
 
     @abstractmethod
     def image_id(self, index: int) -> str:
-        """What files about the picture are named by (spec 11 §1.3)."""
+        """What files about the image are named by (spec 11 §1.3)."""
 
     @abstractmethod
     def image_path(self, index: int) -> str: ...
@@ -89,7 +89,7 @@ class CaptionDataset(TaskDataset):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image | None:
-        """The picture; None where it cannot be read and zeros may take its place."""
+        """The image; None where it cannot be read and zeros may take its place."""
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         """Draws, in this order: flip, relationship (and another caption), each word, each region (spec 10 §9.2)."""
@@ -144,7 +144,7 @@ class CaptionDataset(TaskDataset):
         return regions.width, regions.height
 
     def _choose_caption(self, index: int, rng: random.Random) -> tuple[int, bool]:
-        """The number of the caption to show, and whether it belongs to the picture."""
+        """The number of the caption to show, and whether it belongs to the image."""
         if rng.random() < 0.5 or not self.settings.with_relationship:
             return index, True
         if len(self) == 1:
@@ -183,7 +183,7 @@ class CaptionDataset(TaskDataset):
 class ConceptualCaptions(CaptionDataset):
     """`<root>/<image_set>_frcnn.json`: a line for each pair, with image, caption (a list of words) and frcnn.
 
-    frcnn names the detector's file of the picture, "train_frcnn.zip@/00000000.json". It is looked up in the region
+    frcnn names the detector's file of the image, "train_frcnn.zip@/00000000.json". It is looked up in the region
     store of that name (packed, folder or archive; see `open_regions`), or in `region_path` by its stem.
     Raises FileNotFoundError and DataError naming the line.
     """
@@ -242,7 +242,7 @@ class ConceptualCaptions(CaptionDataset):
         except (FileNotFoundError, ImageError) as error:
             self._readable[False] += 1
             if self._readable[False] == MANY and not self._readable[True]:
-                raise DataError(f"none of the first {MANY} pictures could be read; the last one: {error}") from error
+                raise DataError(f"none of the first {MANY} images could be read; the last one: {error}") from error
             log.warning("%s: zeros take its place (%d so far in this process)", error, self._readable[False])
             return None
         self._readable[True] += 1
@@ -280,9 +280,9 @@ class ConceptualCaptions(CaptionDataset):
 
 
 class COCOCaptions(CaptionDataset):
-    """COCO 2017: the first caption of each picture that has instances, with their boxes; for looking at attention.
+    """COCO 2017: the first caption of each image that has instances, with their boxes; for looking at attention.
 
-    Class scores are one-hot rows of 81: background and the categories in the order of the file. Pictures must be
+    Class scores are one-hot rows of 81: background and the categories in the order of the file. Images must be
     readable, and there are no precomputed features. Other than in the original, [SEP] survives truncation (spec 10
     P-25). Raises DataError for settings that these data cannot serve, and for damaged files.
     """

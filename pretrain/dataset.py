@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.config import Config
 from common.config.sections import dataset_sections
 from common.data.dataset import TaskDataset
 from common.data.text import BertTokenizer, load_tokenizer
@@ -15,7 +16,7 @@ from pretrain.corpus import GeneralCorpus
 SPLITS = ("train", "val")
 
 
-def build_dataset(cfg: Any, split: str) -> TaskDataset | list[TaskDataset]:
+def build_dataset(cfg: Config, split: str) -> TaskDataset | list[TaskDataset]:
     """The dataset of a config for "train", "val" or "test", or a list of them where DATASET is a list.
 
     There is nothing to test: that split has its masked words and regions too.
@@ -25,7 +26,7 @@ def build_dataset(cfg: Any, split: str) -> TaskDataset | list[TaskDataset]:
     return datasets if len(datasets) > 1 else datasets[0]
 
 
-def build_one(cfg: Any, entry: Any, split: str, tokenizer: BertTokenizer) -> TaskDataset:
+def build_one(cfg: Config, entry: Any, split: str, tokenizer: BertTokenizer) -> TaskDataset:
     """The dataset of one mapping of DATASET."""
     network = cfg.NETWORK
     if entry.DATASET == "general_corpus":

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.config import Config
 from common.data.collate import clip_pad
 from common.data.sample import Batch, ModelOutput
 from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN
@@ -69,7 +70,7 @@ class PretrainingEncoder(nn.Module):
             features=batch.features,
             masked=masked,
             mask_feature=feature,
-            picture=batch.picture,
+            image_row=batch.image_row,
         ).reps
         words = self.object_linguistic_embeddings.weight[0]
         if self.object_mask_word_embedding is not None:
@@ -257,17 +258,17 @@ def _append_zeros(x: Tensor, rows: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- builders
 
 
-def build_single(cfg: Any) -> VLBertForPretraining:
+def build_single(cfg: Config) -> VLBertForPretraining:
     """The module of captions alone, with random weights; reads no file."""
     return _build(cfg, multitask=False)
 
 
-def build_multitask(cfg: Any) -> VLBertForPretraining:
+def build_multitask(cfg: Config) -> VLBertForPretraining:
     """The module of captions and plain text, with random weights; reads no file."""
     return _build(cfg, multitask=True)
 
 
-def build_attention_vis(cfg: Any) -> VLBertForAttention:
+def build_attention_vis(cfg: Config) -> VLBertForAttention:
     """The module that shows its attention, with random weights; reads no file."""
     network = cfg.NETWORK
     return VLBertForAttention(
@@ -275,7 +276,7 @@ def build_attention_vis(cfg: Any) -> VLBertForAttention:
     )
 
 
-def _build(cfg: Any, multitask: bool) -> VLBertForPretraining:
+def _build(cfg: Config, multitask: bool) -> VLBertForPretraining:
     network = cfg.NETWORK
     return VLBertForPretraining(
         build_region_encoder(cfg),

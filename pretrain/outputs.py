@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from common.config import Config
 from common.train.metrics import (
     Mean,
     Metric,
@@ -14,7 +13,7 @@ from common.train.metrics import (
 )
 
 
-def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+def build_metrics(cfg: Config, training: bool) -> MetricGroup:
     """Accuracies of the losses that are on, and the losses of TRAIN.LOSS_LOGGERS, in validation too."""
     metrics: list[Metric] = []
     if cfg.NETWORK.WITH_REL_LOSS:
@@ -26,12 +25,12 @@ def build_metrics(cfg: Any, training: bool) -> MetricGroup:
     return MetricGroup([*metrics, *(Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS)])
 
 
-def main_metric(cfg: Any) -> str:
+def main_metric(cfg: Config) -> str:
     """The accuracy of masked words of captions; without that loss, of regions or of the relationship."""
     if cfg.NETWORK.WITH_MLM_LOSS:
         return "MLMAccWVC" if _is_multitask(cfg) else "MLMAcc"
     return "MVRCAccuracy" if cfg.NETWORK.WITH_MVRC_LOSS else "RelAcc"
 
 
-def _is_multitask(cfg: Any) -> bool:
+def _is_multitask(cfg: Config) -> bool:
     return cfg.MODULE == "ResNetVLBERTForPretrainingMultitask"

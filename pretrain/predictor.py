@@ -1,4 +1,4 @@
-"""Masked words of a caption and the classes of regions, for any picture."""
+"""Masked words of a caption and the classes of regions, for any image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.predict.predictor import (
     ranked,
     region_names,
 )
-from common.predict.user_images import Picture, whole_box
+from common.predict.user_images import UserImage, whole_box
 from common.regions.regions import Regions
 from pretrain.masking import image_feature_without
 from pretrain.predict import FIELDS
@@ -33,32 +33,34 @@ class CaptionPredictor(Predictor):
     task = "pretrain"
     fields = FIELDS
 
-    def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
+    def build(self, image: UserImage, boxes: Any, asked: dict[str, Any]) -> Prepared:
         notes: list[str] = []
         tokenizer = self.tokenizer
         ids = tokenizer.real_ids(tokenizer.tokenize(self.text(asked, "caption")))
         ids = self.cut(ids, self.max_positions - RESERVED_POSITIONS, "caption", notes)
-        regions = self.pictures.regions(picture, boxes)
+        regions = self.images.regions(image, boxes)
         hidden = self._hidden(asked.get("hide"), len(regions.boxes))
-        rows, features = self._features(picture, regions, hidden)
+        rows, features = self._features(image, regions, hidden)
         text = [tokenizer.cls_id, *ids, tokenizer.sep_id]
         ops = torch.cat([torch.zeros(int(self.image_box), dtype=torch.int64), hidden.long()])
         sample = self.sample(
-            picture,
+            image,
             rows,
             features,
             text_ids=torch.tensor(text),
             segment_ids=torch.zeros(len(text), dtype=torch.int64),
             targets={"mvrc_ops": ops},
         )
-        return Prepared(sample, picture.image.size, rows, region_names(len(rows), self.image_box), [text], asked, notes)
+        return Prepared(sample, image.pixels.size, rows, region_names(len(rows), self.image_box), [text], asked, notes)
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         predictions = output.predictions
         words = next((predictions[k] for k in ("mlm_logits", "mlm_logits_wvc") if k in predictions), None)
         answers = []
         masks = [i for i, token in enumerate(prepared.tokens[0]) if token == self.tokenizer.mask_id]
-        for number, position in enumerate(masks if words is not None else ()):
+        for number, position in enumerate(masks):
+            if words is None:
+                break
             best = ranked(words[index, position].float().softmax(-1), top_k)
             answers += [{"answer": self.pieces.get(i, "?"), "probability": p, "mask": number} for i, p in best]
         prediction = self.prediction(prepared, answers)
@@ -90,19 +92,19 @@ class CaptionPredictor(Predictor):
             hidden[number - 1] = True
         return hidden
 
-    def _features(self, picture: Picture, regions: Regions, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _features(self, image: UserImage, regions: Regions, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """As training has them: features of files with their mean for the whole image; or the model's own CNN on
         pixels that are blanked where the model has no feature that stands for a hidden region."""
         network = self.cfg.NETWORK
         if network.IMAGE_FEAT_PRECOMPUTED:
             if not len(regions.boxes):
-                return self.encoded(picture, regions)
-            features = self.pictures.encode(picture, regions.boxes)
+                return self.encoded(image, regions)
+            features = self.images.encode(image, regions.boxes)
             if not self.image_box:
                 return regions.boxes, features
             whole = image_feature_without(features, hidden)
-            return torch.cat([whole_box(picture), regions.boxes]), torch.cat([whole[None], features])
+            return torch.cat([whole_box(image), regions.boxes]), torch.cat([whole[None], features])
         if not network.MASK_RAW_PIXELS or not hidden.any():
-            return self.encoded(picture, regions)
-        rows = torch.cat([whole_box(picture), regions.boxes]) if self.image_box else regions.boxes
-        return rows, self.pictures.encode(picture, rows, hidden=regions.boxes[hidden])
+            return self.encoded(image, regions)
+        rows = torch.cat([whole_box(image), regions.boxes]) if self.image_box else regions.boxes
+        return rows, self.images.encode(image, rows, hidden=regions.boxes[hidden])

@@ -1,4 +1,4 @@
-"""Attention maps of a pretrained model, one file a picture (spec 11 §1).
+"""Attention maps of a pretrained model, one file an image (spec 11 §1).
 
 python pretrain/vis_attention_maps.py --cfg cfgs/pretrain/vis_attention_maps_coco.yaml --save-dir maps
 python pretrain/vis_attention_maps.py --cfg ... --save-dir maps --input own.jsonl --boxes detector:WEIGHTS.pth
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli import add_config_arguments, find_place, guarded, load_run_config
+from common.config import Config
 
 if TYPE_CHECKING:
     from common.data.sample import Batch, ModelOutput
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ckpt", metavar="FILE", help="overrides NETWORK.PARTIAL_PRETRAIN")
     parser.add_argument("--save-dir", type=Path, default=Path("attention_maps"), metavar="DIR")
     parser.add_argument(
-        "--input", type=Path, metavar="FILE", help='own pictures: a JSON object a line with "image", "caption", "boxes"'
+        "--input", type=Path, metavar="FILE", help='own images: a JSON object a line with "image", "caption", "boxes"'
     )
     parser.add_argument("--boxes", metavar="SOURCE", help="boxes of those without: detector:FILE, regions:STORE, ...")
     parser.add_argument("--dist", action="store_true", help="one of the processes of scripts/launch.py")
@@ -49,7 +50,7 @@ def _main(args: argparse.Namespace) -> None:
     print(f"{args.save_dir}: {count} maps written by this process")
 
 
-def load_model(cfg: Any) -> Loaded:
+def load_model(cfg: Config) -> Loaded:
     """The model of a config with the weights that a training run would start from."""
     from common import distributed
     from common.train.run import seed_everything
@@ -67,7 +68,7 @@ def load_model(cfg: Any) -> Loaded:
     return Loaded(model.to(device).eval(), device, build_precision(TASK, cfg, device), source)
 
 
-def write_dataset(cfg: Any, loaded: Loaded, folder: Path) -> int:
+def write_dataset(cfg: Config, loaded: Loaded, folder: Path) -> int:
     """Maps of the val split, of several data sets the first; every process does its part. Returns how many."""
     from common import distributed
     from common.data.loader import BatchLoader
@@ -83,7 +84,7 @@ def write_dataset(cfg: Any, loaded: Loaded, folder: Path) -> int:
     if not isinstance(dataset, CaptionDataset):
         raise ConfigError("DATASET: expected captions with regions, coco_captions or conceptual_captions, first")
     batch_size = cfg.VAL.BATCH_IMAGES
-    # Several captions of a picture share its file: the first one stands for it.
+    # Several captions of an image share its file: the first one stands for it.
     first = {dataset.image_id(i): i for i in reversed(range(len(dataset)))}
     todo = sorted(i for name, i in first.items() if not map_path(folder, name).is_file())
     if not todo:
@@ -123,8 +124,8 @@ def write_dataset(cfg: Any, loaded: Loaded, folder: Path) -> int:
     return len(written)
 
 
-def write_own(cfg: Any, loaded: Loaded, args: argparse.Namespace) -> int:
-    """Maps of the lines of a file, named by "id" or by the picture's stem. Returns how many.
+def write_own(cfg: Config, loaded: Loaded, args: argparse.Namespace) -> int:
+    """Maps of the lines of a file, named by "id" or by the image's stem. Returns how many.
 
     Raises DataError naming the line that cannot be used.
     """

@@ -22,7 +22,7 @@ from common.errors import DataError
 from common.files.json_files import list_under, read_json
 from common.regions.regions import Regions, RegionStore
 
-IMAGE_FOLDER = "train2014"  # all splits use pictures of COCO train2014
+IMAGE_FOLDER = "train2014"  # all splits use images of COCO train2014
 
 # Regions stored for annotations may end at x + w or at x + w - 1, and be clipped to the image.
 BOX_TOLERANCE = 1.0
@@ -60,7 +60,7 @@ class CandidateSource:
 
     mode: parts joined by +, "proposal" first whatever their order: "gt", "proposal", "proposal+gt", "gt+proposal".
     detections: float32 [R, 4] by image id; an image without any is left out. regions: the store that has the proposals
-    where `detections` is None, and with `with_features` the features of the proposals or of the annotations; a picture
+    where `detections` is None, and with `with_features` the features of the proposals or of the annotations; an image
     is found in it by its id or by the stem of its file.
     """
 
@@ -139,8 +139,8 @@ class CandidateSource:
 
     def _regions(self, image_id: int, with_features: bool) -> Regions:
         assert self.regions is not None, "proposals without detections, and features, come from a region store"
-        name, stem = str(image_id), picture_stem(image_id)
-        # Detectors and grids of data/extract_features.py know a picture by its file alone.
+        name, stem = str(image_id), image_stem(image_id)
+        # Detectors and grids of data/extract_features.py know an image by its file alone.
         name = stem if name not in self.regions and stem in self.regions else name
         return self.regions.regions(name, with_features)
 
@@ -149,8 +149,8 @@ class CandidateSource:
         return f"{self.regions.path}: image {image_id}"
 
 
-def picture_stem(image_id: int) -> str:
-    """The file name of a picture without its ending."""
+def image_stem(image_id: int) -> str:
+    """The file name of an image without its ending."""
     return f"COCO_{IMAGE_FOLDER}_{image_id:012d}"
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.boxes import iou
+from common.config import Config
 from common.data.dataset import TaskDataset
 from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
@@ -24,9 +25,9 @@ from refcoco.candidates import (
     IMAGE_FOLDER,
     Candidates,
     CandidateSource,
+    image_stem,
     load_annotations,
     load_detections,
-    picture_stem,
     read_box,
 )
 from refcoco.refer import REFER
@@ -72,7 +73,7 @@ class RefCOCODataset(TaskDataset):
     root: DATASET_PATH. image_sets: splits joined by +. dataset, split_by: which expressions, under whose split.
     boxes: the candidates, one of "gt", "proposal", "proposal+gt", "gt+proposal". proposal_source: "official" detections
     or "vg" regions. region_path: folder, zip or packed store of the latter; None for the folder of the data layout.
-    precomputed: features of the regions at region_path instead of pictures; with "gt", or "proposal" from "vg".
+    precomputed: features of the regions at region_path instead of images; with "gt", or "proposal" from "vg".
     with_labels: targets {"label": float32 [R]}, 1 for a candidate whose IoU with the target is above POSITIVE_IOU.
     image_box: the whole image is candidate 0.
 
@@ -123,10 +124,10 @@ class RefCOCODataset(TaskDataset):
     def sample(self, index: int, rng: random.Random) -> Sample:
         expression = self.expressions[index]
         candidates = self._with_image_box(expression.image_id)
-        picture = None if self.precomputed else self._picture(expression.image_id)
+        opened = None if self.precomputed else self._image(expression.image_id)
         # The target goes through the same frame changes as the candidates, in the first row.
         rows = torch.cat([torch.tensor([expression.box], dtype=torch.float32), candidates.boxes])
-        image, known = (None, None) if picture is None else (picture.image, picture.pixels)
+        image, known = (None, None) if opened is None else (opened.image, opened.pixels)
         state = self.transform(image, rows, self._im_info(expression.image_id), None, rng, known)
         rows = state.inside
         target, boxes = rows[:1], rows[1:]
@@ -144,7 +145,7 @@ class RefCOCODataset(TaskDataset):
         )
 
     @property
-    def picture_ids(self) -> Sequence[int] | None:
+    def image_keys(self) -> Sequence[int] | None:
         return None if self.precomputed else [e.image_id for e in self.expressions]
 
     @property
@@ -163,15 +164,15 @@ class RefCOCODataset(TaskDataset):
 
     def image_path(self, image_id: int) -> str:
         base = f"{IMAGE_FOLDER}.zip@/{IMAGE_FOLDER}" if self.zip_mode else IMAGE_FOLDER
-        return f"{self.root}/{base}/{picture_stem(image_id)}.jpg"
+        return f"{self.root}/{base}/{image_stem(image_id)}.jpg"
 
-    def _picture(self, image_id: int) -> SharedImage:
+    def _image(self, image_id: int) -> SharedImage:
         path, listed = self.image_path(image_id), self.images[image_id]
-        picture = self.pictures.read(path)
-        if picture.image.size != (listed.width, listed.height):
-            size = f"{picture.image.size[0]} x {picture.image.size[1]}"
+        opened = self.image_reader.read(path)
+        if opened.image.size != (listed.width, listed.height):
+            size = f"{opened.image.size[0]} x {opened.image.size[1]}"
             raise DataError(f"{path} is {size}, the COCO annotations say {listed.width} x {listed.height}")
-        return picture
+        return opened
 
     def _im_info(self, image_id: int) -> Tensor:
         image = self.images[image_id]
@@ -187,7 +188,7 @@ class RefCOCODataset(TaskDataset):
         return dataclasses.replace(candidates, boxes=boxes, features=rows, ann_ids=(None, *candidates.ann_ids))
 
     def _text(self, expression: Expression, flipped: bool) -> tuple[Tensor, Tensor]:
-        """`[CLS] expression [SEP]`; a flipped picture swaps left and right."""
+        """`[CLS] expression [SEP]`; a flipped image swaps left and right."""
         tokenizer = self.tokenizer
         tokens = tokenizer.tokenize(" ".join(expression.tokens))
         tokens = swap_left_right(tokens) if flipped else tokens
@@ -254,7 +255,7 @@ def _expressions_of(ref: dict[str, Any], refer: REFER) -> list[Expression]:
     return [Expression(s["sent_id"], *target, tuple(s["tokens"]), box) for s in ref["sentences"]]
 
 
-def build_dataset(cfg: Any, split: str) -> RefCOCODataset:
+def build_dataset(cfg: Config, split: str) -> RefCOCODataset:
     """The dataset of a config for "train", "val" or "test"; test has no labels.
 
     Raises ConfigError for box modes that features or results cannot have, and what RefCOCODataset raises.
@@ -267,7 +268,7 @@ def build_dataset(cfg: Any, split: str) -> RefCOCODataset:
         raise ConfigError(f"DATASET.{upper}_BOXES: {error}") from error
     if split == "test" and cfg.TEST.FLIP_PROB:
         raise ConfigError(
-            f"TEST.FLIP_PROB = {cfg.TEST.FLIP_PROB}: expected 0, boxes of mirrored pictures would be written as results"
+            f"TEST.FLIP_PROB = {cfg.TEST.FLIP_PROB}: expected 0, boxes of mirrored images would be written as results"
         )
     return RefCOCODataset(
         dataset.DATASET_PATH,

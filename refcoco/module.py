@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import FastRCNN
@@ -53,7 +52,7 @@ class VLBertForReferring(nn.Module):
         losses: cls_loss.
         """
         regions = self.image_feature_extractor(
-            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, picture=batch.picture
+            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, image_row=batch.image_row
         ).reps
         encoded = self.vlbert(
             batch.text_ids,
@@ -81,7 +80,7 @@ def _best_boxes(batch: Batch, logits: Tensor) -> Tensor:
     return batch.boxes.gather(1, best).squeeze(1) / batch.im_info[:, [2, 3, 2, 3]]
 
 
-def build_model(cfg: Any) -> VLBertForReferring:
+def build_model(cfg: Config) -> VLBertForReferring:
     """The module of a RefCOCO+ config with random weights; reads no file."""
     network = cfg.NETWORK
     return VLBertForReferring(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.boxes import iou
+from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
@@ -29,7 +30,7 @@ from refcoco.dataset import Expression, RefCOCODataset
 CORRECT_IOU = 0.5  # a box that reaches it is right
 
 
-def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+def build_metrics(cfg: Config, training: bool) -> MetricGroup:
     """RefAcc, and in training the accuracies over candidates and the losses of TRAIN.LOSS_LOGGERS."""
     metrics: list[Metric] = [RefAccuracy()]
     if training:
@@ -64,11 +65,11 @@ def write_boxes(records: Sequence[dict[str, Any]], dataset: RefCOCODataset, path
     write_text(path, json.dumps(entries))
 
 
-def result_stem(cfg: Any, yaml_stem: str) -> str:
+def result_stem(cfg: Config, yaml_stem: str) -> str:
     return cfg.MODEL_PREFIX or yaml_stem
 
 
-def result_name(cfg: Any, stem: str) -> str:
+def result_name(cfg: Config, stem: str) -> str:
     return f"{stem}_{cfg.DATASET.DATASET or 'refcoco+'}_{cfg.DATASET.TEST_IMAGE_SET}.json"
 
 

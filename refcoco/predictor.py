@@ -1,4 +1,4 @@
-"""The box that an expression means, in any picture."""
+"""The box that an expression means, in any image."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from common.predict.predictor import (
     Prepared,
     ranked,
 )
-from common.predict.user_images import Picture
+from common.predict.user_images import UserImage
 from refcoco.dataset import RESERVED_POSITIONS, expression_row
 from refcoco.predict import FIELDS
 
 
 class ReferringPredictor(Predictor):
-    """predictor(image, expression=...): the boxes, "box" xyxy in pixels of the picture and "index" its row in
+    """predictor(image, expression=...): the boxes, "box" xyxy in pixels of the image and "index" its row in
     Prediction.boxes; the probability is the sigmoid of its score, for each box on its own."""
 
     task = "refcoco"
     fields = FIELDS
 
-    def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
-        return self.one_text(picture, boxes, asked, expression_row, RESERVED_POSITIONS)
+    def build(self, image: UserImage, boxes: Any, asked: dict[str, Any]) -> Prepared:
+        return self.one_text(image, boxes, asked, expression_row, RESERVED_POSITIONS)
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         scores = output.predictions["label_logits"][index, : len(prepared.boxes)].float().sigmoid()

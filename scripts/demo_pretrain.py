@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     demo.write_scores(tuned, scores)
     print(f"\nPretraining, held-out captions and text: {last_validation(pretraining)}")
-    pictures = len({row["image_id"] for row in rows})
-    print(f"\nAccuracy in percent on {len(rows)} questions about {pictures} held-out pictures, after {steps(scratch)}")
-    print("updates on questions. blind: the most frequent answer to the same words, without the picture\n")
+    images = len({row["image_id"] for row in rows})
+    print(f"\nAccuracy in percent on {len(rows)} questions about {images} held-out images, after {steps(scratch)}")
+    print("updates on questions. blind: the most frequent answer to the same words, without the image\n")
     print(table(scores))
     print(f"\npretrained  {best}\nmodel       {checkpoint.best_path(tuned.folder, tuned.cfg.MODEL_PREFIX)}")
     print("wall time  ", ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))

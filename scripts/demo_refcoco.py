@@ -1,4 +1,4 @@
-"""The demo of RefCOCO+: train a small VL-BERT to find what an expression means in a picture of a made-up world.
+"""The demo of RefCOCO+: train a small VL-BERT to find what an expression means in an image of a made-up world.
 
 python scripts/demo_refcoco.py            from the repository root, a few minutes on a CPU
 """
@@ -35,7 +35,7 @@ SPLITS = ("val", "testA", "testB")
 
 @dataclass(frozen=True)
 class Reference:
-    """An expression. target: number of the meant thing among `things`, the annotations of the picture.
+    """An expression. target: number of the meant thing among `things`, the annotations of the image.
 
     things: category and area in pixels of each. boxes: xyxy in pixels.
     """
@@ -66,25 +66,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             "expressions": len(asked),
             "random": demo.percent([1 / len(reference.things) for reference in asked]),
             "no words": demo.percent(right(asked, guess_without_words(training, asked))),
-            "no picture": demo.percent(right(asked, guess_without_picture(training, asked))),
+            "no image": demo.percent(right(asked, guess_without_image(training, asked))),
             "exact": accuracy["exact"],
             "IoU >= 0.5": accuracy["overlap"],
         }
         guesses = [number(chosen[reference.sent_id]["candidate"], net) for reference in asked]
         for reference, hit in zip(asked, right(asked, guesses), strict=True):
             hits_by_kind[reference.kind].append(hit)
-            picture = dataset.image_path(reference.image_id)
-            tiles.append((reference.kind, tile(reference, chosen[reference.sent_id], hit, picture)))
+            image = dataset.image_path(reference.image_id)
+            tiles.append((reference.kind, tile(reference, chosen[reference.sent_id], hit, image)))
     result = run_test(net.task, net.cfg, net.path)
     sheet = net.folder / "expressions.png"
     contact_sheet(demo.pick_tiles(tiles)).save(sheet)
     demo.write_scores(net, scores)
 
-    print(
-        "\nExpressions whose thing was found, in percent, on held-out pictures; all things of a picture are candidates"
-    )
+    print("\nExpressions whose thing was found, in percent, on held-out images; all things of an image are candidates")
     print("random: any of them; no words: the thing that was most often meant, by its shape and size;")
-    print("no picture: the number in the list of things that these words most often meant\n")
+    print("no image: the number in the list of things that these words most often meant\n")
     print(demo.format_table(("split", *scores["val"]), [(split, *row.values()) for split, row in scores.items()]))
     print()
     rows = [(kind, len(hits), demo.percent(hits)) for kind, hits in sorted(hits_by_kind.items())]
@@ -110,7 +108,7 @@ def read_references(world: Path) -> list[Reference]:
 
 
 def number(candidate: int, net: demo.Net) -> int:
-    """The number of a thing from the row of a candidate; the whole picture, where it is candidate 0, becomes -1."""
+    """The number of a thing from the row of a candidate; the whole image, where it is candidate 0, becomes -1."""
     return candidate - 1 if net.cfg.DATASET.ADD_IMAGE_AS_A_BOX else candidate
 
 
@@ -139,7 +137,7 @@ def ranked(reference: Reference) -> list[tuple[int, int, int]]:
     return [(thing[0], order.index(i), len(order)) for i, thing in enumerate(reference.things)]
 
 
-def guess_without_picture(training: Sequence[Reference], asked: Sequence[Reference]) -> list[int]:
+def guess_without_image(training: Sequence[Reference], asked: Sequence[Reference]) -> list[int]:
     """The number most often meant by the same words in training; by any words, where these are new."""
     counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for reference in training:
@@ -148,14 +146,14 @@ def guess_without_picture(training: Sequence[Reference], asked: Sequence[Referen
     return [(counts.get(reference.text) or counts[""]).most_common(1)[0][0] for reference in asked]
 
 
-def tile(reference: Reference, record: dict[str, Any], hit: bool, picture: str) -> Tile:
-    """The picture with the chosen box, and the meant one where that is another."""
+def tile(reference: Reference, record: dict[str, Any], hit: bool, image: str) -> Tile:
+    """The image with the chosen box, and the meant one where that is another."""
     marks = [Mark(tuple(record["box"]), "" if hit else "VL-BERT", GREEN if hit else RED)]
     lines = [Line(f"score {record['score']:.2f}")]
     if not hit:
         marks.append(Mark(reference.boxes[reference.target], "meant", GREEN))
         lines.append(Line("red: chosen, green: meant"))
-    return Tile(picture, reference.text, lines, hit, marks)
+    return Tile(image, reference.text, lines, hit, marks)
 
 
 if __name__ == "__main__":

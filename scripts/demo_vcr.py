@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheet = net.folder / "answers.png"
     draw_answers(rows, logits["answer"], run.world, sheet)
     demo.write_scores(net, {who: {name: demo.percent(found) for name, found in by.items()} for who, by in hits.items()})
-    pictures = len({row["img_fn"] for row in rows})
-    print(f"\nRight choices in percent on {len(rows)} questions about {pictures} held-out pictures")
-    print("blind: the choice whose words were most often right after the same question, without the picture\n")
+    images = len({row["img_fn"] for row in rows})
+    print(f"\nRight choices in percent on {len(rows)} questions about {images} held-out images")
+    print("blind: the choice whose words were most often right after the same question, without the image\n")
     print(table(rows, hits))
     print(f"\nmodels    {sources[0]}\n          {sources[1]}")
     print(f"results   {results[0]} ({SPLITS['test'].name})\n          {results[1]}\npictures  {sheet}")
@@ -80,7 +80,7 @@ def best(scores: Sequence[float]) -> int:
 
 
 def guess(training: Sequence[Row], rows: Sequence[Row], part: str) -> list[int]:
-    """Choices of someone who sees no picture: those whose words were right most often, after the words of the question.
+    """Choices of someone who sees no image: those whose words were right most often, after the words of the question.
 
     Things count by their place in the sentence, not by their number. Words that training did not have count as chance.
     """
@@ -118,7 +118,7 @@ def table(rows: Sequence[Row], hits: Mapping[str, Mapping[str, Sequence[bool]]])
 
 
 def draw_answers(rows: Sequence[Row], logits: Mapping[str, Sequence[float]], world: Path, path: Path) -> None:
-    """A sheet of held-out pictures with numbered boxes, the question, and its answers with their probabilities."""
+    """A sheet of held-out images with numbered boxes, the question, and its answers with their probabilities."""
     tiles = []
     folder = world / SPLITS["val"].name
     for row in rows:

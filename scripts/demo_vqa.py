@@ -42,22 +42,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_answers(rows, answers["VL-BERT"], run.world, sheet)
     demo.write_scores(net, scores)
 
-    pictures = len({row["image_id"] for row in rows})
-    print(f"\nAccuracy in percent on {len(rows)} questions about {pictures} held-out pictures")
-    print("majority: the most frequent answer; blind: the most frequent one to the same words, without the picture\n")
+    images = len({row["image_id"] for row in rows})
+    print(f"\nAccuracy in percent on {len(rows)} questions about {images} held-out images")
+    print("majority: the most frequent answer; blind: the most frequent one to the same words, without the image\n")
     print(table(scores))
     print(f"\nmodel     {loaded.source}\nresults   {result.path} ({SPLITS['test'].name})\npictures  {sheet}")
     print(f"wall time {run.seconds:.0f} s")
 
 
 def draw_answers(rows: Rows, answers: Answers, world: Path, path: Path) -> None:
-    """A sheet of held-out pictures with question, answer and truth."""
+    """A sheet of held-out images with question, answer and truth."""
     split, tiles = SPLITS["val"], []
     for row in rows:
         answer, truth = answers[row["question_id"]], row["multiple_choice_answer"]
         lines = [f"VL-BERT: {answer}"] if answer == truth else [f"VL-BERT: {answer}", f"truth: {truth}"]
-        picture = world / split.name / f"{image_name(split, row['image_id'])}.jpg"
-        tiles.append((row["question_type"], Tile(picture, row["question"], lines, correct=answer == truth)))
+        image = world / split.name / f"{image_name(split, row['image_id'])}.jpg"
+        tiles.append((row["question_type"], Tile(image, row["question"], lines, correct=answer == truth)))
     contact_sheet(demo.pick_tiles(tiles)).save(path)
 
 

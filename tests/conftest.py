@@ -36,7 +36,7 @@ def _own_log_handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up world of a dozen pictures in the formats of the real data."""
+    """A made-up world of a dozen images in the formats of the real data."""
     folder = tmp_path_factory.mktemp("world") / "world"
     write_world(folder, World(seed=3, train=4, val=3, test=2), force=False)
     return folder
@@ -52,7 +52,7 @@ def kit() -> Path:
 
 @pytest.fixture(scope="session")
 def vqa_ckpt(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VQA checkpoint with random weights that knows how to find boxes and compute features of made-up pictures."""
+    """A VQA checkpoint with random weights that knows how to find boxes and compute features of made-up images."""
     folder = tmp_path_factory.mktemp("vqa")
     settings = tiny_vqa(tiny_world, folder)
     settings["NETWORK"]["REGION_ENCODER"] = "module:data.scene_regions"
@@ -70,6 +70,6 @@ def vqa_predictor(vqa_ckpt: Path) -> Predictor:
 
 
 @pytest.fixture(scope="session")
-def picture(tiny_world: Path) -> Path:
-    """One of the world's pictures."""
+def image(tiny_world: Path) -> Path:
+    """One of the world's images."""
     return sorted((tiny_world / "val2014").glob("*.jpg"))[0]

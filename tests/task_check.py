@@ -49,7 +49,7 @@ class TaskCheck:
     """Needs the fixtures `task` and `cfg_path`, a YAML of a tiny world: dropout, flips, two micro-batches an update.
 
     without_gradient: parts of parameter names that rightly get none. scores: the prediction, one row a sample, that
-    must not depend on what else is in the batch. pixels: what makes the task one from pixels that evaluates by picture.
+    must not depend on what else is in the batch. pixels: what makes the task one from pixels that evaluates by image.
     """
 
     without_gradient: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ class TaskCheck:
         assert_same(other.state_dict(), model.state_dict())
 
     def test_a_predictor_sees_what_an_evaluation_sees(self, task, cfg, model, tmp_path):
-        """The same scores for the same picture, boxes and text, through samples of the two makings."""
+        """The same scores for the same image, boxes and text, through samples of the two makings."""
         predictor = self.predictor(task, cfg, model, tmp_path)
         for sample, asked in self.questions(task, cfg):
             with torch.no_grad():
@@ -217,11 +217,11 @@ class TaskCheck:
         assert path.read_bytes() == first
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_from_pixels_a_picture_is_encoded_once_in_evaluation(self, task, cfg, monkeypatch, workers):
-        """The records are those of samples that each have their own picture, in the same order."""
+    def test_from_pixels_a_image_is_encoded_once_in_evaluation(self, task, cfg, monkeypatch, workers):
+        """The records are those of samples that each have their own image, in the same order."""
         if not self.pixels:
-            pytest.skip(f"{task.name} has no evaluation by picture")
-        # A picture's features depend a little on how far it is padded for the others of its batch, so one at a time.
+            pytest.skip(f"{task.name} has no evaluation by image")
+        # An image's features depend a little on how far it is padded for the others of its batch, so one at a time.
         cfg = replace(cfg, {**self.pixels, "NUM_WORKERS_PER_GPU": workers, "VAL.BATCH_IMAGES": 1})
         torch.manual_seed(0)
         loaded = Loaded(task.build_model(cfg).eval(), torch.device("cpu"), Precision("fp32", "cpu"), Path())
@@ -233,24 +233,24 @@ class TaskCheck:
         for grouped in (False, True):
             towers.clear(), opened.clear()
             found[grouped], dataset = predict(task, replace(cfg, {"VAL.GROUP_PICTURES": grouped}), loaded, "val")
-            parts = [-(-n // MOST_SHARED) for n in Counter(dataset.picture_ids).values()]  # of the samples of a picture
+            parts = [-(-n // MOST_SHARED) for n in Counter(dataset.image_keys).values()]  # of the samples of an image
             count = sum(parts) if grouped else len(dataset)
             assert sum(map(len, towers)) == count and (workers or len(opened) == count)
-        assert len(set(dataset.picture_ids)) < len(dataset)
+        assert len(set(dataset.image_keys)) < len(dataset)
         assert_close(found[True], found[False])
 
-    def test_in_training_samples_of_a_picture_can_share_it(self, task, cfg):
-        """TRAIN.GROUP_PICTURES: the loss and gradients of the same samples with pictures of their own."""
+    def test_in_training_samples_of_a_image_can_share_it(self, task, cfg):
+        """TRAIN.GROUP_PICTURES: the loss and gradients of the same samples with images of their own."""
         if not self.pixels:
-            pytest.skip(f"{task.name} has no evaluation by picture")
+            pytest.skip(f"{task.name} has no evaluation by image")
         how = {"TRAIN.GROUP_PICTURES": True, "TRAIN.BATCH_IMAGES": 6, "TRAIN.SHUFFLE": True}
         cfg = replace(cfg, {**self.pixels, **how})
         loader = build_loader(master(task, cfg, "train"), cfg, "train", base_seed=3)
-        shared = next(b for b in loader.epoch(1) if b.picture is not None)
+        shared = next(b for b in loader.epoch(1) if b.image_row is not None)
         assert len(shared.image) < len(shared) == 6
         # In float64: kernels round batches of other sizes otherwise, and a relu that this turns on or off counts fully.
         shared = dataclasses.replace(shared, image=shared.image.double())
-        own = dataclasses.replace(shared, image=shared.image[shared.picture], picture=None)
+        own = dataclasses.replace(shared, image=shared.image[shared.image_row], image_row=None)
         torch.manual_seed(0)
         model = task.build_model(cfg).double().eval()
         losses, gradients = [], []

@@ -1,4 +1,4 @@
-"""VCR annotations (one JSON object a line) and the metadata of their pictures (spec 20 §1)."""
+"""VCR annotations (one JSON object a line) and the metadata of their images (spec 20 §1)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Annotation:
 class Annotations:
     """The annotations of a jsonl file in file order, every line checked at the start.
 
-    Only ids, picture names, labels and the place of each line stay in memory; an item is read again when it is asked
+    Only ids, image names, labels and the place of each line stay in memory; an item is read again when it is asked
     for, so that the loader's processes do not hold a copy of hundreds of megabytes each.
 
     with_labels: False does not look at the labels, which the test file lacks.
@@ -187,7 +187,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The detections of a picture in its own pixels.
+    """The detections of an image in its own pixels.
 
     boxes: float32 [n, 5], xyxy and the detector's score. polygons: outlines of each detection, lists of [x, y].
     width, height: pixels, None where the file does not say.
@@ -200,7 +200,7 @@ class Metadata:
 
 
 def read_metadata(path: str, num_objects: int, where: str = "the annotation") -> Metadata:
-    """The metadata JSON of a picture, a file or a member of a zip.
+    """The metadata JSON of an image, a file or a member of a zip.
 
     num_objects: detections that the annotation lists; where: which one. Raises FileNotFoundError, and DataError naming
     the file, and the counts where boxes, segms and objects are not equally many.

@@ -1,4 +1,4 @@
-"""VCR samples: a question, or a question with its answer, and four choices about a picture (spec 20 §2)."""
+"""VCR samples: a question, or a question with its answer, and four choices about an image (spec 20 §2)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.config import Config
 from common.data.dataset import TaskDataset
 from common.data.sample import Sample
 from common.data.text import BertTokenizer, load_tokenizer
@@ -30,7 +31,7 @@ RESERVED_POSITIONS = 2
 
 @dataclass(frozen=True)
 class Boxes:
-    """The boxes of a sample in pixels of the original picture, the whole image first where it is one.
+    """The boxes of a sample in pixels of the original image, the whole image first where it is one.
 
     boxes: float32 [R, 4]. classes: int64 [R]. masks: float32 [R, S, S]; or features: float32 [R, 2048].
     """
@@ -44,7 +45,7 @@ class Boxes:
 class VCRDataset(TaskDataset):
     """The questions of an annotation file.
 
-    images: folder of pictures and metadata, which may be inside of a zip ("<archive>.zip@/<folder>").
+    images: folder of images and metadata, which may be inside of a zip ("<archive>.zip@/<folder>").
     task: "Q2A" gives the four answers of the question; "QA2R" the four rationales of question and right answer.
     with_labels: targets {"label": int64 []}. Without labels (test) QA2R has all four answers as queries: 16 rows of
         text, row 4 * answer + rationale, never truncated.
@@ -54,7 +55,7 @@ class VCRDataset(TaskDataset):
     no_question: the query of QA2R is the answer alone. mask_size: side of the instance masks.
     walk_names: take names where the last sample stopped, as the original does, so that a sample depends on those
         before it; otherwise the first name is chosen by the annotation id.
-    region_path: region store of precomputed features, by the stems of pictures; no picture is opened then. zip_mode:
+    region_path: region store of precomputed features, by the stems of images; no image is opened then. zip_mode:
         take a zip there rather than a folder.
     seq_len: most word pieces of query and choice. max_positions: most positions of a row of text and what follows.
 
@@ -111,7 +112,7 @@ class VCRDataset(TaskDataset):
         return len(self.annotations)
 
     @property
-    def picture_ids(self) -> Sequence[int] | None:
+    def image_keys(self) -> Sequence[int] | None:
         if self._regions is not None or self.walk_names:  # the walk goes in the order of the file
             return None
         numbers: dict[str, int] = {}
@@ -129,8 +130,8 @@ class VCRDataset(TaskDataset):
         if self._regions is not None:
             width, height = self._listed_size(everything, metadata)
         else:
-            picture = self.pictures.read(f"{self.images}/{everything.img_fn}")
-            image, known = picture.image, picture.pixels
+            opened = self.image_reader.read(f"{self.images}/{everything.img_fn}")
+            image, known = opened.image, opened.pixels
             width, height = image.size
         annotation, keep = self.rows.relevant(everything)
         boxes = self._boxes(annotation, metadata, keep, width, height)
@@ -170,7 +171,7 @@ class VCRDataset(TaskDataset):
     # ------------------------------------------------------------------------------------------ boxes
 
     def metadata(self, annotation: Annotation) -> Metadata:
-        """All detections of the picture. annotation: with all of its objects. Raises what `read_metadata` raises."""
+        """All detections of the image. annotation: with all of its objects. Raises what `read_metadata` raises."""
         return read_metadata(f"{self.images}/{annotation.metadata_fn}", len(annotation.objects), annotation.where)
 
     def _boxes(self, annotation: Annotation, metadata: Metadata, keep: list[int], width: int, height: int) -> Boxes:
@@ -227,7 +228,7 @@ class VCRDataset(TaskDataset):
 
 
 def _check_stems(annotations: Annotations) -> None:
-    """Region stores know a picture by its stem. Raises DataError for two pictures with the same one."""
+    """Region stores know an image by its stem. Raises DataError for two images with the same one."""
     stems: dict[str, str] = {}
     for image in annotations.images:
         other = stems.setdefault(PurePosixPath(image).stem, image)
@@ -240,7 +241,7 @@ def row_layout(network: Any) -> str:
     return ANSWER_FIRST if network.ANSWER_FIRST else ONE_SENTENCE if network.QA_ONE_SENT else ""
 
 
-def build_dataset(cfg: Any, split: str, seq_len: int = MAX_TOKENS) -> VCRDataset:
+def build_dataset(cfg: Config, split: str, seq_len: int = MAX_TOKENS) -> VCRDataset:
     """The dataset of a config for "train", "val" or "test"; test has no labels.
 
     Raises ConfigError for switches at odds, and what VCRDataset raises.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.nn.bert import init_weights
 from common.nn.dropout import Dropout
@@ -127,7 +127,7 @@ class VLBertForVCR(nn.Module):
             features=batch.features,
             classes=batch.box_classes,
             box_masks=batch.box_masks,
-            picture=batch.picture,
+            image_row=batch.image_row,
         )
         return out.reps, out.class_loss
 
@@ -175,7 +175,7 @@ class VLBertForVCR(nn.Module):
         return scale * F.binary_cross_entropy_with_logits(logits.float(), target, weight)
 
 
-def build_model(cfg: Any) -> VLBertForVCR:
+def build_model(cfg: Config) -> VLBertForVCR:
     """The module of a VCR config with random weights; reads no file. ValueError for switches at odds."""
     network = cfg.NETWORK
     regulariser = network.ENABLE_CNN_REG_LOSS
@@ -210,7 +210,7 @@ def build_model(cfg: Any) -> VLBertForVCR:
     )
 
 
-def _check_regions(cfg: Any, bottom: bool) -> None:
+def _check_regions(cfg: Config, bottom: bool) -> None:
     """Raises ValueError where pixels or features cannot give what is asked. bottom: object classes from the CNN."""
     network, mask_size = cfg.NETWORK, cfg.DATASET.MASK_SIZE
     if network.BLIND:

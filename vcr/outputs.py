@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import save_array
@@ -19,7 +19,7 @@ from vcr.dataset import VCRDataset
 from vcr.result_table import write_table
 
 
-def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+def build_metrics(cfg: Config, training: bool) -> MetricGroup:
     """Acc, and in training the losses of TRAIN.LOSS_LOGGERS."""
     losses = [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS] if training else []
     return MetricGroup([Accuracy(), *losses])
@@ -55,5 +55,5 @@ def write_results(records: Sequence[Record], dataset: VCRDataset, path: Path) ->
     save_array(path.with_suffix(".npy"), probabilities)
 
 
-def result_name(cfg: Any, stem: str) -> str:
+def result_name(cfg: Config, stem: str) -> str:
     return f"{stem}_test_result_{cfg.DATASET.TASK}.csv"

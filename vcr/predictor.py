@@ -1,4 +1,4 @@
-"""Answers and the reasons for them, chosen from a list, for any picture."""
+"""Answers and the reasons for them, chosen from a list, for any image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.predict.predictor import (
     Prepared,
     ranked,
 )
-from common.predict.user_images import Picture, whole_box
+from common.predict.user_images import UserImage, whole_box
 from vcr.annotations import CATEGORY_IDS, Annotation, Text
 from vcr.dataset import RESERVED_POSITIONS, row_layout
 from vcr.masks import instance_mask
@@ -59,8 +59,8 @@ class VCRPredictor(Predictor):
     def sees_regions(self) -> bool:
         return not (self.cfg.NETWORK.BLIND or self.cfg.NETWORK.NO_OBJ_ATTENTION)
 
-    def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
-        found = self.pictures.regions(picture, boxes).boxes
+    def build(self, image: UserImage, boxes: Any, asked: dict[str, Any]) -> Prepared:
+        found = self.images.regions(image, boxes).boxes
         everything = self._annotation(asked, len(found))
         annotation, keep = self.builder.relevant(everything)
         names = replacement_names(annotation.objects)
@@ -73,15 +73,15 @@ class VCRPredictor(Predictor):
         classes = [CATEGORY_IDS[name] for name in annotation.objects]
         shown, numbers, masks = found[keep], [str(i + 1) for i in keep], masks[keep]
         if self.image_box:
-            shown, classes, numbers = torch.cat([whole_box(picture), shown]), [0, *classes], ["image", *numbers]
+            shown, classes, numbers = torch.cat([whole_box(image), shown]), [0, *classes], ["image", *numbers]
             masks = torch.cat([torch.ones(1, *masks.shape[1:]), masks])
         if not len(shown):
             raise InputError("boxes: no box is mentioned, and this model does not see the whole image as one")
         ids, segments, tags = ([torch.tensor(row[i]) for row in rows] for i in range(3))
         sample = self.sample(
-            picture,
+            image,
             shown,
-            self._features(picture, found, shown, masks),
+            self._features(image, found, shown, masks),
             box_classes=torch.tensor(classes),
             text_ids=ids,
             segment_ids=segments,
@@ -89,7 +89,7 @@ class VCRPredictor(Predictor):
         )
         asked = {**asked, "choices": asked["rationales"] if self.builder.task == QA2R else asked["answers"]}
         tokens = [row[0] for row in rows]
-        return Prepared(sample, picture.image.size, shown, numbers, tokens, asked, notes, group=len(tokens))
+        return Prepared(sample, image.pixels.size, shown, numbers, tokens, asked, notes, group=len(tokens))
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         best = ranked(output.predictions["label_logits"][index].float().softmax(-1), top_k)
@@ -97,16 +97,16 @@ class VCRPredictor(Predictor):
         answers = [{"answer": _as_string(choices[i]), "probability": p, "index": i} for i, p in best]
         return self.prediction(prepared, answers), best[0][0]
 
-    def _features(self, picture: Picture, found: Tensor, boxes: Tensor, masks: Tensor) -> Tensor | None:
+    def _features(self, image: UserImage, found: Tensor, boxes: Tensor, masks: Tensor) -> Tensor | None:
         """Features [R, 2048] of the boxes that are shown; precomputed ones know no masks. found: [n, 4], all boxes."""
-        if self.pictures.encode_regions is None:
+        if self.images.encode_regions is None:
             return None
         if not self.cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
-            return self.pictures.encode(picture, boxes, masks)
+            return self.images.encode(image, boxes, masks)
         if not self.image_box:
-            return self.pictures.encode(picture, boxes)
-        whole = self.pictures.whole(picture, self.pictures.encode(picture, found))
-        return torch.cat([whole[None], self.pictures.encode(picture, boxes[1:])]) if len(boxes) > 1 else whole[None]
+            return self.images.encode(image, boxes)
+        whole = self.images.whole(image, self.images.encode(image, found))
+        return torch.cat([whole[None], self.images.encode(image, boxes[1:])]) if len(boxes) > 1 else whole[None]
 
     def _annotation(self, asked: dict[str, Any], count: int) -> Annotation:
         objects = _list(asked, "objects")

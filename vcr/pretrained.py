@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
+
+from common.config import Config
 
 State = dict[str, Tensor]
 RELATIONSHIP = "vlbert._module.relationsip_head.caption_image_relationship"
 TOKEN_TYPES = "vlbert._module.token_type_embeddings.weight"
 
 
-def adapt_pretrained(cfg: Any) -> Callable[[State], State]:
+def adapt_pretrained(cfg: Config) -> Callable[[State], State]:
     """LOAD_REL_HEAD: the 1fc classifier starts as the difference of the two relationship logits.
     PARTIAL_PRETRAIN_SEGMB_INIT: the second text segment starts like the first."""
     network = cfg.NETWORK

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from common.config import Config
 
 LETTERS = {"a": "Q2A", "r": "QA2R"}
 
@@ -18,7 +19,7 @@ class Half:
     """One net. letter: "a" or "r". ckpt: None for the best checkpoint of the config's training run."""
 
     letter: str
-    cfg: Any
+    cfg: Config
     cfg_path: Path
     ckpt: Path | None
 

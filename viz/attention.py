@@ -1,4 +1,4 @@
-"""Attention of a model on one picture and text, as one HTML file that works offline.
+"""Attention of a model on one image and text, as one HTML file that works offline.
 
 python -m viz.attention --ckpt FILE --image a.jpg --text "what color is the square?" -o report.html
 python -m viz.attention --map maps/attention_probs/139.npy -o report.html          of pretrain/vis_attention_maps.py
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_predictor_arguments(parser, required=False)
     parser.add_argument("--map", type=Path, metavar="FILE", help="attention that was written before, instead of --ckpt")
     parser.add_argument("--task", help="task of a checkpoint that does not say it")
-    parser.add_argument("--image", metavar="FILE", help="of a --map: where its picture is now")
+    parser.add_argument("--image", metavar="FILE", help="of a --map: where its image is now")
     parser.add_argument("--text", help="question, expression or caption")
     parser.add_argument("--boxes-json", type=json.loads, metavar="LIST", help="[[x1, y1, x2, y2], ...] in pixels")
     parser.add_argument(
@@ -61,13 +61,15 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"--field {text!r}: expected NAME=JSON: {error}") from error
     asked[predictor.text_field] = args.text
     prediction = predictor(args.image, boxes=args.boxes_json, attention=True, **asked)
-    picture = predictor.pictures.open(args.image)
-    title = f"{picture.name}: {args.text}"
-    return make_capture(prediction, picture.image, title, predictor.task, predictor.source.name, args.text)
+    image = predictor.images.open(args.image)
+    title = f"{image.name}: {args.text}"
+    return make_capture(prediction, image.pixels, title, predictor.task, predictor.source.name, args.text)
 
 
-def read_map(path: Path, image: str | None) -> dict[str, Any]:
-    """The capture of a file of maps, and of what is told about its slots beside it. image: where the picture is.
+def read_map(path: Path, image_path: str | None) -> dict[str, Any]:
+    """The capture of a file of maps, and of what the file beside it holds about its slots.
+
+    image_path: where the image is now, if it was moved.
 
     Raises DataError for files that do not belong together.
     """
@@ -93,8 +95,8 @@ def read_map(path: Path, image: str | None) -> dict[str, Any]:
         raise DataError(f"{beside}: not what vis_attention_maps.py writes: {error!r}") from error
     if attention.shape[2:] != (len(slots), len(slots)):
         raise DataError(f"{path}: {list(attention.shape)}, but {beside} has {len(slots)} slots")
-    picture = load_image(image or about["image"]["path"])
-    return make_capture(prediction, picture, f"{path.stem}: {about['text']}", "pretrain", path.name, about["text"])
+    image = load_image(image_path or about["image"]["path"])
+    return make_capture(prediction, image, f"{path.stem}: {about['text']}", "pretrain", path.name, about["text"])
 
 
 if __name__ == "__main__":

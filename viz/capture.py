@@ -2,8 +2,8 @@
 
 format     1
 title, task, model, text     for reading
-image      {"src": data URI, "width", "height"} in pixels of the picture; no src where the page has it
-boxes      [R, 4] xyxy in pixels of the picture; names: of each
+image      {"src": data URI, "width", "height"} in pixels of the image; no src where the page has it
+boxes      [R, 4] xyxy in pixels of the image; names: of each
 slots      the sequence of the encoder: {"kind", "text", "word", "box"}, see common.inference.Slot
 layers, heads, size          of the attention, size = number of slots
 attention  base64 of uint16, little-endian, [layers, heads, size, size]: round(65535 * weight); axis 2 is the slot
@@ -25,7 +25,7 @@ from common.predict.predictor import Prediction
 
 FORMAT = 1
 SCALE = 65535
-SHOWN_SIDE = 800  # pixels of the longer side of the picture in a report
+SHOWN_SIDE = 800  # pixels of the longer side of the image in a report
 
 
 def make_capture(
@@ -65,7 +65,7 @@ def quantise(attention: Tensor) -> str:
 
 
 def data_uri(image: Image.Image) -> str:
-    """The picture, not larger than SHOWN_SIDE, as a JPEG inside a URI."""
+    """The image, not larger than SHOWN_SIDE, as a JPEG inside a URI."""
     shown = image.convert("RGB")
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     file = io.BytesIO()

@@ -1,8 +1,8 @@
-"""A page in the browser: give it a picture, boxes and a text; see answers, what they depend on, and the attention.
+"""A page in the browser: give it an image, boxes and a text; see answers, what they depend on, and the attention.
 
 python -m viz.serve --ckpt FILE            then open the address that it prints
 
-It listens on this machine alone unless --host says otherwise. Pictures stay in memory, the newest ones only.
+It listens on this machine alone unless --host says otherwise. Images stay in memory, the newest ones only.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_UPLOAD = 20 * 2**20  # bytes of a file
-MAX_PIXELS = 50_000_000  # of a picture before it is made smaller
-MAX_SIDE = 1600  # pixels of a picture as it is kept; models see less
+MAX_PIXELS = 50_000_000  # of an image before it is made smaller
+MAX_SIDE = 1600  # pixels of an image as it is kept; models see less
 MIN_SIDE = 8
 MAX_PICTURES = 32
 MAX_BODY = 2**20  # bytes of a question
@@ -51,28 +51,28 @@ class RequestError(Exception):
 
 
 class Gallery:
-    """The newest pictures by name, bounded in number; safe for threads."""
+    """The newest images by name, bounded in number; safe for threads."""
 
     def __init__(self, limit: int = MAX_PICTURES) -> None:
         self._limit, self._lock = limit, threading.Lock()
-        self._pictures: OrderedDict[str, bytes] = OrderedDict()
+        self._images: OrderedDict[str, bytes] = OrderedDict()
 
     def add(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()[:24]
         with self._lock:
-            self._pictures[name] = data
-            self._pictures.move_to_end(name)
-            while len(self._pictures) > self._limit:
-                self._pictures.popitem(last=False)
+            self._images[name] = data
+            self._images.move_to_end(name)
+            while len(self._images) > self._limit:
+                self._images.popitem(last=False)
         return name
 
     def get(self, name: Any) -> bytes:
-        """The PNG of a picture. Raises RequestError for one that is gone."""
+        """The PNG of an image. Raises RequestError for one that is gone."""
         with self._lock:
-            if not isinstance(name, str) or name not in self._pictures:
-                raise RequestError(404, "this picture is no longer kept here: give it again")
-            self._pictures.move_to_end(name)
-            return self._pictures[name]
+            if not isinstance(name, str) or name not in self._images:
+                raise RequestError(404, "this image is no longer kept here: give it again")
+            self._images.move_to_end(name)
+            return self._images[name]
 
 
 class Turnstile:
@@ -91,16 +91,16 @@ class Turnstile:
         self._places.release()
 
 
-def read_picture(data: bytes) -> bytes:
+def read_image(data: bytes) -> bytes:
     """An upload as the PNG that is kept: upright, RGB, the first frame, at most MAX_SIDE. Raises RequestError."""
     from PIL import Image, ImageOps
 
     if not data:
-        raise RequestError(400, "an empty file: expected a picture")
+        raise RequestError(400, "an empty file: expected an image")
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            raise RequestError(413, f"a picture of {image.width} x {image.height} pixels: at most 50 million fit here")
+            raise RequestError(413, f"an image of {image.width} x {image.height} pixels: at most 50 million fit here")
         frames = getattr(image, "n_frames", 1)
         image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG is decoded small where that is enough
         image = ImageOps.exif_transpose(image)
@@ -113,15 +113,15 @@ def read_picture(data: bytes) -> bytes:
     except Exception as error:  # decoders raise whatever they like on damaged files
         log.info("upload of %d bytes: %s", len(data), error)
         raise RequestError(
-            415, f"this file of {len(data)} bytes is no picture that can be read here, or it is cut off"
+            415, f"this file of {len(data)} bytes is no image that can be read here, or it is cut off"
         ) from error
     if min(image.size) < MIN_SIDE:
         raise RequestError(
-            400, f"a picture of {image.width} x {image.height} pixels: expected at least {MIN_SIDE} a side"
+            400, f"an image of {image.width} x {image.height} pixels: expected at least {MIN_SIDE} a side"
         )
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     if min(image.size) < 2:
-        raise RequestError(400, "this picture is too narrow: made small enough, nothing is left of it")
+        raise RequestError(400, "this image is too narrow: made small enough, nothing is left of it")
     if frames > 1:
         log.info("an animation of %d frames: the first is taken", frames)
     file = io.BytesIO()
@@ -151,33 +151,33 @@ class Service:
         """Keep an upload; its name, its size, and boxes where there is a source of them."""
         from common.predict.predictor import INPUT_ERRORS
 
-        png = read_picture(data)
+        png = read_image(data)
         name = self.gallery.add(png)
         boxes: list[list[float]] = []
         with self.turnstile:
-            picture = self.predictor.pictures.open(png)
-            if self.predictor.pictures.source is not None:
+            image = self.predictor.images.open(png)
+            if self.predictor.images.source is not None:
                 try:
-                    boxes = self.predictor.pictures.regions(picture).boxes.tolist()
+                    boxes = self.predictor.images.regions(image).boxes.tolist()
                 except INPUT_ERRORS as error:
                     log.info("no boxes: %s", error)
-        size = picture.image.size
+        size = image.pixels.size
         return {
-            "picture": name,
+            "image": name,
             "width": size[0],
             "height": size[1],
             "boxes": [[round(x, 1) for x in b] for b in boxes[:MAX_BOXES]],
         }
 
     def ask(self, body: Any) -> dict[str, Any]:
-        """body: {"picture", "boxes", "fields": {...}, "attention": bool, "also": [keys]}: the best answers, those of
+        """body: {"image", "boxes", "fields": {...}, "attention": bool, "also": [keys]}: the best answers, those of
         `also` whatever their rank, and the capture for the viewer."""
         from common.predict.predictor import INPUT_ERRORS
         from viz.capture import make_capture
 
         if not isinstance(body, dict) or not isinstance(body.get("fields"), dict):
-            raise RequestError(400, 'expected {"picture", "boxes", "fields"}')
-        png, boxes, fields = self.gallery.get(body.get("picture")), body.get("boxes"), body["fields"]
+            raise RequestError(400, 'expected {"image", "boxes", "fields"}')
+        png, boxes, fields = self.gallery.get(body.get("image")), body.get("boxes"), body["fields"]
         if not isinstance(boxes, list) or len(boxes) > MAX_BOXES:
             raise RequestError(400, f"boxes: expected a list of at most {MAX_BOXES}")
         for name, value in fields.items():
@@ -274,12 +274,12 @@ def create_app(service: Service, hosts: Sequence[str] = ("localhost", "127.0.0.1
     def about() -> Response:
         return jsonify(service.about())
 
-    @app.post("/api/picture")
-    def picture() -> Response:
+    @app.post("/api/image")
+    def image() -> Response:
         return jsonify(service.add(request.get_data(cache=False)))
 
-    @app.get("/api/picture/<name>")
-    def show_picture(name: str) -> Response:
+    @app.get("/api/image/<name>")
+    def show_image(name: str) -> Response:
         return Response(service.gallery.get(name), mimetype="image/png")
 
     @app.post("/api/ask")

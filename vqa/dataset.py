@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.config import Config
 from common.data.dataset import TaskDataset
 from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
@@ -77,8 +77,8 @@ class VQADataset(TaskDataset):
         if self.precomputed:
             width, height = self.image_size(question)
         else:
-            picture = self.pictures.read(self.image_path(question))
-            image, known = picture.image, picture.pixels
+            opened = self.image_reader.read(self.image_path(question))
+            image, known = opened.image, opened.pixels
             width, height = image.size
         boxes, features = self._boxes(regions, width, height, question)
         im_info = torch.tensor([width, height, 1.0, 1.0])
@@ -97,7 +97,7 @@ class VQADataset(TaskDataset):
         )
 
     @property
-    def picture_ids(self) -> Sequence[int] | None:
+    def image_keys(self) -> Sequence[int] | None:
         return None if self.precomputed else [q.image_id for q in self.questions]
 
     @property
@@ -145,7 +145,7 @@ class VQADataset(TaskDataset):
         return with_image_box(boxes, features, regions.image_feature, width, height)
 
     def _text(self, question: Question, flipped: bool) -> tuple[Tensor, Tensor]:
-        """`[CLS] question [SEP] [MASK] [SEP]`; a flipped picture swaps left and right."""
+        """`[CLS] question [SEP] [MASK] [SEP]`; a flipped image swaps left and right."""
         words = question.text
         if isinstance(words, tuple):  # imdb: the swap is on words, before word pieces
             tokens = self.tokenizer.tokenize(" ".join(swap_left_right(words) if flipped else words))
@@ -167,7 +167,7 @@ def question_row(ids: list[int], tokenizer: BertTokenizer) -> tuple[Tensor, Tens
     return torch.tensor(text_ids), torch.tensor(segment_ids)
 
 
-def load_answers(cfg: Any) -> AnswerVocabulary:
+def load_answers(cfg: Config) -> AnswerVocabulary:
     """The answers of a config. Raises FileNotFoundError, and DataError for another number of them."""
     dataset = cfg.DATASET
     vocabulary = AnswerVocabulary.load(dataset.ANSWER_VOCAB_FILE, processed=not dataset.USE_IMDB)
@@ -179,7 +179,7 @@ def load_answers(cfg: Any) -> AnswerVocabulary:
     return vocabulary
 
 
-def build_dataset(cfg: Any, split: str) -> VQADataset:
+def build_dataset(cfg: Config, split: str) -> VQADataset:
     """The dataset of a config for "train", "val" or "test"; test has no answers."""
     dataset = cfg.DATASET
     if dataset.DATASET != "vqa":

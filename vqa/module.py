@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import build_classifier
@@ -42,7 +41,7 @@ class VLBertForVQA(nn.Module):
         predictions: label_logits [B, V]. losses: ans_loss.
         """
         regions = self.image_feature_extractor(
-            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, picture=batch.picture
+            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, image_row=batch.image_row
         ).reps  # (B, R, D)
         text_visual = regions[:, :1].expand(-1, batch.text_ids.shape[1], -1)  # every word looks at the first box
         if self.no_grounding:
@@ -68,7 +67,7 @@ class VLBertForVQA(nn.Module):
         return ModelOutput({"label_logits": logits}, loss, {"ans_loss": loss})
 
 
-def build_model(cfg: Any) -> VLBertForVQA:
+def build_model(cfg: Config) -> VLBertForVQA:
     """The module of a VQA config with random weights; reads no file."""
     network = cfg.NETWORK
     classifier = build_classifier(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
@@ -14,7 +15,7 @@ from common.train.metrics import Mean, MetricGroup, SoftAccuracy
 from vqa.dataset import VQADataset
 
 
-def build_metrics(cfg: Any, training: bool) -> MetricGroup:
+def build_metrics(cfg: Config, training: bool) -> MetricGroup:
     """SoftAcc, and in training the losses of TRAIN.LOSS_LOGGERS."""
     losses = [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS] if training else []
     return MetricGroup([SoftAccuracy(), *losses])
@@ -39,5 +40,5 @@ def write_answers(records: Sequence[dict[str, Any]], dataset: VQADataset, path: 
     write_text(path, json.dumps([{"question_id": i, "answer": answers[i]} for i in questions]))
 
 
-def result_name(cfg: Any, stem: str) -> str:
+def result_name(cfg: Config, stem: str) -> str:
     return f"{stem}_vqa2_{cfg.DATASET.TEST_IMAGE_SET}.json"

@@ -1,4 +1,4 @@
-"""Answers to questions about any picture."""
+"""Answers to questions about any image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.predict.predictor import (
     Prepared,
     ranked,
 )
-from common.predict.user_images import Picture
+from common.predict.user_images import UserImage
 from vqa.dataset import RESERVED_POSITIONS, load_answers, question_row
 from vqa.predict import FIELDS
 
@@ -27,8 +27,8 @@ class VQAPredictor(Predictor):
         super().__init__(*args)
         self.answers = load_answers(self.cfg).answers
 
-    def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
-        return self.one_text(picture, boxes, asked, question_row, RESERVED_POSITIONS)
+    def build(self, image: UserImage, boxes: Any, asked: dict[str, Any]) -> Prepared:
+        return self.one_text(image, boxes, asked, question_row, RESERVED_POSITIONS)
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         best = ranked(output.predictions["label_logits"][index].float().sigmoid(), top_k)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
+from common.config import Config
 from common.data.text import BertTokenizer
 from common.task import Task
 from common.weights.foreign import find_language_weights, load_head_transform, read_tensors
@@ -20,7 +20,7 @@ from vqa.predictor import VQAPredictor
 log = logging.getLogger(__name__)
 
 
-def after_loading(model: VLBertForVQA, dataset: VQADataset, cfg: Any) -> None:
+def after_loading(model: VLBertForVQA, dataset: VQADataset, cfg: Config) -> None:
     """CLASSIFIER_PRETRAINED fills the classifier's rows with word embeddings, "mlm" its transform with BERT's."""
     network = cfg.NETWORK
     if network.CLASSIFIER_TYPE == "mlm" and not network.PARTIAL_PRETRAIN:
@@ -31,7 +31,9 @@ def after_loading(model: VLBertForVQA, dataset: VQADataset, cfg: Any) -> None:
         log.info("%s", report or "no masked-language head to start the answer head from: it starts random")
     if network.CLASSIFIER_PRETRAINED:
         words = model.vlbert.word_embeddings.weight.detach()
-        init_classifier_rows(model.final_mlp[-1], words, dataset.vocabulary.answers, dataset.tokenizer)
+        classifier = model.final_mlp[-1]
+        assert isinstance(classifier, nn.Linear)
+        init_classifier_rows(classifier, words, dataset.vocabulary.answers, dataset.tokenizer)
 
 
 def init_classifier_rows(

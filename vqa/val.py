@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import add_config_arguments, guarded_on, load_run_config
+from common.config import Config
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace) -> None:
         write_text(Path(args.out), json.dumps(scores, indent=2) + "\n")
 
 
-def _predict(cfg: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+def _predict(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
     from common.task import load_task
     from common.train.run import predict
     from common.weights.restore import load_trained

@@ -255,7 +255,7 @@ NETWORK = (
         "NETWORK.REGION_ENCODER",
         "str",
         "",
-        "what computes the features of new pictures for a model of precomputed ones: resnet:FILE or module:NAME; "
+        "what computes the features of new images for a model of precomputed ones: resnet:FILE or module:NAME; "
         "empty: the ResNet of IMAGE_PRETRAINED",
         ours=True,
     ),
@@ -440,7 +440,7 @@ TRAIN = (
         "TRAIN.GROUP_PICTURES",
         "bool",
         False,
-        "samples of a picture follow each other and share it; they are flipped alike",
+        "samples of an image follow each other and share it; they are flipped alike",
         tasks=VCR + VQA + REFCOCO,
         ours=True,
     ),
@@ -491,7 +491,7 @@ TRAIN = (
     Key("TRAIN.VISUAL_SCALE_CLIP_GRAD_NORM", "int", -1, "dead", tasks=VCR + VQA + REFCOCO, read=NOBODY),
 )
 
-GROUPED = "from pixels, BATCH_IMAGES counts pictures, with all of their samples, so that each is encoded once"
+GROUPED = "from pixels, BATCH_IMAGES counts images, with all of their samples, so that each is encoded once"
 
 VAL = (
     Key("VAL.SHUFFLE", "bool", False, "shuffle the validation data"),

@@ -38,7 +38,7 @@ def collate(samples: Sequence[Sample], read: bool = True) -> Batch:
     shared = len(by_image) < len(samples) and samples[0].image is not None
     batch = Batch(
         image=_padded([*by_image.values()], "image", PAD_VALUES["image"]),
-        picture=torch.tensor([row[id(sample.image)] for sample in samples]) if shared else None,
+        image_row=torch.tensor([row[id(sample.image)] for sample in samples]) if shared else None,
         ids=[sample.id for sample in samples],
         im_info=torch.stack([sample.im_info for sample in samples]),
         box_mask=pad_stack([torch.ones(len(sample.boxes), dtype=torch.bool) for sample in samples], False),

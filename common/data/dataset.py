@@ -29,21 +29,21 @@ class TaskDataset(Dataset[Sample]):
         return self.sample(index, random.Random(seed))
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
-        """The samples of a batch. A picture that several of them show the same way is read and resized once."""
-        with self.pictures.keeping():
+        """The samples of a batch. An image that several of them show the same way is read and resized once."""
+        with self.image_reader.keeping():
             return [self[key] for key in keys]
 
     @cached_property
-    def pictures(self) -> ImageReader:
-        """What a dataset reads its pictures with, if samples of one picture may share the tensor of its pixels."""
+    def image_reader(self) -> ImageReader:
+        """What a dataset reads its images with, if samples of one image may share the tensor of its pixels."""
         return ImageReader()
 
     @property
-    def picture_ids(self) -> Sequence[int] | None:
-        """A number for the picture of each sample, None where a batch gains nothing from samples that share one."""
+    def image_keys(self) -> Sequence[int] | None:
+        """A number for the image of each sample, None where a batch gains nothing from samples that share one."""
         return None
 
     @property
     def group_ids(self) -> Sequence[int]:
-        """0 for a landscape picture, 1 for a portrait one; for batches of one orientation."""
+        """0 for a landscape image, 1 for a portrait one; for batches of one orientation."""
         raise NotImplementedError(f"{type(self).__name__} does not support TRAIN.ASPECT_GROUPING")

@@ -9,11 +9,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
+from common.config import Config
 from common.data.collate import collate
 from common.data.dataset import TaskDataset
 from common.data.sample import Batch
@@ -28,7 +29,7 @@ class BatchLoader:
     """Batches of one split in a reproducible order, from any position of any epoch.
 
     Training pads the order so that every rank has the same number of batches; evaluation gives each sample once.
-    pictures: samples of a picture follow each other and share it, if the dataset says which they are.
+    images: samples of an image follow each other and share it, if the dataset says which they are.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class BatchLoader:
         shuffle: bool = False,
         training: bool = False,
         aspect_grouping: bool = False,
-        pictures: bool = False,
+        images: bool = False,
         num_workers: int = 0,
         base_seed: int = 0,
         rank: int = 0,
@@ -46,14 +47,14 @@ class BatchLoader:
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
-        picture_ids = dataset.picture_ids if pictures else None
-        if pictures and training and picture_ids is None:
+        image_keys = dataset.image_keys if images else None
+        if images and training and image_keys is None:
             raise DataError("TRAIN.GROUP_PICTURES true: samples with precomputed features share no pixels")
         self.batch_sampler = BatchSampler(
             EpochSampler(
                 *(len(dataset), shuffle, rank, world),
                 pad=training,
-                pictures=picture_ids,
+                images=image_keys,
             ),
             batch_size,
             dataset.group_ids if aspect_grouping else None,
@@ -178,7 +179,7 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 
 def build_loader(
     dataset: TaskDataset | Sequence[TaskDataset],
-    cfg: Any,
+    cfg: Config,
     split: str,
     base_seed: int = 0,
     rank: int = 0,
@@ -200,7 +201,7 @@ def build_loader(
             shuffle=section.SHUFFLE and not in_order and split != "test",
             training=training,
             aspect_grouping=split == "train" and section.ASPECT_GROUPING,
-            pictures=section.get("GROUP_PICTURES", False),
+            images=section.get("GROUP_PICTURES", False),
             num_workers=workers,
             base_seed=base_seed,
             rank=rank,

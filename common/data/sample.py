@@ -68,7 +68,7 @@ class Batch:
     """Padded samples. Every field of Sample with a leading axis B, plus the masks of what is real.
 
     box_mask: bool [B, R]. text_mask: bool [B, T] or [B, C, T]. ids: list of the B sample ids.
-    image: float32 [P, 3, height, width], each picture once. picture: int64 [B], the row of `image` of a sample; None
+    image: float32 [P, 3, height, width], each image once. image_row: int64 [B], the row of `image` of a sample; None
     where each sample has its own.
     stored: the features of the B samples on their way from a worker, which `read` puts into `features`; None otherwise.
     auxiliary: batches of further datasets for the same step (pretraining on plain text beside captions).
@@ -82,7 +82,7 @@ class Batch:
     segment_ids: Tensor
     text_mask: Tensor
     image: Tensor | None = None
-    picture: Tensor | None = None
+    image_row: Tensor | None = None
     features: Tensor | None = None
     box_classes: Tensor | None = None
     box_masks: Tensor | None = None

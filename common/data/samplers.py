@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 LARGE = 1 << 24  # samples; a written-out permutation of so many takes 128 MiB in every process
 FEISTEL_ROUNDS = 6
-MOST_SHARED = 8  # samples of a batch in evaluation for each of its pictures: RefCOCO+ has 7 on average, VCR 2.6
+MOST_SHARED = 8  # samples of a batch in evaluation for each of its images: RefCOCO+ has 7 on average, VCR 2.6
 _MASK64 = (1 << 64) - 1
 
 
@@ -41,10 +41,10 @@ class EpochSampler:
     length: size of the dataset. shuffle: a permutation seeded by epoch + seed; seed 0 gives the original's order.
     pad: the order is extended by its own head until every rank has equally many (training); without, each sample
     belongs to exactly one rank (evaluation).
-    pictures: the picture of each sample of the dataset, or None. With them the samples of a picture follow each other,
+    images: the image of each sample of the dataset, or None. With them the samples of an image follow each other,
     in their order, from where the first of them stood.
     From LARGE samples on the permutation is computed position by position, so that memory does not grow.
-    Raises ValueError for an empty dataset, a rank outside the world, or pictures of another dataset.
+    Raises ValueError for an empty dataset, a rank outside the world, or images of another dataset.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class EpochSampler:
         world: int = 1,
         pad: bool = True,
         seed: int = 0,
-        pictures: Sequence[int] | None = None,
+        images: Sequence[int] | None = None,
     ) -> None:
         if length < 1:
             raise ValueError("the dataset has no samples: check the image set and the annotation file of this split")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} in a world of {world}")
         self.length, self.shuffle, self.rank, self.world, self.pad, self.seed = length, shuffle, rank, world, pad, seed
-        if pictures is not None and len(pictures) != length:
-            raise ValueError(f"{len(pictures)} pictures for a dataset of {length} samples")
-        self.pictures = None if pictures is None else torch.as_tensor(pictures)
+        if images is not None and len(images) != length:
+            raise ValueError(f"{len(images)} images for a dataset of {length} samples")
+        self.images = None if images is None else torch.as_tensor(images)
         self._kept: tuple[int, Tensor] | None = None  # the permutation of the last epoch that was asked for
 
     @property
@@ -75,9 +75,9 @@ class EpochSampler:
     def part(self, epoch: int, start: int, stop: int) -> Tensor:
         """int64 [stop - start]: the samples at these positions of the epoch's order, which goes round and round."""
         positions = torch.arange(start, stop) % self.length
-        if not self.shuffle and self.pictures is None:
+        if not self.shuffle and self.images is None:
             return positions
-        if self.length >= LARGE and self.pictures is None:
+        if self.length >= LARGE and self.images is None:
             return scattered(positions, self.length, self.seed + epoch)
         if self._kept is None or self._kept[0] != epoch:
             self._kept = epoch, self._written_out(epoch)
@@ -87,7 +87,7 @@ class EpochSampler:
         order = torch.arange(self.length)
         if self.shuffle:
             order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch))
-        return order if self.pictures is None else together(order, self.pictures)
+        return order if self.images is None else together(order, self.images)
 
     def indices(self, epoch: int) -> Tensor:
         """This rank's contiguous part of the padded order: int64 [count]."""
@@ -120,24 +120,24 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, keys: Sequence[np.uint
     return left << half | right
 
 
-def together(order: Tensor, pictures: Tensor) -> Tensor:
-    """`order` [n], changed so that the samples of a picture follow each other from where the first of them stood.
+def together(order: Tensor, images: Tensor) -> Tensor:
+    """`order` [n], changed so that the samples of an image follow each other from where the first of them stood.
 
-    pictures: int64 [length of the dataset].
+    images: int64 [length of the dataset].
     """
-    _, group = pictures[order].unique(return_inverse=True)
+    _, group = images[order].unique(return_inverse=True)
     places = torch.arange(len(order))
     first = places.new_full((len(order),), len(order)).scatter_reduce(0, group, places, "amin")
     return order[first[group].argsort(stable=True)]
 
 
-def picture_batches(order: Tensor, pictures: Tensor, batch_size: int) -> list[Tensor]:
-    """Batches of all samples of up to `batch_size` pictures, and of up to MOST_SHARED times as many samples.
+def image_batches(order: Tensor, images: Tensor, batch_size: int) -> list[Tensor]:
+    """Batches of all samples of up to `batch_size` images, and of up to MOST_SHARED times as many samples.
 
-    order: as `together` gives it. A picture with more samples than a batch can have is in several batches.
+    order: as `together` gives it. An image with more samples than a batch can have is in several batches.
     """
     most = MOST_SHARED * batch_size
-    _, runs = pictures[order].unique_consecutive(return_counts=True)
+    _, runs = images[order].unique_consecutive(return_counts=True)
     batches, start, samples, count = [], 0, 0, 0  # of the batch that is being filled
     for run in (part for size in runs.tolist() for part in [most] * (size // most) + [size % most] if part):
         if count == batch_size or samples + run > most:
@@ -169,8 +169,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     dealt once more, so that every rank has equally many. A sampler that does not pad (evaluation) gives each rank
     contiguous whole batches of the one order: ranks may differ by a batch, and every batch is what one process would
     have computed, to the last bit.
-    A sampler that knows pictures gives evaluation batches of `batch_size` pictures with all of their samples
-    (`picture_batches`); in training a batch stays one of `batch_size` samples, and the samples of a picture have one
+    A sampler that knows images gives evaluation batches of `batch_size` images with all of their samples
+    (`picture_batches`); in training a batch stays one of `batch_size` samples, and the samples of an image have one
     seed, so that they show it the same way.
 
     The position is where the next iteration starts, which only its user moves: loader workers run ahead of training,
@@ -189,7 +189,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.group_ids = None if group_ids is None else torch.as_tensor(group_ids)
         self.epoch = self.start_batch = 0
         # Batches that do not follow from their number: those of the last epoch are kept.
-        self._written = group_ids is not None or (sampler.pictures is not None and not sampler.pad)
+        self._written = group_ids is not None or (sampler.images is not None and not sampler.pad)
         self._dealt: tuple[int, list[Tensor]] | None = None
         self._length = self._count()
 
@@ -218,8 +218,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
             if self.group_ids is not None:
                 batches = grouped_batches(order, self.group_ids, self.batch_size)
             else:
-                assert self.sampler.pictures is not None
-                batches = picture_batches(order, self.sampler.pictures, self.batch_size)
+                assert self.sampler.images is not None
+                batches = image_batches(order, self.sampler.images, self.batch_size)
             self._dealt = epoch, [batches[i] for i in self._dealt_numbers(len(batches))]
         return self._dealt[1]
 
@@ -248,8 +248,8 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     def _iterate(self, epoch: int, start_batch: int) -> Iterator[list[tuple[int, int]]]:
         for number in range(start_batch, len(self)):
             batch = self.batch(epoch, number)
-            pictures = self.sampler.pictures
-            drawn = batch if pictures is None else pictures[batch]
+            images = self.sampler.images
+            drawn = batch if images is None else images[batch]
             yield [
                 (i, sample_seed(self.base_seed, epoch, n)) for i, n in zip(batch.tolist(), drawn.tolist(), strict=True)
             ]
@@ -277,6 +277,6 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
             "seed": sampler.seed,
             "batch_size": self.batch_size,
             "grouped": self.group_ids is not None,
-            "pictures": sampler.pictures is not None,
+            "images": sampler.images is not None,
             "base_seed": self.base_seed,
         }

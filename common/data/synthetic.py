@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.config import Config
 from common.config.sections import dataset_sections
 from common.data.collate import collate
 from common.data.sample import Batch, Sample
@@ -85,7 +86,7 @@ class Form:
 
 def made_up_batch(
     task: str,
-    cfg: Any,
+    cfg: Config,
     samples: int = 2,
     words: int | None = None,
     boxes: int | None = None,
@@ -134,8 +135,10 @@ def made_up_batch(
 # ---------------------------------------------------------------------------------------------- what tasks share
 
 
-def _regions(cfg: Any, number: int, boxes: int, image: tuple[int, int], canvas: bool, full: bool, draw: Draw) -> Sample:
-    """A sample with its picture or features and its boxes; full: the picture is not narrower than `image`."""
+def _regions(
+    cfg: Config, number: int, boxes: int, image: tuple[int, int], canvas: bool, full: bool, draw: Draw
+) -> Sample:
+    """A sample with its image or features and its boxes; full: the image is not narrower than `image`."""
     network, whole = cfg.NETWORK, dataset_sections(cfg)[0].ADD_IMAGE_AS_A_BOX
     height, width = image
     if not full:
@@ -162,7 +165,7 @@ def _regions(cfg: Any, number: int, boxes: int, image: tuple[int, int], canvas: 
 
 
 def _boxes(count: int, height: int, width: int, draw: Draw) -> Tensor:
-    """[count, 4] xyxy in pixels: sides between a tenth and three fifths of the picture's."""
+    """[count, 4] xyxy in pixels: sides between a tenth and three fifths of the image's."""
     size = 0.1 + 0.5 * draw.uniform(count, 2)
     corner = (1.0 - size) * draw.uniform(count, 2)
     return torch.cat([corner, corner + size], dim=1) * torch.tensor([width - 1.0, height - 1.0] * 2)
@@ -176,7 +179,7 @@ def _set_text(sample: Sample, segments: list[list[int]], vocabulary: Vocabulary)
 # ---------------------------------------------------------------------------------------------- the tasks
 
 
-def _fill_vqa(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
+def _fill_vqa(sample: Sample, cfg: Config, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
     """`[CLS] question [SEP] [MASK] [SEP]`, and soft scores of up to three answers."""
     _set_text(sample, [draw.words(words, vocabulary), [vocabulary.mask]], vocabulary)
     label = torch.zeros(cfg.DATASET.ANSWER_VOCAB_SIZE)
@@ -185,7 +188,7 @@ def _fill_vqa(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, draw
     sample.targets = {"label": label}
 
 
-def _fill_vcr(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
+def _fill_vcr(sample: Sample, cfg: Config, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
     """`[CLS] query [SEP] choice [SEP]` for each choice; some words name a detection; categories and instance masks."""
     count = len(sample.boxes)
     longest = words - words // 2
@@ -216,7 +219,7 @@ def _ellipses(count: int, side: int, draw: Draw) -> Tensor:
     return (x[:, None] ** 2 + y[:, :, None] ** 2 <= 1).float()
 
 
-def _fill_refcoco(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
+def _fill_refcoco(sample: Sample, cfg: Config, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
     """`[CLS] expression [SEP]`, and which boxes cover the referent: one at least."""
     _set_text(sample, [draw.words(words, vocabulary)], vocabulary)
     label = (draw.uniform(len(sample.boxes)) < POSITIVE).float()
@@ -224,7 +227,7 @@ def _fill_refcoco(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, 
     sample.targets, sample.target_pads = {"label": label}, {"label": -1.0}
 
 
-def _fill_pretrain(sample: Sample, cfg: Any, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
+def _fill_pretrain(sample: Sample, cfg: Config, words: int, vocabulary: Vocabulary, draw: Draw) -> None:
     """`[CLS] caption [SEP]`; some words and some regions, of each one at least, are hidden."""
     _set_text(sample, [draw.words(words, vocabulary)], vocabulary)
     sample.segment_ids = torch.zeros_like(torch.as_tensor(sample.text_ids))
@@ -251,7 +254,7 @@ def _hide_words(sample: Sample, vocabulary: Vocabulary, draw: Draw) -> Tensor:
     return ids.masked_fill(~hidden, -1)
 
 
-def _plain_text(cfg: Any, samples: int, vocabulary: Vocabulary, draw: Draw, targets: bool) -> tuple[Batch, ...]:
+def _plain_text(cfg: Config, samples: int, vocabulary: Vocabulary, draw: Draw, targets: bool) -> tuple[Batch, ...]:
     """A batch of words alone for each further entry of DATASET, SEQ_LEN long."""
     batches = []
     for entry in dataset_sections(cfg)[1:]:
@@ -266,7 +269,7 @@ def _plain_text(cfg: Any, samples: int, vocabulary: Vocabulary, draw: Draw, targ
     return tuple(batches)
 
 
-def _caption_words(cfg: Any) -> int:
+def _caption_words(cfg: Config) -> int:
     """What fits beside the default number of boxes, without [CLS] and [SEP]."""
     return max(2, dataset_sections(cfg)[0].SEQ_LEN - FORMS["pretrain"].boxes - 2)
 

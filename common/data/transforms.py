@@ -151,7 +151,7 @@ def look_up_bands(bands: Sequence[np.ndarray], levels: np.ndarray) -> Tensor:
 
 @lru_cache
 def _levels(means: tuple[float, ...], stds: tuple[float, ...]) -> np.ndarray:
-    """For `look_up`: the 256 values through the same operations as a whole picture, so every bit is the same."""
+    """For `look_up`: the 256 values through the same operations as a whole image, so every bit is the same."""
     greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     return normalise(greys.float().div_(255), means, stds)[:, 0].numpy()
 

@@ -1,4 +1,4 @@
-"""Files and pictures from folders and from zip archives.
+"""Files and images from folders and from zip archives.
 
 A path is an ordinary one or "<archive>.zip@/<member>" (spec 04 §5).
 """
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from common.errors import ImageError
 
-if TYPE_CHECKING:  # nothing that reads pictures alone has to wait for torch
+if TYPE_CHECKING:  # nothing that reads images alone has to wait for torch
     from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -96,9 +96,9 @@ def list_files(folder: str | Path, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def load_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """The decoded picture as RGB, whatever its mode on disk; of an animation the first frame.
+    """The decoded image as RGB, whatever its mode on disk; of an animation the first frame.
 
-    upright: turned by its EXIF orientation. The pictures of data sets are not: annotated boxes are in the frame of the
+    upright: turned by its EXIF orientation. The images of data sets are not: annotated boxes are in the frame of the
     stored pixels (spec 12, D-5).
     Raises FileNotFoundError as `read_bytes` does, and ImageError for a file that cannot be decoded.
     """
@@ -120,20 +120,20 @@ def decode_image(data: bytes, what: str, upright: bool = False) -> Image.Image:
 
 @dataclass
 class SharedImage:
-    """A picture, and its transformed pixels so far, by whether they are mirrored: `known` of a Transform."""
+    """An image, and its transformed pixels so far, by whether they are mirrored: `known` of a Transform."""
 
     image: Image.Image
     pixels: dict[bool, Tensor] = field(default_factory=dict)
 
 
 class ImageReader:
-    """Reads pictures; while they are kept, each file once."""
+    """Reads images; while they are kept, each file once."""
 
     def __init__(self) -> None:
         self._kept: dict[str, SharedImage] | None = None
 
     def read(self, path: str) -> SharedImage:
-        """The RGB picture of `load_image`; raises what that raises."""
+        """The RGB image of `load_image`; raises what that raises."""
         if self._kept is None:
             return SharedImage(load_image(path))
         if path not in self._kept:
@@ -142,7 +142,7 @@ class ImageReader:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Pictures read inside are kept to the end of the block."""
+        """Images read inside are kept to the end of the block."""
         self._kept = {}
         try:
             yield

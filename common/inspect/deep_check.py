@@ -1,6 +1,6 @@
 """Opens what a config reads: `python -m common.doctor --cfg FILE --deep`.
 
-The data sets are built as a run builds them and some records of each are made into samples; region files, pictures and
+The data sets are built as a run builds them and some records of each are made into samples; region files, images and
 weights are read. What does not work is a problem: one line that names the file or the key.
 """
 
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.config import Config
 from common.config.sections import dataset_sections
 from common.data.dataset import TaskDataset
 from common.data.text import load_tokenizer
@@ -35,7 +36,7 @@ CAPTIONS = "conceptual_captions"
 SHOWN = 5  # problems of one kind of check; the rest is counted
 
 
-def deep_check(task_name: str, cfg: Any, stores: Sequence[Path], samples: int) -> Problems:
+def deep_check(task_name: str, cfg: Config, stores: Sequence[Path], samples: int) -> Problems:
     """Prints a line for each thing that was opened, and returns what is wrong.
 
     stores: region stores to look into, without those of captions. samples: records of each data set and store.
@@ -103,14 +104,14 @@ def spread(count: int, samples: int) -> list[int]:
 # What is looked at
 
 
-def check_vocabulary(cfg: Any) -> tuple[str, Problems]:
+def check_vocabulary(cfg: Config) -> tuple[str, Problems]:
     network = cfg.NETWORK
     have, wanted = len(load_tokenizer(network.BERT_MODEL_NAME).vocab), network.VLBERT.vocab_size
     wrong = have > wanted
     return f"{have} tokens", [f"NETWORK.VLBERT.vocab_size is {wanted}, the vocabulary has {have}"] if wrong else []
 
 
-def check_data(task: Any, cfg: Any, split: str, samples: int) -> tuple[str, Problems]:
+def check_data(task: Any, cfg: Config, split: str, samples: int) -> tuple[str, Problems]:
     """Builds the data sets of a split as a run does, and some samples of each."""
     built = task.build_dataset(cfg, split)
     texts, problems = [], []
@@ -131,18 +132,18 @@ def check_samples(dataset: TaskDataset, chosen: Sequence[int]) -> Problems:
     return problems
 
 
-def _captions(cfg: Any) -> list[tuple[Any, str]]:
+def _captions(cfg: Config) -> list[tuple[Any, str]]:
     """The image sets of Conceptual Captions in a config, each once."""
     entries = [entry for entry in dataset_sections(cfg) if entry.DATASET == CAPTIONS]
     return [(e, name) for e in entries for name in dict.fromkeys((e.TRAIN_IMAGE_SET, e.VAL_IMAGE_SET))]
 
 
-def check_captions(cfg: Any, entry: Any, name: str, samples: int) -> tuple[str, Problems]:
-    """Every record has a region file, for a missing one ends a run; of some, picture and regions fit each other."""
+def check_captions(cfg: Config, entry: Any, name: str, samples: int) -> tuple[str, Problems]:
+    """Every record has a region file, for a missing one ends a run; of some, image and regions fit each other."""
     root = Path(entry.DATASET_PATH)
     lines = LineFile(root / f"{name}_frcnn.json")
     stores: dict[str, RegionStore] = {}
-    sizes: dict[str, dict[str, tuple[int, int] | None]] = defaultdict(dict)  # store -> name -> size of the picture
+    sizes: dict[str, dict[str, tuple[int, int] | None]] = defaultdict(dict)  # store -> name -> size of the image
     problems, decoded, missing = [], 0, 0
     chosen = set(spread(len(lines), samples))
     for index in range(len(lines)):
@@ -155,7 +156,7 @@ def check_captions(cfg: Any, entry: Any, name: str, samples: int) -> tuple[str, 
                 [f"record {index + 1}: no regions of {stem} in {stores[folder].path}"] if missing <= SHOWN else []
             )
         elif index in chosen:
-            sizes[folder][stem], found = check_picture(image, cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED)
+            sizes[folder][stem], found = check_image(image, cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED)
             decoded += sizes[folder][stem] is not None
             problems += found
     if missing:
@@ -165,11 +166,11 @@ def check_captions(cfg: Any, entry: Any, name: str, samples: int) -> tuple[str, 
     for folder, found_sizes in sizes.items():
         problems += check_regions(cfg, stores[folder], list(found_sizes), found_sizes)
     read = sum(map(len, sizes.values()))
-    return f"{len(lines) - missing} of {len(lines)} with regions, {read} read; {decoded} pictures decoded", problems
+    return f"{len(lines) - missing} of {len(lines)} with regions, {read} read; {decoded} images decoded", problems
 
 
 def read_record(lines: LineFile, index: int, root: Path, entry: Any) -> tuple[str, str, str]:
-    """Path of the picture, region store and name in it. Raises DataError naming the line."""
+    """Path of the image, region store and name in it. Raises DataError naming the line."""
     try:
         record = json.loads(lines[index])
         image, frcnn = str(record["image"]), str(record["frcnn"])
@@ -183,17 +184,17 @@ def read_record(lines: LineFile, index: int, root: Path, entry: Any) -> tuple[st
     return f"{root}/{place}", entry.REGION_PATH or f"{root}/{folder}", stem
 
 
-def check_picture(path: str, may_be_missing: bool) -> tuple[tuple[int, int] | None, Problems]:
+def check_image(path: str, may_be_missing: bool) -> tuple[tuple[int, int] | None, Problems]:
     """Width and height, or None and why."""
     if not exists(path):
-        return None, [] if may_be_missing else [f"no picture {path}"]
+        return None, [] if may_be_missing else [f"no image {path}"]
     try:
         return load_image(path).size, []
     except ImageError as error:
         return None, [str(error)]
 
 
-def check_store(cfg: Any, path: Path, samples: int) -> tuple[str, Problems]:
+def check_store(cfg: Config, path: Path, samples: int) -> tuple[str, Problems]:
     store = open_regions(path, any(entry.ZIP_MODE for entry in dataset_sections(cfg)))
     names = store.names()
     chosen = [names[i] for i in spread(len(names), samples)]
@@ -201,11 +202,11 @@ def check_store(cfg: Any, path: Path, samples: int) -> tuple[str, Problems]:
 
 
 def check_regions(
-    cfg: Any, store: RegionStore, names: Sequence[str], sizes: dict[str, tuple[int, int] | None] | None = None
+    cfg: Config, store: RegionStore, names: Sequence[str], sizes: dict[str, tuple[int, int] | None] | None = None
 ) -> Problems:
     """What `common.regions.regions.check` finds, and fields that the config needs.
 
-    sizes: width and height of the pictures by name, None where unknown.
+    sizes: width and height of the images by name, None where unknown.
     """
     known = {name: size for name, size in (sizes or {}).items() if size is not None}
     problems = [str(problem) for problem in check(store, list(names), known)]
@@ -225,7 +226,7 @@ def check_regions(
     return problems
 
 
-def check_weights(task: Any, cfg: Any) -> tuple[str, Problems]:
+def check_weights(task: Any, cfg: Config) -> tuple[str, Problems]:
     """Builds the model and loads all that a run starts from."""
     reports = load_initial_weights(task.build_model(cfg), cfg, task.adapt_pretrained(cfg))
     return "; ".join(str(report) for report in reports) or "none are read: random ones are configured", []

@@ -2,7 +2,7 @@
 
 Versions, devices, number formats that a training step really runs in, free disk, and for each config the data and
 weights that it names: found or missing. With --deep they are opened: records counted, some made into samples, region
-files and pictures read, weights loaded.
+files and images read, weights loaded.
 
 Exit status: 1 where torch or torchvision cannot be imported, and with --cfg where something that this config needs is
 missing or, with --deep, does not work; the problems are listed at the end. Else 0.
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="look at this config only (default: all under cfgs)")
     parser.add_argument("--task", choices=TASKS, help="task of --cfg (default: the name of its folder)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
-    parser.add_argument("--deep", action="store_true", help="open what it names: data, pictures, regions, weights")
+    parser.add_argument("--deep", action="store_true", help="open what it names: data, images, regions, weights")
     parser.add_argument("--samples", type=int, default=20, metavar="N", help="records of each kind that --deep opens")
     args = parser.parse_args(argv)
     if not args.cfg and (args.deep or args.set):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from common.cli import guarded
-from common.config import load_config
+from common.config import Config, load_config
 from common.data.sample import Batch, ModelOutput
 from common.data.synthetic import FORMS, made_up_batch
 from common.errors import ConfigError
@@ -176,7 +176,7 @@ def report_config(
     return report
 
 
-def report_model(name: str, model: nn.Module, batch: Batch, cfg: Any, precision: Precision) -> ModelReport:
+def report_model(name: str, model: nn.Module, batch: Batch, cfg: Config, precision: Precision) -> ModelReport:
     """Inference, then training; the model is changed by one step at the full learning rate."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     parameters = list(model.parameters())
@@ -207,7 +207,7 @@ def report_model(name: str, model: nn.Module, batch: Batch, cfg: Any, precision:
     )
 
 
-def step_precision(task: Task, cfg: Any, device: torch.device) -> Precision:
+def step_precision(task: Task, cfg: Config, device: torch.device) -> Precision:
     """That of the config; on a CPU bf16 stands for fp16, which CPUs compute dozens of times slower than fp32."""
     if device.type == "cpu" and resolve_precision(cfg) == "fp16":
         return Precision("bf16", device)
@@ -238,7 +238,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def training_step(model: nn.Module, batch: Batch, cfg: Any, precision: Precision) -> tuple[Step, dict[str, Tensor]]:
+def training_step(model: nn.Module, batch: Batch, cfg: Config, precision: Precision) -> tuple[Step, dict[str, Tensor]]:
     """Forward, backward, clipping and optimizer step, as an update of a run after its warm-up. Gradients stay.
 
     Returns the losses too, "loss" being the one that was minimised. Raises ValueError for a batch without targets.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common.config import Config
 from common.config.sections import dataset_sections
 from common.files.images import split_region_path
 
@@ -17,7 +18,7 @@ LANGUAGE_FILES = ("pytorch_model.bin", "model.safetensors")
 Need = tuple[Path, tuple[str, ...]]
 
 
-def needs(task: str, cfg: Any) -> list[Need]:
+def needs(task: str, cfg: Config) -> list[Need]:
     """What a run of a config reads: data sets, then weights."""
     found: list[Need] = []
     for dataset in dataset_sections(cfg):
@@ -54,12 +55,12 @@ def inside(text: str, root: Path | None = None, forms: tuple[str, ...] = ("",)) 
     return folder, tuple(f"{path.relative_to(folder)}{form}" for form in forms)
 
 
-def data_files(task: str, cfg: Any, dataset: Any) -> list[tuple[str, ...]]:
-    """The files and folders of pictures under DATASET_PATH, without region stores."""
+def data_files(task: str, cfg: Config, dataset: Any) -> list[tuple[str, ...]]:
+    """The files and folders of images under DATASET_PATH, without region stores."""
     kind, sets = kind_of(task, dataset), listed(dataset, "IMAGE_SET")
     files: list[str] = []
     choices: list[tuple[str, ...]] = []
-    pictures: list[str] = []
+    images: list[str] = []
     if kind == "vqa":
         folders = {name: coco_folder(name) for name in sets}
         labelled = [name for name in sets if not name.startswith("test")]
@@ -68,9 +69,9 @@ def data_files(task: str, cfg: Any, dataset: Any) -> list[tuple[str, ...]]:
         else:
             files = [f"vqa/v2_OpenEnded_mscoco_{name}_questions.json" for name in sets]
             files += [f"vqa/v2_mscoco_{name}_annotations.json" for name in labelled]
-        if cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:  # else the pictures tell their sizes
+        if cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:  # else the images tell their sizes
             files += [f"annotations/{sizes_file(folder)}_{folder}.json" for folder in folders.values()]
-        pictures = list(folders.values())
+        images = list(folders.values())
     elif kind == "vcr":
         files = listed(dataset, "ANNOTATION_FILE")
         choices = [forms(name) for name in sets]  # the metadata lie there too
@@ -80,15 +81,15 @@ def data_files(task: str, cfg: Any, dataset: Any) -> list[tuple[str, ...]]:
         files = [f"{kind}/instances.json", "annotations/instances_train2014.json"]
         if uses_proposals(dataset) and dataset.PROPOSAL_SOURCE == "official":
             files.append(f"{kind}/proposal/res101_coco_minus_refer_notime_dets.json")
-        pictures = ["train2014"]
+        images = ["train2014"]
     elif kind == "conceptual_captions":
         files = [f"{name}_frcnn.json" for name in sets]
-        pictures = [caption_folder(dataset, name, "image") for name in sets]
+        images = [caption_folder(dataset, name, "image") for name in sets]
     elif kind == "coco_captions":
         files = [f"annotations/{what}_{name}2017.json" for name in sets for what in ("captions", "instances")]
-        pictures = [f"{name}2017" for name in sets]
+        images = [f"{name}2017" for name in sets]
     if not cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
-        choices += [forms(folder) for folder in pictures]
+        choices += [forms(folder) for folder in images]
     return list(dict.fromkeys([*((file,) for file in files), *choices]))
 
 
@@ -96,7 +97,7 @@ def forms(folder: str) -> tuple[str, str]:
     return folder, f"{folder}.zip"
 
 
-def region_stores(task: str, cfg: Any, dataset: Any) -> list[Path]:
+def region_stores(task: str, cfg: Config, dataset: Any) -> list[Path]:
     """The region stores of a data set, without the ending that says of which form they are."""
     kind, sets = kind_of(task, dataset), listed(dataset, "IMAGE_SET")
     name = "vgbua_res101_precomputed/{}_resnet101_faster_rcnn_genome{}"

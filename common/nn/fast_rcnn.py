@@ -92,11 +92,11 @@ class FastRCNN(nn.Module):
         box_masks: Tensor | None = None,
         masked: Tensor | None = None,
         mask_feature: Tensor | None = None,
-        picture: Tensor | None = None,
+        image_row: Tensor | None = None,
     ) -> RegionOutput:
         """Embed regions.
 
-        images: [P, 3, h, w] normalised, None in precomputed mode. picture: int64 [B], the image of each row of boxes;
+        images: [P, 3, h, w] normalised, None in precomputed mode. image: int64 [B], the image of each row of boxes;
         None where there is one image a row. An image, and a box that several rows have, is computed once.
         boxes: [B, R, 4] xyxy in pixels of the resized image.
         box_mask: bool [B, R]. im_info: [B, >= 2], width and height of the resized image. features: [B, R, 2048],
@@ -106,7 +106,7 @@ class FastRCNN(nn.Module):
         Raises ValueError where an input that the configuration needs is missing.
         """
         labels = real_rows(classes, box_mask).long() if classes is not None else None
-        raw = self._appearance(images, boxes, box_mask, features, box_masks, picture)  # (K, 2048)
+        raw = self._appearance(images, boxes, box_mask, features, box_masks, image_row)  # (K, 2048)
         logits, loss = None, None
         if self.regularizing_predictor is not None:
             if labels is None:
@@ -131,14 +131,14 @@ class FastRCNN(nn.Module):
         boxes: Tensor,
         box_mask: Tensor,
         box_masks: Tensor | None = None,
-        picture: Tensor | None = None,
+        image_row: Tensor | None = None,
     ) -> Tensor:
         """Appearance features of the K real boxes, row-major: -> [K, 2048]. Arguments as in forward."""
         if not box_mask.any():
             raise ValueError("no real box in the batch")
         # Channels last is what convolution kernels of CPUs and GPUs like best; the values are the same.
         feature_map = self.backbone(images.contiguous(memory_format=torch.channels_last))
-        rois, masks = roi_rows(boxes, box_mask, picture), None if box_masks is None else box_masks[box_mask]
+        rois, masks = roi_rows(boxes, box_mask, image_row), None if box_masks is None else box_masks[box_mask]
         shared = None
         if len(images) < len(boxes):
             rois, masks, shared = _distinct(rois, masks)
@@ -168,7 +168,7 @@ class FastRCNN(nn.Module):
         box_mask: Tensor,
         features: Tensor | None,
         box_masks: Tensor | None,
-        picture: Tensor | None,
+        image_row: Tensor | None,
     ) -> Tensor:
         if features is not None:
             return real_rows(features, box_mask)
@@ -176,13 +176,13 @@ class FastRCNN(nn.Module):
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is true but the batch has no region features")
         if images is None:
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false but the batch has no images")
-        return self.region_features(images, boxes, box_mask, box_masks, picture)
+        return self.region_features(images, boxes, box_mask, box_masks, image_row)
 
 
-def roi_rows(boxes: Tensor, box_mask: Tensor, picture: Tensor | None = None) -> Tensor:
+def roi_rows(boxes: Tensor, box_mask: Tensor, image_row: Tensor | None = None) -> Tensor:
     """The K real boxes as RoIAlign wants them: float32 [K, 5], the image (by default the row) and xyxy."""
     image = box_mask.nonzero()[:, 0]
-    image = image if picture is None else picture[image]
+    image = image if image_row is None else image_row[image]
     return torch.cat([image[:, None].float(), boxes[box_mask].float()], dim=1)
 
 

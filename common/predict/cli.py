@@ -19,7 +19,7 @@ CONVERTERS: dict[str, Any] = {"text": str, "texts": str, "number": int, "numbers
 
 
 def predict(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None = None) -> None:
-    """Entry point: answers for one picture of the command line, or for every line of a JSON-lines file.
+    """Entry point: answers for one image of the command line, or for every line of a JSON-lines file.
 
     Exit status: 0, 1 where something could not be answered or read.
     """
@@ -35,9 +35,9 @@ def predict(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None 
 
 
 def build_parser(task_name: str, fields: Sequence[Field]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=f"Ask a VL-BERT of {task_name} about pictures.")
+    parser = argparse.ArgumentParser(description=f"Ask a VL-BERT of {task_name} about images.")
     add_predictor_arguments(parser)
-    parser.add_argument("--image", metavar="FILE", help="one picture to ask about")
+    parser.add_argument("--image", metavar="FILE", help="one image to ask about")
     for f in fields:
         several = "+" if f.kind in ("texts", "numbers") else None
         parser.add_argument(f"--{f.name}", help=f.help, type=CONVERTERS[f.kind], nargs=several)

@@ -1,4 +1,4 @@
-"""Pictures and boxes to RoI features, as training computes them: on the resized, normalised picture."""
+"""Images and boxes to RoI features, as training computes them: on the resized, normalised image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEVER = random.Random(0)  # a transform draws whether it flips, and this one doe
 
 
 class RegionEncoder:
-    """The CNN of a FastRCNN with the transform of its pictures, which must not flip.
+    """The CNN of a FastRCNN with the transform of its images, which must not flip.
 
     precision: torch.float32, or torch.bfloat16 and torch.float16 for autocast.
     """
@@ -42,7 +42,7 @@ class RegionEncoder:
         """images: RGB. boxes: [R_i, 4] of each, xyxy in its own pixels. -> float32 [R_i, 2048] of each, on the CPU.
 
         masks: [R_i, S, S], instance masks on the RoI head's output. hidden: [n_i, 4], boxes whose pixels are blanked.
-        With several pictures the smaller ones are zero-padded, which changes features near their right and bottom edge
+        With several images the smaller ones are zero-padded, which changes features near their right and bottom edge
         a little, as it does in training.
         """
         states = [self._state(image, rows, image.size) for image, rows in zip(images, boxes, strict=True)]

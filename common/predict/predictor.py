@@ -1,4 +1,4 @@
-"""Answers for any picture: `load_predictor(checkpoint)` gives a function of a picture and a text.
+"""Answers for any image: `load_predictor(checkpoint)` gives a function of an image and a text.
 
 predictor = load_predictor("output/.../vl-bert_scenes-best.model")
 prediction = predictor("a.jpg", question="what color is the square?", boxes=[[10, 20, 60, 70]])
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from common.config import config_from_dict, load_config, replace
+from common.config import Config, config_from_dict, load_config, replace
 from common.config.keys import TASKS
 from common.config.sections import dataset_sections
 from common.data.collate import collate
@@ -35,8 +35,8 @@ from common.predict.image_features import NEVER, RegionEncoder
 from common.predict.user_images import (
     Encode,
     ModuleEncoder,
-    Picture,
-    Pictures,
+    UserImage,
+    UserImages,
     whole_box,
 )
 from common.regions.box_sources import BoxSource, build_source
@@ -71,11 +71,11 @@ class Slot:
 
 @dataclass
 class Prediction:
-    """What a model says about one picture and text.
+    """What a model says about one image and text.
 
     answers: best first, each with "answer" (a text), "probability" in [0, 1], and what the task adds.
-    boxes: [R, 4], xyxy in pixels of the picture, in the order of the sequence; names: of each, the whole image first
-    where it is one of them. size: width and height of the picture in pixels. regions: what pretraining's region head
+    boxes: [R, 4], xyxy in pixels of the image, in the order of the sequence; names: of each, the whole image first
+    where it is one of them. size: width and height of the image in pixels. regions: what pretraining's region head
     says, {"box": row, "labels": [...]}.
     slots: the sequence of the encoder. attention: float32 [layers, heads, S, S] over these slots, rows (the third
     axis) sum to 1, or None. hidden_states: float32 [layers, S, H] of layers 1..n, or None. notes: what a user should
@@ -100,7 +100,7 @@ class Prediction:
 
 @dataclass
 class Prepared:
-    """One input ready to run. boxes: of the sequence, in pixels of the picture. tokens: rows of word pieces, one or one
+    """One input ready to run. boxes: of the sequence, in pixels of the image. tokens: rows of word pieces, one or one
     a choice. asked: what the task remembers. group: only equal ones may share a batch."""
 
     sample: Sample
@@ -114,23 +114,23 @@ class Prepared:
 
 
 class Predictor(ABC):
-    """A trained model of one task with everything that it takes to answer for a picture of one's own.
+    """A trained model of one task with everything that it takes to answer for an image of one's own.
 
     Not for several threads at a time.
     """
 
     task: ClassVar[str]
     fields: ClassVar[tuple[Field, ...]]
-    fixed_padding: ClassVar[bool] = False  # pictures on a canvas of one size, as in training
+    fixed_padding: ClassVar[bool] = False  # images on a canvas of one size, as in training
 
-    def __init__(self, loaded: Loaded, cfg: Any, pictures: Pictures, labels: Sequence[str] | None = None) -> None:
+    def __init__(self, loaded: Loaded, cfg: Config, images: UserImages, labels: Sequence[str] | None = None) -> None:
         self.model, self.device = loaded.model, loaded.device
         self.precision, self.source = loaded.precision, loaded.source
-        self.cfg, self.pictures, self.labels = cfg, pictures, labels
+        self.cfg, self.images, self.labels = cfg, images, labels
         self.image_box = dataset_sections(cfg)[0].ADD_IMAGE_AS_A_BOX
         self.tokenizer = load_tokenizer(cfg.NETWORK.BERT_MODEL_NAME)
         self.pieces = {i: piece for piece, i in self.tokenizer.vocab.items()}
-        self.transform = picture_transform(cfg, self.fixed_padding)
+        self.transform = image_transform(cfg, self.fixed_padding)
         section = cfg.NETWORK.VLBERT
         self.max_positions = section.max_position_embeddings - section.position_padding_idx - 1
 
@@ -170,7 +170,7 @@ class Predictor(ABC):
         """Check and encode one input. Raises what __call__ raises."""
         asked = {k: v for k, v in item.items() if k not in ("image", "boxes", "id") and v is not None}
         self._check_fields(item, asked)
-        return self.build(self.pictures.open(item["image"]), item.get("boxes"), asked)
+        return self.build(self.images.open(item["image"]), item.get("boxes"), asked)
 
     @torch.inference_mode()
     def run(
@@ -195,8 +195,8 @@ class Predictor(ABC):
     # ------------------------------------------------------------------------------------------ of the task
 
     @abstractmethod
-    def build(self, picture: Picture, boxes: Any, asked: dict[str, Any]) -> Prepared:
-        """The sample of a picture and the fields of the task."""
+    def build(self, image: UserImage, boxes: Any, asked: dict[str, Any]) -> Prepared:
+        """The sample of an image and the fields of the task."""
 
     @abstractmethod
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
@@ -221,44 +221,44 @@ class Predictor(ABC):
 
     def one_text(
         self,
-        picture: Picture,
+        image: UserImage,
         boxes: Any,
         asked: dict[str, Any],
         make_row: Callable[[list[int], BertTokenizer], tuple[Tensor, Tensor]],
         reserved: int,
     ) -> Prepared:
-        """The sample of a picture and the task's text. make_row: word pieces to token and segment ids. reserved:
+        """The sample of an image and the task's text. make_row: word pieces to token and segment ids. reserved:
         positions that the text cannot have."""
         notes: list[str] = []
         name = self.text_field
         ids = self.tokenizer.real_ids(self.tokenizer.tokenize(self.text(asked, name)))
         ids = self.cut(ids, self.max_positions - reserved, name, notes)
-        rows, features = self.encoded(picture, self.pictures.regions(picture, boxes))
+        rows, features = self.encoded(image, self.images.regions(image, boxes))
         text_ids, segment_ids = make_row(ids, self.tokenizer)
-        sample = self.sample(picture, rows, features, text_ids=text_ids, segment_ids=segment_ids)
+        sample = self.sample(image, rows, features, text_ids=text_ids, segment_ids=segment_ids)
         names = region_names(len(rows), self.image_box)
-        return Prepared(sample, picture.image.size, rows, names, [text_ids.tolist()], asked, notes)
+        return Prepared(sample, image.pixels.size, rows, names, [text_ids.tolist()], asked, notes)
 
-    def encoded(self, picture: Picture, regions: Regions) -> tuple[Tensor, Tensor]:
+    def encoded(self, image: UserImage, regions: Regions) -> tuple[Tensor, Tensor]:
         """Boxes [R, 4] and features [R, 2048], the whole image first where the model has it as a box.
 
         Raises InputError without any box.
         """
         boxes, features = regions.boxes, torch.zeros(0, FEATURE_DIM)
         if len(boxes):
-            features = self.pictures.encode(picture, boxes)
+            features = self.images.encode(image, boxes)
         if self.image_box:
-            boxes = torch.cat([whole_box(picture), boxes])
-            features = torch.cat([self.pictures.whole(picture, features)[None], features])
+            boxes = torch.cat([whole_box(image), boxes])
+            features = torch.cat([self.images.whole(image, features)[None], features])
         if not len(boxes):
             raise InputError("boxes: expected at least one, this model does not see the whole image as a box")
         return boxes, features
 
-    def sample(self, picture: Picture, boxes: Tensor, features: Tensor | None, **fields: Any) -> Sample:
-        """boxes: [R, 4] in pixels of the picture."""
-        info = torch.tensor([*picture.image.size, 1.0, 1.0])
+    def sample(self, image: UserImage, boxes: Tensor, features: Tensor | None, **fields: Any) -> Sample:
+        """boxes: [R, 4] in pixels of the image."""
+        info = torch.tensor([*image.pixels.size, 1.0, 1.0])
         state = self.transform(None, boxes, info, None, NEVER)
-        return Sample(id=picture.name, im_info=state.im_info, boxes=state.inside, features=features, **fields)
+        return Sample(id=image.name, im_info=state.im_info, boxes=state.inside, features=features, **fields)
 
     def prediction(self, prepared: Prepared, answers: list[dict[str, Any]], **more: Any) -> Prediction:
         return Prediction(
@@ -290,7 +290,7 @@ class Predictor(ABC):
 
     @property
     def text_field(self) -> str:
-        """The field that a picture is asked about with: the first required text."""
+        """The field that an image is asked about with: the first required text."""
         return next(f.name for f in self.fields if f.kind == "text" and f.required)
 
     @property
@@ -332,7 +332,7 @@ def ranked(scores: Tensor, top_k: int) -> list[tuple[int, float]]:
     return [(int(i), round(float(v), 6)) for i, v in zip(order[:top_k], values[:top_k], strict=True)]
 
 
-def picture_transform(cfg: Any, fixed_padding: bool) -> Transform:
+def image_transform(cfg: Config, fixed_padding: bool) -> Transform:
     network = cfg.NETWORK
     return Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, 0.0, fixed_padding)
 
@@ -386,7 +386,7 @@ def load_predictor(
 def build_predictor(
     kind: type[Predictor],
     loaded: Loaded,
-    cfg: Any,
+    cfg: Config,
     boxes: str | BoxSource | None = None,
     encoder: str | None = None,
     labels: str | Path | None = None,
@@ -399,7 +399,7 @@ def build_predictor(
     module = importlib.import_module(chosen.removeprefix("module:")) if isinstance(encode, ModuleEncoder) else None
     default = chosen if hasattr(module, "find_boxes") else None
     source = boxes if isinstance(boxes, BoxSource) else _build_source(boxes or default, cfg, loaded.device)
-    return kind(loaded, cfg, Pictures(encode, source), _read_labels(labels, module))
+    return kind(loaded, cfg, UserImages(encode, source), _read_labels(labels, module))
 
 
 def _task_of(content: Any, path: Path) -> str:
@@ -417,7 +417,7 @@ def _config_of(task: str, content: Any, path: Path, cfg: str | Path | None, over
     return replace(config_from_dict(task, content["config"]), overrides)
 
 
-def _build_source(spec: str | None, cfg: Any, device: torch.device) -> BoxSource | None:
+def _build_source(spec: str | None, cfg: Config, device: torch.device) -> BoxSource | None:
     if spec is None:
         return None
     try:
@@ -426,9 +426,9 @@ def _build_source(spec: str | None, cfg: Any, device: torch.device) -> BoxSource
         raise ConfigError(str(error)) from error
 
 
-def _build_encoder(loaded: Loaded, cfg: Any, spec: str, fixed_padding: bool) -> Encode | None:
+def _build_encoder(loaded: Loaded, cfg: Config, spec: str, fixed_padding: bool) -> Encode | None:
     """The model's own CNN, or for precomputed features the one that `spec` names."""
-    transform = picture_transform(cfg, fixed_padding)
+    transform = image_transform(cfg, fixed_padding)
     if not cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
         tower = getattr(loaded.model, "image_feature_extractor", None)
         return tower and RegionEncoder(tower, transform, loaded.device, loaded.precision.dtype)

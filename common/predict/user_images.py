@@ -1,6 +1,6 @@
-"""Pictures of users on their way into a model: opened, boxes found, every region encoded once.
+"""Images of users on their way into a model: opened, boxes found, every region encoded once.
 
-Boxes are xyxy in pixels of the picture as it is shown, that is turned upright by its EXIF orientation; of the stored
+Boxes are xyxy in pixels of the image as it is shown, that is turned upright by its EXIF orientation; of the stored
 pixels where boxes come from a file that was made for those.
 """
 
@@ -21,8 +21,7 @@ from torch import Tensor
 
 from common.errors import BoxError, ImageError, RegionError
 from common.files.images import decode_image, load_image
-from common.regions.box_sources import BoxSource, StoredBoxes
-from common.regions.box_sources import Picture as SourcePicture
+from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
 from common.regions.regions import Regions
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -36,10 +35,10 @@ Encode = Callable[..., list[Tensor]]
 
 
 @dataclass
-class Picture:
-    """An open picture and what is known about it. image: RGB. name: its stem or a stand-in. path: for messages."""
+class UserImage:
+    """An open image and what is known about it. pixels: RGB. name: its stem or a stand-in. path: for messages."""
 
-    image: Image.Image
+    pixels: Image.Image
     name: str
     path: str
     found: Regions | None = None
@@ -47,23 +46,23 @@ class Picture:
 
     @property
     def num_bytes(self) -> int:
-        return 3 * self.image.width * self.image.height + sum(4 * f.numel() for f in self.features.values())
+        return 3 * self.pixels.width * self.pixels.height + sum(4 * f.numel() for f in self.features.values())
 
 
-class Pictures:
-    """Opens pictures and encodes their regions, and remembers both, so that a second question costs neither.
+class UserImages:
+    """Opens images and encodes their regions, and remembers both, so that a second question costs neither.
 
-    encode: region features, None for a model that takes none. source: boxes of pictures that come without them.
-    limit: bytes of pictures and features to keep; the ones used longest ago go first.
+    encode: region features, None for a model that takes none. source: boxes of images that come without them.
+    limit: bytes of images and features to keep; the ones used longest ago go first.
     encoded: how many regions were encoded so far.
     """
 
     def __init__(self, encode: Encode | None, source: BoxSource | None = None, limit: int = CACHE_BYTES) -> None:
         self.encode_regions, self.source, self.limit = encode, source, limit
         self.encoded = 0
-        self._kept: OrderedDict[Any, Picture] = OrderedDict()
+        self._kept: OrderedDict[Any, UserImage] = OrderedDict()
 
-    def open(self, image: ImageLike) -> Picture:
+    def open(self, image: ImageLike) -> UserImage:
         """Raises FileNotFoundError and ImageError."""
         key = _key(image)
         if key not in self._kept:
@@ -73,33 +72,33 @@ class Pictures:
             self._kept.popitem(last=False)
         return self._kept[key]
 
-    def regions(self, picture: Picture, boxes: Any = None) -> Regions:
+    def regions(self, image: UserImage, boxes: Any = None) -> Regions:
         """The given boxes [R, 4], or those of the source. Features come from `encode`.
 
         Raises BoxError for what is no list of boxes, and where there is no source.
         """
         if self.source is None and boxes is None:
             raise BoxError(
-                f"{picture.path}: no boxes given, and no source of boxes: name one, such as detector:WEIGHTS.pth, "
+                f"{image.path}: no boxes given, and no source of boxes: name one, such as detector:WEIGHTS.pth, "
                 "regions:STORE or grid:4x4"
             )
         if boxes is None or isinstance(self.source, StoredBoxes):  # which has the features of the given ones too
-            self._find(picture)
+            self._find(image)
         if boxes is not None:
-            return Regions(check_boxes(boxes, picture.image.size))
-        assert picture.found is not None
-        return picture.found
+            return Regions(check_boxes(boxes, image.pixels.size))
+        assert image.found is not None
+        return image.found
 
-    def whole(self, picture: Picture, features: Tensor) -> Tensor:
-        """The feature [2048] of the whole picture: the stored one, the mean of stored features [R, 2048] where a store
+    def whole(self, image: UserImage, features: Tensor) -> Tensor:
+        """The feature [2048] of the whole image: the stored one, the mean of stored features [R, 2048] where a store
         has none of it, else that of its box."""
-        if picture.found is not None and picture.found.features is not None:
-            stored = picture.found.image_feature
+        if image.found is not None and image.found.features is not None:
+            stored = image.found.image_feature
             return features.mean(0) if stored is None else stored
-        return self.encode(picture, whole_box(picture))[0]
+        return self.encode(image, whole_box(image))[0]
 
     def encode(
-        self, picture: Picture, boxes: Tensor, masks: Tensor | None = None, hidden: Tensor | None = None
+        self, image: UserImage, boxes: Tensor, masks: Tensor | None = None, hidden: Tensor | None = None
     ) -> Tensor:
         """float32 [R, 2048] of boxes [R, 4]; only those that were not asked for before are computed.
 
@@ -108,50 +107,50 @@ class Pictures:
         context = b"" if hidden is None or not len(hidden) else hidden.numpy().tobytes()
         outlines = [b""] * len(boxes) if masks is None else [mask.numpy().tobytes() for mask in masks]
         keys = [(_box_key(box), outline, context) for box, outline in zip(boxes, outlines, strict=True)]
-        new = [i for i, key in enumerate(keys) if key not in picture.features]
+        new = [i for i, key in enumerate(keys) if key not in image.features]
         if new:
             assert self.encode_regions is not None, "a model without regions asks for none"
             rows = self.encode_regions(
-                [picture.image],
+                [image.pixels],
                 [boxes[new]],
                 None if masks is None else [masks[new]],
                 [hidden] if context and hidden is not None else None,
             )[0]
             self.encoded += len(new)
-            picture.features |= {keys[i]: row for i, row in zip(new, rows, strict=True)}
-        return torch.stack([picture.features[key] for key in keys])
+            image.features |= {keys[i]: row for i, row in zip(new, rows, strict=True)}
+        return torch.stack([image.features[key] for key in keys])
 
-    def _find(self, picture: Picture) -> None:
-        """Ask the source, once for each picture, and take over the features that it has."""
-        if picture.found is not None:
+    def _find(self, image: UserImage) -> None:
+        """Ask the source, once for each image, and take over the features that it has."""
+        if image.found is not None:
             return
         assert self.source is not None
         try:
-            found = self.source.boxes(SourcePicture(picture.name, picture.path), picture.image)
+            found = self.source.boxes(ImageEntry(image.name, image.path), image.pixels)
         except RegionError as error:
             raise BoxError(str(error)) from error
-        found.boxes = check_boxes(found.boxes, picture.image.size)
+        found.boxes = check_boxes(found.boxes, image.pixels.size)
         if found.features is not None:
             for box, row in zip(found.boxes, found.features, strict=True):
-                picture.features[_box_key(box), b"", b""] = row
-        picture.found = found
+                image.features[_box_key(box), b"", b""] = row
+        image.found = found
 
-    def _read(self, image: ImageLike, key: Any) -> Picture:
+    def _read(self, image: ImageLike, key: Any) -> UserImage:
         upright = self.source is None or not self.source.of_stored_pixels
         if isinstance(image, str | Path):
             try:
-                return Picture(load_image(image, upright), Path(str(image)).stem, str(image))
+                return UserImage(load_image(image, upright), Path(str(image)).stem, str(image))
             except (IsADirectoryError, PermissionError) as error:
-                raise ImageError(f"picture {image}: {error.strerror}") from error
+                raise ImageError(f"image {image}: {error.strerror}") from error
         name = key[1][:12]
-        what = f"picture {name}"
+        what = f"image {name}"
         if isinstance(image, bytes):
-            return Picture(decode_image(image, what, upright), name, what)
-        return Picture(as_image(image), name, what)
+            return UserImage(decode_image(image, what, upright), name, what)
+        return UserImage(as_image(image), name, what)
 
 
 def as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    """An RGB picture, upright, of a PIL one or of an array uint8 [H, W, 3] or [H, W]. Raises ImageError."""
+    """An RGB image, upright, of a PIL one or of an array uint8 [H, W, 3] or [H, W]. Raises ImageError."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise ImageError(f"an array of {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3] or [H, W]")
@@ -160,7 +159,7 @@ def as_image(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
-    """Any list of boxes as float32 [R, 4]. Raises BoxError, also for a box outside of a picture of `size` (width,
+    """Any list of boxes as float32 [R, 4]. Raises BoxError, also for a box outside of an image of `size` (width,
     height); a model sees the part of a box that is inside."""
     try:
         rows = torch.as_tensor(np.asarray(boxes, dtype=np.float32).copy())
@@ -174,13 +173,13 @@ def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
         if not box.isfinite().all() or box[0] > box[2] or box[1] > box[3]:
             raise BoxError(f"boxes[{i}] is {box.tolist()}: expected x1 <= x2 and y1 <= y2 in pixels")
         if (box[:2] >= torch.tensor(size)).any() or (box[2:] < 0).any():
-            raise BoxError(f"boxes[{i}] is {box.tolist()}: outside of the picture of {size[0]} x {size[1]} pixels")
+            raise BoxError(f"boxes[{i}] is {box.tolist()}: outside of the image of {size[0]} x {size[1]} pixels")
     return rows
 
 
-def whole_box(picture: Picture) -> Tensor:
-    """The whole picture as a box [1, 4]."""
-    return torch.tensor([[0.0, 0.0, picture.image.width - 1.0, picture.image.height - 1.0]])
+def whole_box(image: UserImage) -> Tensor:
+    """The whole image as a box [1, 4]."""
+    return torch.tensor([[0.0, 0.0, image.pixels.width - 1.0, image.pixels.height - 1.0]])
 
 
 class ModuleEncoder:
@@ -211,7 +210,7 @@ class ModuleEncoder:
 
 
 def _key(image: ImageLike) -> tuple[Any, ...]:
-    """Equal for pictures that are the same: by path and time of change, or by content."""
+    """Equal for images that are the same: by path and time of change, or by content."""
     if isinstance(image, str | Path):
         path = Path(str(image))
         state = path.stat() if path.is_file() else None
@@ -219,7 +218,7 @@ def _key(image: ImageLike) -> tuple[Any, ...]:
     if isinstance(image, bytes):
         return ("bytes", hashlib.sha256(image).hexdigest())
     if not isinstance(image, Image.Image | np.ndarray):
-        raise ImageError(f"a {type(image).__name__} is no picture: expected a path, bytes, a PIL image or an array")
+        raise ImageError(f"a {type(image).__name__} is no image: expected a path, bytes, a PIL image or an array")
     pixels = np.asarray(image)
     exif = image.getexif().get(0x0112) if isinstance(image, Image.Image) else None
     return ("pixels", hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(), pixels.shape, exif)

@@ -1,7 +1,7 @@
-"""Where the boxes of a picture come from: a COCO file, VCR metadata, our own JSON, region files, a detector, a grid.
+"""Where the boxes of an image come from: a COCO file, VCR metadata, our own JSON, region files, a detector, a grid.
 
-A source is asked for the boxes of one picture at a time. Boxes are float32 [R, 4], xyxy, in pixels of the original
-picture.
+A source is asked for the boxes of one image at a time. Boxes are float32 [R, 4], xyxy, in pixels of the original
+image.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from common.regions.regions import Regions, RegionStore, open_regions
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture to do. name: what its regions are stored under. path: of the file (may lie in a zip).
+class ImageEntry:
+    """One image to do. name: what its regions are stored under. path: of the file (may lie in a zip).
 
     size: width and height in pixels that the annotations promise, None where there are none.
     """
@@ -41,29 +41,29 @@ class Picture:
 
 
 class BoxSource(ABC):
-    """Lists the pictures of a folder and gives each its boxes.
+    """Lists the images of a folder and gives each its boxes.
 
     of_stored_pixels: the boxes are known for the pixels as they lie in the file, not turned by an EXIF orientation.
     """
 
     of_stored_pixels = True
 
-    def pictures(self, folder: str) -> list[Picture]:
-        """Every picture directly in `folder` (or "<archive>.zip@/<folder>"), named by its stem."""
-        return [Picture(Path(file).stem, f"{folder}/{file}") for file in list_files(folder, IMAGE_SUFFIXES)]
+    def entries(self, folder: str) -> list[ImageEntry]:
+        """Every image directly in `folder` (or "<archive>.zip@/<folder>"), named by its stem."""
+        return [ImageEntry(Path(file).stem, f"{folder}/{file}") for file in list_files(folder, IMAGE_SUFFIXES)]
 
     @abstractmethod
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
         """Regions with boxes and, where the source has them, class_scores.
 
-        Raises RegionError if the source has none for this picture, or has them for another size of it.
+        Raises RegionError if the source has none for this image, or has them for another size of it.
         """
 
 
 class CocoBoxes(BoxSource):
-    """All annotations of a COCO instances file, crowds too, in file order; the whole picture where there are none.
+    """All annotations of a COCO instances file, crowds too, in file order; the whole image where there are none.
 
-    A picture is listed by the file, not by the folder, and named by the integer its file name ends in.
+    An image is listed by the file, not by the folder, and named by the integer its file name ends in.
     """
 
     def __init__(self, path: str) -> None:
@@ -74,17 +74,17 @@ class CocoBoxes(BoxSource):
         for annotation in data.get("annotations", []):  # image_info_test2015.json has none
             self._boxes[names[annotation["image_id"]]].append(annotation["bbox"])
 
-    def pictures(self, folder: str) -> list[Picture]:
+    def entries(self, folder: str) -> list[ImageEntry]:
         return [
-            Picture(_coco_name(image["file_name"]), f"{folder}/{image['file_name']}", (image["width"], image["height"]))
-            for image in self._images
+            ImageEntry(_coco_name(row["file_name"]), f"{folder}/{row['file_name']}", (row["width"], row["height"]))
+            for row in self._images
         ]
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
-        if image.size != picture.size:
-            raise RegionError(f"{picture.path} is {image.size}, its annotation says {picture.size}")
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
+        if image.size != entry.size:
+            raise RegionError(f"{entry.path} is {image.size}, its annotation says {entry.size}")
         width, height = image.size
-        xywh = np.array(self._boxes.get(picture.name, [[0, 0, width, height]]), dtype=np.float64)
+        xywh = np.array(self._boxes.get(entry.name, [[0, 0, width, height]]), dtype=np.float64)
         xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], axis=1)
         xyxy[:, 0::2] = xyxy[:, 0::2].clip(0, width - 1)
         xyxy[:, 1::2] = xyxy[:, 1::2].clip(0, height - 1)
@@ -92,15 +92,15 @@ class CocoBoxes(BoxSource):
 
 
 class VcrBoxes(BoxSource):
-    """The detections in the metadata of VCR pictures, all of them in order, without their scores.
+    """The detections in the metadata of VCR images, all of them in order, without their scores.
 
-    path: annotations, one JSON object a line. The pictures are theirs, each once, named by its stem; pictures and
-    metadata lie under the folder of pictures (spec 20 §1). Raises RegionError for a line that names no picture, and
-    for two pictures of one stem.
+    path: annotations, one JSON object a line. The images are theirs, each once, named by its stem; images and
+    metadata lie under the folder of images (spec 20 §1). Raises RegionError for a line that names no image, and
+    for two images of one stem.
     """
 
     def __init__(self, path: str) -> None:
-        self._files: dict[str, tuple[str, str]] = {}  # stem -> picture, metadata
+        self._files: dict[str, tuple[str, str]] = {}  # stem -> image, metadata
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
@@ -114,12 +114,12 @@ class VcrBoxes(BoxSource):
                 if other != files:
                     raise RegionError(f"{path}, line {number}: {files} and {other} have the same stem")
 
-    def pictures(self, folder: str) -> list[Picture]:
-        return [Picture(name, f"{folder}/{image}") for name, (image, _) in self._files.items()]
+    def entries(self, folder: str) -> list[ImageEntry]:
+        return [ImageEntry(name, f"{folder}/{image}") for name, (image, _) in self._files.items()]
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
-        image_file, metadata_file = self._files[picture.name]
-        path = picture.path.removesuffix(image_file) + metadata_file
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
+        image_file, metadata_file = self._files[entry.name]
+        path = entry.path.removesuffix(image_file) + metadata_file
         try:
             content = json.loads(read_bytes(path))
             rows = torch.tensor(content["boxes"], dtype=torch.float32)[:, :4]
@@ -129,7 +129,7 @@ class VcrBoxes(BoxSource):
             raise RegionError(f"{path}: no list of boxes x1, y1, x2, y2, score: {error!r}") from error
         size = content.get("width"), content.get("height")
         if None not in size and size != image.size:
-            raise RegionError(f"{picture.path} is {image.size}, its metadata says {size}")
+            raise RegionError(f"{entry.path} is {image.size}, its metadata says {size}")
         return Regions(rows)
 
 
@@ -140,42 +140,42 @@ class JsonBoxes(BoxSource):
         self._path = path
         self._entries = json.loads(Path(path).read_text())
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
-        entry = self._entries.get(picture.name)
-        if entry is None:
-            raise RegionError(f"{self._path} has no boxes of {picture.name}")
-        if isinstance(entry, list):
-            entry = {"boxes": entry}
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
+        stored = self._entries.get(entry.name)
+        if stored is None:
+            raise RegionError(f"{self._path} has no boxes of {entry.name}")
+        if isinstance(stored, list):
+            stored = {"boxes": stored}
         try:
-            boxes = torch.tensor(entry["boxes"], dtype=torch.float32)
-            scores = torch.tensor(entry["class_scores"], dtype=torch.float32) if "class_scores" in entry else None
+            boxes = torch.tensor(stored["boxes"], dtype=torch.float32)
+            scores = torch.tensor(stored["class_scores"], dtype=torch.float32) if "class_scores" in stored else None
         except (KeyError, TypeError, ValueError) as error:
-            raise RegionError(f"{self._path}: entry {picture.name} is no list of boxes: {error!r}") from error
+            raise RegionError(f"{self._path}: entry {entry.name} is no list of boxes: {error!r}") from error
         return Regions(boxes, class_scores=scores)
 
 
 class StoredBoxes(BoxSource):
     """Boxes and class scores of existing region files, to compute their features anew; or with their features.
 
-    A picture is found by its name, or by the number its name ends in, as pictures of COCO are stored.
+    An image is found by its name, or by the number its name ends in, as images of COCO are stored.
     """
 
     def __init__(self, store: RegionStore, with_features: bool = False) -> None:
         self._store, self._with_features = store, with_features
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
-        name = picture.name if picture.name in self._store else _coco_name(picture.name)
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
+        name = entry.name if entry.name in self._store else _coco_name(entry.name)
         try:
             stored = self._store.regions(name, self._with_features)
         except FileNotFoundError as error:
             raise RegionError(str(error)) from error
         if stored.width and (stored.width, stored.height) != image.size:
-            raise RegionError(f"{picture.path} is {image.size}, its regions are of {stored.width, stored.height}")
+            raise RegionError(f"{entry.path} is {image.size}, its regions are of {stored.width, stored.height}")
         return stored
 
 
 class GridBoxes(BoxSource):
-    """The picture cut into rows x columns, row by row. Needs no annotation; for tests and blind baselines."""
+    """The image cut into rows x columns, row by row. Needs no annotation; for tests and blind baselines."""
 
     of_stored_pixels = False
 
@@ -184,7 +184,7 @@ class GridBoxes(BoxSource):
             raise ValueError(f"a grid needs at least one row and column, got {rows} x {columns}")
         self._rows, self._columns = rows, columns
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
         width, height = image.size
         x = torch.linspace(0, width, self._columns + 1)
         y = torch.linspace(0, height, self._rows + 1)
@@ -217,7 +217,7 @@ class DetectorBoxes(BoxSource):
         self._device = device
 
     @torch.inference_mode()
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
         images, _ = self._model.transform([to_tensor(image).to(self._device)])
         maps = self._model.backbone(images.tensors)
         proposals, _ = self._model.rpn(images, maps)
@@ -231,7 +231,7 @@ class DetectorBoxes(BoxSource):
 
 
 class ModuleBoxes(BoxSource):
-    """What the function `find_boxes(image)` of a Python module gives: an array [R, 4] of an RGB picture."""
+    """What the function `find_boxes(image)` of a Python module gives: an array [R, 4] of an RGB image."""
 
     of_stored_pixels = False
 
@@ -241,7 +241,7 @@ class ModuleBoxes(BoxSource):
         except (ImportError, AttributeError) as error:
             raise ValueError(f"box source module:{module}: {error}") from error
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
         return Regions(torch.as_tensor(self._find(image), dtype=torch.float32).reshape(-1, 4))
 
 

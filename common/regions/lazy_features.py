@@ -1,6 +1,6 @@
 """Region features that stay in a packed store until they are needed: best of all, until there is a batch to write to.
 
-Features are most of a batch's bytes (26 MB of 32 pictures with 100 boxes each), so every copy of them counts. A sample
+Features are most of a batch's bytes (26 MB of 32 images with 100 boxes each), so every copy of them counts. A sample
 and the message of a worker process carry `StoredRows`; the process that uses the batch copies the rows once, from its
 own memory map to their place in the batch.
 """

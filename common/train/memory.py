@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 from torch import nn
 
 from common import distributed
+from common.config import Config
 from common.data.sample import Batch
 from common.data.synthetic import made_up_batch
 from common.precision import Precision
@@ -22,7 +22,7 @@ ADVICE = (
 )
 
 
-def log_forecast(task_name: str, cfg: Any, model: nn.Module, precision: Precision) -> None:
+def log_forecast(task_name: str, cfg: Config, model: nn.Module, precision: Precision) -> None:
     """Tells on a GPU what a step on the worst batch takes; the model and all random numbers stay what they were.
 
     Real batches are seldom as large. A batch that does not fit is a warning: perhaps none comes. A forecast that fails
@@ -53,7 +53,7 @@ def log_forecast(task_name: str, cfg: Any, model: nn.Module, precision: Precisio
         log.warning("%s will not fit: %s", what, ADVICE)
 
 
-def worst_batch(task_name: str, cfg: Any) -> Batch:
+def worst_batch(task_name: str, cfg: Config) -> Batch:
     """As many samples as a micro-batch has, each of the largest sizes that are usual for the task."""
     size = cfg.TRAIN.BATCH_IMAGES
     return made_up_batch(task_name, cfg, size if isinstance(size, int) else size[0], equal=True)

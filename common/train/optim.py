@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from common.config import Config
 from common.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -293,7 +294,7 @@ class RunPlan:
     epochs: int
 
     @classmethod
-    def from_config(cls, cfg: Any, processes: int, batches_per_epoch: int) -> RunPlan:
+    def from_config(cls, cfg: Config, processes: int, batches_per_epoch: int) -> RunPlan:
         """processes: `distributed.world_size()`. batches_per_epoch: length of one process's training loader."""
         images = cfg.TRAIN.BATCH_IMAGES
         named = len([gpu for gpu in str(cfg.GPUS).split(",") if gpu.strip()])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common import distributed
+from common.config import Config
 from common.data.loader import build_loader
 from common.log import RunWriter, setup_logging
 from common.nn.cpu.memory import keep_freed_memory
@@ -36,7 +37,7 @@ from common.weights.restore import (
 log = logging.getLogger(__name__)
 
 
-def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True) -> Path:
+def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True) -> Path:
     """Train by a config, resuming where TRAIN.RESUME or AUTO_RESUME says so. Returns the folder of the run.
 
     Raises what its parts raise for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
@@ -106,7 +107,7 @@ def run_training(task: Task, cfg: Any, cfg_path: Path, log_dir: str | None = Non
     return folder
 
 
-def trainer_settings(cfg: Any, plan: RunPlan, main_metric: str) -> TrainerSettings:
+def trainer_settings(cfg: Config, plan: RunPlan, main_metric: str) -> TrainerSettings:
     return TrainerSettings(
         begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
         end_epoch=cfg.TRAIN.END_EPOCH,
@@ -122,7 +123,7 @@ def trainer_settings(cfg: Any, plan: RunPlan, main_metric: str) -> TrainerSettin
     )
 
 
-def resume(trainer: Trainer, cfg: Any) -> None:
+def resume(trainer: Trainer, cfg: Config) -> None:
     """Load the checkpoint to go on from: with RESUME epoch BEGIN_EPOCH - 1, with AUTO_RESUME the furthest one.
 
     Every rank loads the one that rank 0 finds. Raises FileNotFoundError where it is not on every machine.
@@ -152,7 +153,7 @@ def resume(trainer: Trainer, cfg: Any) -> None:
 # ---------------------------------------------------------------------------------------------- testing
 
 
-def predict(task: Task, cfg: Any, loaded: Loaded, split: str) -> tuple[list[Record], Any]:
+def predict(task: Task, cfg: Config, loaded: Loaded, split: str) -> tuple[list[Record], Any]:
     """Records of every sample of "val" or "test" in the order of the dataset, and the dataset.
 
     Several processes share the samples; rank 0 gets the records of all, the others none.
@@ -184,7 +185,7 @@ class WrittenResults:
 
 def run_test(
     task: Task,
-    cfg: Any,
+    cfg: Config,
     cfg_path: Path,
     ckpt: Path | None = None,
     result_path: Path | None = None,
@@ -222,7 +223,7 @@ def seed_everything(seed: int) -> int:
     return seed
 
 
-def keep_config(cfg: Any, cfg_path: Path, folder: Path) -> None:
+def keep_config(cfg: Config, cfg_path: Path, folder: Path) -> None:
     """The YAML as it was given, and the complete config it led to."""
     import yaml
 

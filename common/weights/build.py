@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
+from common.config import Config
 from common.errors import ConfigError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining, VLBertSizes
 
 
-def vlbert_sizes(cfg: Any) -> VLBertSizes:
+def vlbert_sizes(cfg: Config) -> VLBertSizes:
     """The numbers of the section NETWORK.VLBERT."""
     section = cfg.NETWORK.VLBERT
     return VLBertSizes(**{f.name: section[f.name] for f in fields(VLBertSizes)})
 
 
-def build_vlbert(cfg: Any) -> VisualLinguisticBert:
+def build_vlbert(cfg: Config) -> VisualLinguisticBert:
     model = VisualLinguisticBert(vlbert_sizes(cfg))
     model.encoder.recompute = cfg.NETWORK.CHECKPOINT_ENCODER
     return model
 
 
 def build_vlbert_for_pretraining(
-    cfg: Any, with_relationship: bool, with_mlm: bool, with_mvrc: bool
+    cfg: Config, with_relationship: bool, with_mlm: bool, with_mvrc: bool
 ) -> VisualLinguisticBertForPretraining:
     section = cfg.NETWORK.VLBERT
     model = VisualLinguisticBertForPretraining(
@@ -38,7 +38,7 @@ def build_vlbert_for_pretraining(
     return model
 
 
-def build_region_encoder(cfg: Any, class_regulariser: bool = False, final_dim: int | None = None) -> FastRCNN:
+def build_region_encoder(cfg: Config, class_regulariser: bool = False, final_dim: int | None = None) -> FastRCNN:
     """The region feature extractor of the section NETWORK. final_dim: default NETWORK.IMAGE_FINAL_DIM."""
     network = cfg.NETWORK
     if (network.ROI_CHUNK or network.CHECKPOINT_ROIS) and not network.IMAGE_FROZEN_BN:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.config import Config
 from common.errors import CheckpointError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
@@ -268,7 +269,7 @@ def _assign(model: nn.Module, new: Mapping[str, Tensor], source: str) -> LoadRep
 # ---------------------------------------------------------------------------------------------- all of it, by config
 
 
-def load_initial_weights(model: Any, cfg: Any, adapt: Adapt | None = None) -> list[LoadReport]:
+def load_initial_weights(model: Any, cfg: Config, adapt: Adapt | None = None) -> list[LoadReport]:
     """What a training run starts from: language, backbone, then PARTIAL_PRETRAIN; each report is logged.
 
     Raises FileNotFoundError where a file that the config names, or should name, is missing.

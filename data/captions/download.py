@@ -1,9 +1,9 @@
-"""The pictures of a table of captions and addresses, such as Conceptual Captions.
+"""The images of a table of captions and addresses, such as Conceptual Captions.
 
     python -m data.captions_download --tsv Train_GCC-training.tsv --out data/conceptual-captions --split train
 
 Writes `<split>_image/<row, 8 digits>.jpg`, and at the end `<split>.json` and `<split>_frcnn.json` for what is there.
-`<split>_download.jsonl` remembers every picture: a run that was stopped in any way goes on where it was, and asks for
+`<split>_download.jsonl` remembers every image: a run that was stopped in any way goes on where it was, and asks for
 nothing twice. `<split>_download_report.json` counts what was lost, by reason. Ctrl-C or SIGTERM end the run in order.
 Exit status: 0 when all rows were tried, however many are lost; 128 + signal; 2 where nothing can be done.
 """
@@ -37,9 +37,9 @@ from data.captions.fetch import (
     Limits,
     LostError,
     download,
+    image_size,
     is_temporary,
     is_worth_retrying,
-    picture_size,
 )
 from data.captions.files import (
     SPLITS,
@@ -66,7 +66,7 @@ AHEAD = 10_000  # rows that may wait for their host
 
 @dataclass
 class Job:
-    """One picture to get. tries: how often it was asked for already."""
+    """One image to get. tries: how often it was asked for already."""
 
     row: Row
     tries: int = 0
@@ -138,7 +138,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Settings:
-    """threads: pictures at a time. per_host: of those, from one host. tries: attempts for each picture.
+    """threads: images at a time. per_host: of those, from one host. tries: attempts for each image.
 
     backoff: seconds before the second attempt, doubled for each further one. offline: only look at what is there.
     """
@@ -151,7 +151,7 @@ class Settings:
     offline: bool = False
 
 
-def get_pictures(
+def get_images(
     source: Iterator[Job], path_of: Callable[[Row], Path], settings: Settings, stop: Event
 ) -> Iterator[Entry]:
     """What becomes of each job, in no particular order; ends early, in order, once `stop` is set.
@@ -219,8 +219,8 @@ def _get(job: Job, path: Path, settings: Settings, stop: Event) -> Entry | LostE
 
 
 def _entry(row: Row, data: bytes, code: int | None, tries: int) -> Entry:
-    """Of a good picture; raises LostError for one that is not."""
-    width, height = picture_size(data)
+    """Of a good image; raises LostError for one that is not."""
+    width, height = image_size(data)
     return Entry(row.number, row.url, OK, code, hashlib.sha256(data).hexdigest(), len(data), width, height, tries)
 
 
@@ -281,7 +281,7 @@ def report(table: Path, manifest: Manifest, faults: Sequence[Row], rows: int, co
 
 def show(result: dict[str, Any]) -> None:
     rows, valid = result["rows"], result["valid"]
-    print(f"{valid} of {rows} pictures are there ({valid / max(rows, 1):.1%}), {result['bytes'] / 1e9:.3f} GB")
+    print(f"{valid} of {rows} images are there ({valid / max(rows, 1):.1%}), {result['bytes'] / 1e9:.3f} GB")
     for reason, count in result["lost"].items():
         print(f"{count:>9}  {reason}")
     for line in result["malformed"][:SHOWN]:
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     limits = Limits(args.timeout, args.deadline, int(args.max_megabytes * 2**20), args.user_agent)
     settings = Settings(limits, args.threads, args.per_host, args.tries, args.backoff, args.offline)
-    warnings.filterwarnings("ignore", module="PIL")  # on odd but readable pictures, by the thousand
+    warnings.filterwarnings("ignore", module="PIL")  # on odd but readable images, by the thousand
     try:
         with stop_by_signal() as stopped:
             return run(args.tsv, args.out, args.split, settings, args.retry, args.limit, stopped)
@@ -355,7 +355,7 @@ def run(table: Path, out: Path, split: str, settings: Settings, retry: str, limi
                 progress.update()
 
         good = 0
-        for entry in get_pictures(jobs(), path_of, settings, stopped.event):
+        for entry in get_images(jobs(), path_of, settings, stopped.event):
             manifest.add(entry)
             good += entry.status == OK
             progress.set_postfix(new=good, refresh=False)
@@ -382,22 +382,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tsv", type=Path, required=True, help="lines of caption TAB address")
     parser.add_argument("--out", type=Path, required=True, help="folder of the data, DATASET_PATH of a config")
     parser.add_argument("--split", required=True, choices=SPLITS, help="part of the data set")
-    parser.add_argument("--threads", type=_positive(int), default=default.threads, help="pictures at a time")
+    parser.add_argument("--threads", type=_positive(int), default=default.threads, help="images at a time")
     parser.add_argument("--per-host", type=_positive(int), default=default.per_host, help="of those, from one host")
     parser.add_argument("--timeout", type=_positive(float), default=limits.timeout, help="seconds without an answer")
-    parser.add_argument("--deadline", type=_positive(float), default=limits.deadline, help="seconds for a picture")
-    parser.add_argument("--tries", type=_positive(int), default=default.tries, help="attempts for a picture")
+    parser.add_argument("--deadline", type=_positive(float), default=limits.deadline, help="seconds for an image")
+    parser.add_argument("--tries", type=_positive(int), default=default.tries, help="attempts for an image")
     parser.add_argument("--backoff", type=float, default=default.backoff, help="seconds before the second, then twice")
-    parser.add_argument("--max-megabytes", type=_positive(float), default=limits.max_bytes / 2**20, help="of a picture")
+    parser.add_argument("--max-megabytes", type=_positive(float), default=limits.max_bytes / 2**20, help="of an image")
     parser.add_argument("--user-agent", default=USER_AGENT)
     parser.add_argument(
         "--retry",
         choices=("none", "temporary", "all"),
         default="none",
-        help="which pictures that an earlier run lost are tried again",
+        help="which images that an earlier run lost are tried again",
     )
     parser.add_argument("--limit", type=int, help="only the first N rows")
-    parser.add_argument("--offline", action="store_true", help="ask nobody: take in the valid pictures that are there")
+    parser.add_argument("--offline", action="store_true", help="ask nobody: take in the valid images that are there")
     return parser
 
 

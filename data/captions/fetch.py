@@ -1,4 +1,4 @@
-"""One picture from the web: its bytes and its size, or the reason why there is none.
+"""One image from the web: its bytes and its size, or the reason why there is none.
 
 Reasons are short and countable: "HTTP 404", "timeout", "not an image", ... Details go into a text of their own.
 """
@@ -42,13 +42,13 @@ TIMEOUT, CONNECTION, NO_HOST, CUT_OFF = "timeout", "connection failed", "no such
 TLS, BAD_ADDRESS, TOO_LARGE, STOPPED = "TLS failed", "bad address", "too many bytes", "stopped"
 NOT_AN_IMAGE, BAD_SIZE = "not an image", f"a side outside {SMALLEST}..{LARGEST} px"
 
-# Pictures are large once decoded, and no more at a time than there are processors make it quicker.
+# Images are large once decoded, and no more at a time than there are processors make it quicker.
 _decoding = BoundedSemaphore(os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """timeout: seconds for connecting and for each piece. deadline: seconds for a whole picture."""
+    """timeout: seconds for connecting and for each piece. deadline: seconds for a whole image."""
 
     timeout: float = 10.0
     deadline: float = 60.0
@@ -57,7 +57,7 @@ class Limits:
 
 
 class LostError(Exception):
-    """There is no picture. reason: one of a few. http: the server's code, None where it gave none.
+    """There is no image. reason: one of a few. http: the server's code, None where it gave none.
 
     wait: seconds after which the server wants to be asked again, None where it did not say.
     """
@@ -80,8 +80,8 @@ def is_worth_retrying(reason: str) -> bool:
     return is_temporary(reason) and reason != NO_HOST
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture that decodes to RGB and has fit sides (spec 12 §2 step 3); else raises LostError.
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of an image that decodes to RGB and has fit sides (spec 12 §2 step 3); else raises LostError.
 
     As in `common.files.images.load_image`, nothing is turned by its EXIF orientation.
     """

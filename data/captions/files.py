@@ -4,7 +4,7 @@
     python -m data.captions_files zip data/conceptual-captions/train_image
 
 `records` writes `<split>.json` (image, caption) and `<split>_frcnn.json` (image, caption, frcnn), one JSON object a
-line, in the order of the table, for the pictures that a download got. `zip` puts the files of a folder into
+line, in the order of the table, for the images that a download got. `zip` puts the files of a folder into
 `<folder>.zip`, uncompressed and without the folder's name, as DATASET.ZIP_MODE reads it.
 """
 
@@ -48,7 +48,7 @@ def record(split: str, name: str, words: Sequence[str]) -> dict[str, object]:
 
 
 def write_records(table: Path, out: Path, split: str, with_regions: bool = False, overwrite: bool = False) -> int:
-    """Both files for the pictures of the manifest that are there; returns the number of records.
+    """Both files for the images of the manifest that are there; returns the number of records.
 
     with_regions: only those that have regions in `<split>_frcnn`. Raises as `write_pairs` does.
     """
@@ -69,7 +69,7 @@ def write_records(table: Path, out: Path, split: str, with_regions: bool = False
 
 
 def write_pairs(out: Path, split: str, pairs: Iterable[tuple[str, Sequence[str]]], overwrite: bool = False) -> int:
-    """Writes `<split>.json` and `<split>_frcnn.json` of (name of the picture, words); returns the number of records.
+    """Writes `<split>.json` and `<split>_frcnn.json` of (name of the image, words); returns the number of records.
 
     Raises FileExistsError, and leaves everything as it is, where a file there has more lines, unless `overwrite`.
     """
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--tsv", type=Path, required=True, help="the table that was downloaded")
     records.add_argument("--out", type=Path, required=True, help="folder of the data")
     records.add_argument("--split", required=True, choices=SPLITS, help="part of the data set")
-    records.add_argument("--with-regions", action="store_true", help="leave out pictures without a region file")
+    records.add_argument("--with-regions", action="store_true", help="leave out images without a region file")
     records.add_argument("--overwrite", action="store_true", help="even if there were more records before")
     archive = commands.add_parser("zip", help="write <folder>.zip")
     archive.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")

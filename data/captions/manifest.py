@@ -1,4 +1,4 @@
-"""The memory of a download: one JSON line for each picture that was tried."""
+"""The memory of a download: one JSON line for each image that was tried."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OK = "ok"
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one picture. id: row number. status: "ok" or the reason why it is lost.
+    """What became of one image. id: row number. status: "ok" or the reason why it is lost.
 
-    http: code of the server, None where there was none. sha256, bytes, width, height: of a good picture. tries: how
+    http: code of the server, None where there was none. sha256, bytes, width, height: of a good image. tries: how
     often it was asked for; 0 for a file that was there already.
     """
 
@@ -49,7 +49,7 @@ class Known(NamedTuple):
 
 
 class Manifest:
-    """`<split>_download.jsonl`, the last entry of a picture counting. Only one process may have it open.
+    """`<split>_download.jsonl`, the last entry of an image counting. Only one process may have it open.
 
     A line that a kill or a power cut left torn is dropped. Raises BlockingIOError if another process has it.
     """
@@ -73,7 +73,7 @@ class Manifest:
         self.known[entry.id] = _known(asdict(entry))
 
     def counts(self) -> Counter[str]:
-        """How many pictures have which status."""
+        """How many images have which status."""
         return Counter(known.status for known in self.known.values())
 
     def close(self) -> None:

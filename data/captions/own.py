@@ -1,4 +1,4 @@
-"""Captions and pictures of one's own as a data set: what data/captions_own.py does, without its command line."""
+"""Captions and images of one's own as a data set: what data/captions_own.py does, without its command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from common.files.images import load_image
 from common.files.json_files import list_under, read_json
 from common.regions.box_sources import (
     BoxSource,
-    Picture,
+    ImageEntry,
     StoredBoxes,
     build_source,
 )
@@ -35,9 +35,9 @@ from common.regions.regions import (
     open_regions,
     save_regions,
 )
-from data.captions.fetch import LostError, picture_size
+from data.captions.fetch import LostError, image_size
 from data.captions.files import image_file, write_pairs
-from data.captions.table import picture_name, split_words
+from data.captions.table import image_name, split_words
 
 SHOWN = 20  # problems that are named on the screen
 CLASSES = 1601  # NETWORK.VLBERT.visual_region_classes of the shipped configs
@@ -45,7 +45,7 @@ CLASSES = 1601  # NETWORK.VLBERT.visual_region_classes of the shipped configs
 
 @dataclass(frozen=True)
 class Pair:
-    """A caption and its picture. line: from 1. given: the path as it is written in the file."""
+    """A caption and its image. line: from 1. given: the path as it is written in the file."""
 
     line: int
     given: str
@@ -95,15 +95,15 @@ def _refuse(faults: Sequence[str]) -> None:
         raise DataError("\n".join([*faults[:SHOWN], *more]))
 
 
-def name_pictures(pairs: Sequence[Pair]) -> dict[Path, tuple[str, Pair]]:
-    """Every picture once, by its resolved path: the name of its files, and the pair it first comes in.
+def name_images(pairs: Sequence[Pair]) -> dict[Path, tuple[str, Pair]]:
+    """Every image once, by its resolved path: the name of its files, and the pair it first comes in.
 
-    Names are numbers, so pictures of the same name in different folders stay apart.
+    Names are numbers, so images of the same name in different folders stay apart.
     """
-    pictures: dict[Path, tuple[str, Pair]] = {}
+    images: dict[Path, tuple[str, Pair]] = {}
     for number, pair in enumerate(pairs):
-        pictures.setdefault(_key(pair), (picture_name(number), pair))
-    return pictures
+        images.setdefault(_key(pair), (image_name(number), pair))
+    return images
 
 
 def _key(pair: Pair) -> Path:
@@ -116,7 +116,7 @@ def _key(pair: Pair) -> Path:
 class CocoAnnotations(BoxSource):
     """Boxes of a COCO instances file with one-hot class scores: the background, then its categories in file order.
 
-    A picture is looked up by its path or its file name, whichever the file has as file_name; one without annotations
+    An image is looked up by its path or its file name, whichever the file has as file_name; one without annotations
     gets a single box of the whole, as background.
     """
 
@@ -124,7 +124,7 @@ class CocoAnnotations(BoxSource):
         content = read_json(path, "COCO instances")
         images, categories = list_under(content, "images", path), list_under(content, "categories", path)
         self._path = path
-        self._users: dict[str, str] = {}  # file name -> picture that was looked up by it
+        self._users: dict[str, str] = {}  # file name -> image that was looked up by it
         try:
             self._columns = {category["id"]: i + 1 for i, category in enumerate(categories)}
             self._images = {image["file_name"]: image for image in images}
@@ -136,16 +136,16 @@ class CocoAnnotations(BoxSource):
                 f"{path}: an image, category or annotation lacks something or has no image: {error!r}"
             ) from error
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
-        key = next((key for key in (picture.name, Path(picture.name).name) if key in self._images), None)
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
+        key = next((key for key in (entry.name, Path(entry.name).name) if key in self._images), None)
         if key is None:
-            raise RegionError(f"{self._path} has no image {picture.name}")
-        if self._users.setdefault(key, picture.path) != picture.path:
+            raise RegionError(f"{self._path} has no image {entry.name}")
+        if self._users.setdefault(key, entry.path) != entry.path:
             raise RegionError(f"{self._path} has one {key}, but {self._users[key]} has that name too")
-        entry = self._images[key]
-        if (entry["width"], entry["height"]) != image.size:
-            raise RegionError(f"is {image.size}, {self._path} says {(entry['width'], entry['height'])}")
-        rows = self._rows[entry["id"]]
+        listed = self._images[key]
+        if (listed["width"], listed["height"]) != image.size:
+            raise RegionError(f"is {image.size}, {self._path} says {(listed['width'], listed['height'])}")
+        rows = self._rows[listed["id"]]
         width, height = image.size
         if not rows:
             return Regions(torch.tensor([[0.0, 0.0, width - 1, height - 1]]), class_scores=self._one_hot([0]))
@@ -160,13 +160,13 @@ class CocoAnnotations(BoxSource):
 class StoredRegions(StoredBoxes):
     """Existing region files as they are, with their features."""
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
-        super().boxes(picture, image)  # checks the size
-        return self._store.regions(picture.name)
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
+        super().boxes(entry, image)  # checks the size
+        return self._store.regions(entry.name)
 
 
 class NamedBoxes(BoxSource):
-    """A source that knows a picture by the stem of its file name. Raises DataError where two pictures share one."""
+    """A source that knows an image by the stem of its file name. Raises DataError where two images share one."""
 
     def __init__(self, source: BoxSource, pairs: Sequence[Pair]) -> None:
         self._source = source
@@ -178,8 +178,8 @@ class NamedBoxes(BoxSource):
                 faults.append(f"line {pair.line}: {pair.given} and {other.given} (line {other.line}) have one stem")
         _refuse(faults)
 
-    def boxes(self, picture: Picture, image: Image.Image) -> Regions:
-        return self._source.boxes(Picture(Path(picture.name).stem, picture.path, picture.size), image)
+    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
+        return self._source.boxes(ImageEntry(Path(entry.name).stem, entry.path, entry.size), image)
 
 
 def box_source(spec: str, pairs: Sequence[Pair], args: argparse.Namespace) -> BoxSource:
@@ -188,7 +188,7 @@ def box_source(spec: str, pairs: Sequence[Pair], args: argparse.Namespace) -> Bo
     if kind == "coco":
         return CocoAnnotations(argument)
     if kind == "vcr":
-        raise ValueError("--boxes vcr: is for the pictures of VCR; take coco:, json:, regions:, detector: or grid:")
+        raise ValueError("--boxes vcr: is for the images of VCR; take coco:, json:, regions:, detector: or grid:")
     if kind == "regions":
         return NamedBoxes(StoredRegions(open_regions(argument)), pairs)
     source = build_source(spec, args.min_boxes, args.max_boxes, args.threshold, args.device)
@@ -198,8 +198,8 @@ def box_source(spec: str, pairs: Sequence[Pair], args: argparse.Namespace) -> Bo
 # Writing
 
 
-def place_picture(source: Path, target: Path, link: bool) -> None:
-    """A copy, or a hard link, of a picture. Raises DataError if another picture is there."""
+def place_image(source: Path, target: Path, link: bool) -> None:
+    """A copy, or a hard link, of an image. Raises DataError if another image is there."""
     if target.exists():
         if not filecmp.cmp(source, target, shallow=False):
             raise DataError(
@@ -215,25 +215,25 @@ def place_picture(source: Path, target: Path, link: bool) -> None:
         shutil.copyfileobj(given, file, 1 << 20)
 
 
-def write_picture(
+def write_image(
     name: str, pair: Pair, target: Path, regions_folder: Path, source: BoxSource | None, link: bool
 ) -> Regions | None:
-    """Image and region file of one picture; returns its regions, those that are there if it has some.
+    """Image and region file of one image; returns its regions, those that are there if it has some.
 
-    Raises ImageError, RegionError or FileNotFoundError for a picture that cannot be used.
+    Raises ImageError, RegionError or FileNotFoundError for an image that cannot be used.
     """
     try:
-        picture_size(pair.path.read_bytes())
+        image_size(pair.path.read_bytes())
     except LostError as error:
         raise ImageError(f"{error.reason}: {error.detail}") from error
-    place_picture(pair.path, target, link)
+    place_image(pair.path, target, link)
     if source is None:
         return None
     try:
         return JsonRegions(regions_folder).regions(name)
     except (FileNotFoundError, RegionError):
         image = load_image(pair.path)
-        regions = source.boxes(Picture(pair.given, str(pair.path)), image)
+        regions = source.boxes(ImageEntry(pair.given, str(pair.path)), image)
         regions.width, regions.height = image.size
         check_shapes(regions, name)
         save_regions(regions_folder, name, regions)
@@ -245,12 +245,12 @@ def convert(args: argparse.Namespace) -> int:
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     pairs = read_pairs(args.captions)
     source = box_source(args.boxes, pairs, args) if args.boxes else None
-    pictures = name_pictures(pairs)
+    images = name_images(pairs)
     bad: dict[Path, str] = {}
     widths: set[int] = set()
-    for key, (name, pair) in tqdm(pictures.items(), unit="image"):
+    for key, (name, pair) in tqdm(images.items(), unit="image"):
         try:
-            regions = write_picture(
+            regions = write_image(
                 name, pair, image_file(args.out, args.split, name), regions_folder(args), source, args.link
             )
         except (ImageError, RegionError, FileNotFoundError) as error:
@@ -261,10 +261,10 @@ def convert(args: argparse.Namespace) -> int:
     if not args.skip_bad:
         _refuse(list(bad.values()))
     good = [pair for pair in pairs if _key(pair) not in bad]
-    count = write_pairs(args.out, args.split, ((pictures[_key(p)][0], p.words) for p in good), args.overwrite)
+    count = write_pairs(args.out, args.split, ((images[_key(p)][0], p.words) for p in good), args.overwrite)
     for message in bad.values():
         print(f"left out: {message}")
-    print(f"{count} captions of {len(pictures) - len(bad)} pictures in {args.out / args.split}_frcnn.json")
+    print(f"{count} captions of {len(images) - len(bad)} images in {args.out / args.split}_frcnn.json")
     print("\n".join(advice(args, widths)))
     return 1 if bad else 0
 

@@ -1,4 +1,4 @@
-"""Tables of captions and picture addresses, and the words of a caption (spec 12 §2)."""
+"""Tables of captions and image addresses, and the words of a caption (spec 12 §2)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return picture_name(self.number)
+        return image_name(self.number)
 
     @property
     def words(self) -> list[str]:
@@ -30,7 +30,7 @@ class Row:
         return self.caption.split(" ")
 
 
-def picture_name(number: int) -> str:
+def image_name(number: int) -> str:
     return f"{number:08d}"
 
 

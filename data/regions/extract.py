@@ -1,4 +1,4 @@
-"""Region features of pictures: what data/extract_features.py does, without its command line."""
+"""Region features of images: what data/extract_features.py does, without its command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from common.errors import ImageError, RegionError
 from common.files.images import load_image
 from common.nn.fast_rcnn import FastRCNN
 from common.predict.image_features import RegionEncoder
-from common.regions.box_sources import BoxSource, Picture, build_source
+from common.regions.box_sources import BoxSource, ImageEntry, build_source
 from common.regions.regions import (
     JsonRegions,
     Regions,
@@ -46,7 +46,7 @@ Encode = Callable[[Sequence[Image.Image], Sequence[Tensor]], list[Tensor]]
 
 @dataclass
 class Outcome:
-    """Names of the pictures written now, found there already, and failed (with why)."""
+    """Names of the images written now, found there already, and failed (with why)."""
 
     written: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -54,25 +54,25 @@ class Outcome:
 
 
 def extract(
-    pictures: Sequence[Picture],
+    entries: Sequence[ImageEntry],
     source: BoxSource,
     encode: Encode,
     out: str | Path,
     batch_size: int = 1,
     workers: int = 0,
 ) -> Outcome:
-    """Writes `<out>/<name>.json` for every picture that has no valid one yet.
+    """Writes `<out>/<name>.json` for every image that has no valid one yet.
 
-    Besides the source's boxes each file gets the feature of the whole picture (image_box_feature), and the class scores
-    that the source gives. Pictures that cannot be read or have unusable boxes end in Outcome.failed.
+    Besides the source's boxes each file gets the feature of the whole image (image_box_feature), and the class scores
+    that the source gives. Images that cannot be read or have unusable boxes end in Outcome.failed.
     """
     Path(out).mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
     done = JsonRegions(out)
     todo = []
-    for picture in pictures:
-        (outcome.skipped.append(picture.name) if _is_valid(done, picture) else todo.append(picture))
-    loader = DataLoader(_Pictures(todo), batch_size=None, num_workers=workers)
+    for entry in entries:
+        (outcome.skipped.append(entry.name) if _is_valid(done, entry) else todo.append(entry))
+    loader = DataLoader(_Images(todo), batch_size=None, num_workers=workers)
     with tqdm(total=len(todo), unit="image", desc="features") as progress:
         for chunk in _chunks(_with_boxes(loader, todo, source, outcome, progress), batch_size):
             names, images, regions = zip(*chunk, strict=True)
@@ -85,39 +85,39 @@ def extract(
     return outcome
 
 
-class _Pictures(Dataset):
-    """The decoded pictures, or the message of why there is none: an exception would end the whole run."""
+class _Images(Dataset):
+    """The decoded images, or the message of why there is none: an exception would end the whole run."""
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self._pictures = pictures
+    def __init__(self, entries: Sequence[ImageEntry]) -> None:
+        self._images = entries
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Image.Image | str:
         try:
-            return load_image(self._pictures[index].path)
+            return load_image(self._images[index].path)
         except (ImageError, OSError) as error:
             return str(error)
 
 
 def _with_boxes(
-    images: DataLoader, pictures: Sequence[Picture], source: BoxSource, outcome: Outcome, progress: tqdm
+    images: DataLoader, entries: Sequence[ImageEntry], source: BoxSource, outcome: Outcome, progress: tqdm
 ) -> Iterator[tuple[str, Image.Image, Regions]]:
-    """Name, picture and regions (without features) of the good ones; the others go to outcome.failed."""
-    for picture, image in zip(pictures, images, strict=True):
+    """Name, image and regions (without features) of the good ones; the others go to outcome.failed."""
+    for entry, image in zip(entries, images, strict=True):
         try:
             if isinstance(image, str):
                 raise ImageError(image)
-            regions = source.boxes(picture, image)
+            regions = source.boxes(entry, image)
             regions.width, regions.height = image.size
-            check_shapes(regions, picture.name)
+            check_shapes(regions, entry.name)
         except (ImageError, RegionError) as error:
-            progress.write(f"FAILED {picture.name}: {error}")
-            outcome.failed[picture.name] = str(error)
+            progress.write(f"FAILED {entry.name}: {error}")
+            outcome.failed[entry.name] = str(error)
             progress.update()
         else:
-            yield picture.name, image, regions
+            yield entry.name, image, regions
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -136,10 +136,10 @@ def _whole(regions: Regions) -> Tensor:
     return torch.tensor([[0.0, 0.0, regions.width - 1, regions.height - 1]])
 
 
-def _is_valid(store: JsonRegions, picture: Picture) -> bool:
-    """Whether the picture's file is there and complete. Reads it all: an interrupted copy leaves a plausible name."""
+def _is_valid(store: JsonRegions, entry: ImageEntry) -> bool:
+    """Whether the image's file is there and complete. Reads it all: an interrupted copy leaves a plausible name."""
     try:
-        regions = store.regions(picture.name)
+        regions = store.regions(entry.name)
     except (FileNotFoundError, RegionError):
         return False
     return regions.features is not None and regions.image_feature is not None
@@ -165,36 +165,36 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Prints the problems of a store by image; with --images every picture must have an entry."""
+    """Prints the problems of a store by image; with --images every image must have an entry."""
     store = open_regions(args.check)
-    pictures = build_source(args.boxes or "grid:1x1").pictures(args.images) if args.images else []
+    entries = build_source(args.boxes or "grid:1x1").entries(args.images) if args.images else []
     problems = check(
         store,
-        [picture.name for picture in pictures] or None,
-        {picture.name: picture.size for picture in pictures if picture.size},
+        [entry.name for entry in entries] or None,
+        {entry.name: entry.size for entry in entries if entry.size},
     )
     for problem in problems:
         print(problem)
-    print(f"{store.path}: {len(pictures) or len(store.names())} images checked, {len(problems)} problems")
+    print(f"{store.path}: {len(entries) or len(store.names())} images checked, {len(problems)} problems")
     return 1 if problems else 0
 
 
 def run_extract(args: argparse.Namespace) -> int:
-    """Extracts, prints and records the outcome; packs if asked and no picture failed."""
+    """Extracts, prints and records the outcome; packs if asked and no image failed."""
     if not args.images or not args.boxes:
         raise ValueError("--images and --boxes are needed")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = build_source(args.boxes, args.min_boxes, args.max_boxes, args.threshold, args.device)
-    pictures = source.pictures(args.images)[: args.limit]
-    if not pictures:
-        raise FileNotFoundError(f"no pictures in {args.images}")
+    entries = source.entries(args.images)[: args.limit]
+    if not entries:
+        raise FileNotFoundError(f"no images in {args.images}")
     settings = _settings(args)
     info_file = Path(f"{str(args.out).rstrip('/')}.info.json")
     _check_settings(info_file, settings, args.out)
     encode = build_encoder(args)
     info_file.parent.mkdir(parents=True, exist_ok=True)
     info_file.write_text(json.dumps({"settings": settings}, indent=1))
-    outcome = extract(pictures, source, encode, args.out, args.batch, args.workers)
+    outcome = extract(entries, source, encode, args.out, args.batch, args.workers)
     info_file.write_text(json.dumps({"settings": settings, "failed": outcome.failed}, indent=1))
     written, skipped, failed = len(outcome.written), len(outcome.skipped), len(outcome.failed)
     print(f"{args.out}: {written} written, {skipped} already there, {failed} failed")

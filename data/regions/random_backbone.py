@@ -2,8 +2,8 @@
 
     python -m data.random_backbone --images DIR --layers 50 --out model/pretrained_model/random-resnet50-0000.model
 
-What such a network sees is a random projection of the picture: enough to try the whole pipeline or to tell training
-pictures apart, worthless for anything else. Batch norm statistics are measured on the pictures, because untouched ones
+What such a network sees is a random projection of the image: enough to try the whole pipeline or to tell training
+images apart, worthless for anything else. Batch norm statistics are measured on the images, because untouched ones
 would let the activations grow from block to block.
 """
 
@@ -36,28 +36,28 @@ def random_backbone(num_layers: int, images: Sequence[Path], seed: int = 0) -> d
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # a plain average over everything it sees
-    pictures = [load_image(str(path)).resize((SIDE, SIDE)) for path in images]
+    resized = [load_image(str(path)).resize((SIDE, SIDE)) for path in images]
     with torch.no_grad():
-        for batch in torch.stack([normalise(to_tensor(p), MEANS, STDS) for p in pictures]).split(8):
+        for batch in torch.stack([normalise(to_tensor(p), MEANS, STDS) for p in resized]).split(8):
             network.train()(batch)
     return network.state_dict()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a ResNet of random weights as a backbone file.")
-    parser.add_argument("--images", type=Path, required=True, help="folder of pictures to measure batch norms on")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images to measure batch norms on")
     parser.add_argument("--layers", type=int, choices=(50, 101, 152), default=50)
-    parser.add_argument("--limit", type=int, default=32, help="number of pictures")
+    parser.add_argument("--limit", type=int, default=32, help="number of images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="<prefix>-0000.model")
     args = parser.parse_args()
     images = sorted(p for p in args.images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)[: args.limit]
     if not images:
-        parser.error(f"{args.images} has no pictures")
+        parser.error(f"{args.images} has no images")
     from common.weights.checkpoint import save_file
 
     save_file(args.out, random_backbone(args.layers, images, args.seed))
-    print(f"{args.out}: ResNet-{args.layers} of RANDOM weights, batch norms of {len(images)} pictures")
+    print(f"{args.out}: ResNet-{args.layers} of RANDOM weights, batch norms of {len(images)} images")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What can be said about a scene in plain sentences, and what can be said without one.
 
 A caption is true by the description of the scene. It is made of a few facts (looks, places, counts, sides, sizes), so
-that of a word that is hidden the picture tells what it was, and of a region that is hidden the words tell it. Sentences
-of the corpus have no picture: they speak of scenes that nobody drew, and of what holds in all of them.
+that of a word that is hidden the image tells what it was, and of a region that is hidden the words tell it. Sentences
+of the corpus have no image: they speak of scenes that nobody drew, and of what holds in all of them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def caption(scene: Scene, rng: Random) -> list[str]:
 
 
 def sentence(rng: Random, imagined: Callable[[Random], Scene]) -> str:
-    """A sentence without a picture, closed by a full stop: about an imagined scene, or what is always true."""
+    """A sentence without an image, closed by a full stop: about an imagined scene, or what is always true."""
     if rng.random() < 0.4:
         return f"{rng.choice(_TRUTHS)(rng)} ."
     scene = imagined(rng)
@@ -62,13 +62,13 @@ def sentence(rng: Random, imagined: Callable[[Random], Scene]) -> str:
 
 
 def _overview(scene: Scene, rng: Random) -> str:
-    """ "a picture of two red stars and a blue heart", or each thing with its place."""
+    """ "an image of two red stars and a blue heart", or each thing with its place."""
     things = rng.sample(scene.things, len(scene.things))
     if rng.random() < 0.5:
         return _join([f"{describe(t, 'color', 'shape').with_article} {_at(scene, t)}" for t in things])
     counts = Counter(describe(thing, "color", "shape") for thing in things)
     parts = [p.with_article if n == 1 else f"{NUMBERS[n]} {p.plural}" for p, n in counts.items()]
-    return f"{rng.choice(('a picture of', 'an image with', 'a picture with'))} {_join(parts)}"
+    return f"{rng.choice(('a image of', 'an image with', 'a image with'))} {_join(parts)}"
 
 
 def _some_facts(scene: Scene, rng: Random) -> str:

@@ -1,4 +1,4 @@
-"""A made-up picture of coloured shapes: its description, and the picture drawn from it.
+"""A made-up image of coloured shapes: its description, and the image drawn from it.
 
 The description is the one source of truth. Questions, captions and annotations are computed from it and never from the
 pixels; region features are computed from the pixels and never from it. Boxes are xyxy and points are (x, y), in pixels.
@@ -60,7 +60,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything there is to know about one picture. noise is the deviation of the pixel noise, in grey levels."""
+    """Everything there is to know about one image. noise is the deviation of the pixel noise, in grey levels."""
 
     image_id: int
     width: int
@@ -89,7 +89,7 @@ def generate_scene(rng: Random, image_id: int) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The RGB picture of a scene; equal scenes give equal pixels."""
+    """The RGB image of a scene; equal scenes give equal pixels."""
     scale = SUPERSAMPLING
     image = Image.new("RGB", (scene.width * scale, scene.height * scale), scene.background)
     draw = ImageDraw.Draw(image)

@@ -1,6 +1,6 @@
 """Write a small made-up world in the formats of the real data sets: `python -m data.scenes --out data/scenes-world`.
 
-The folder can stand in for ./data/coco, ./data/vcr and ./data/conceptual-captions: pictures, COCO instances, VQA v2
+The folder can stand in for ./data/coco, ./data/vcr and ./data/conceptual-captions: images, COCO instances, VQA v2
 questions and answers, VCR questions with answers and rationales, RefCOCO+ expressions and detections, captions, a text
 corpus, regions with boxes, features and class scores, an answer vocabulary and a word-piece vocabulary. The same
 parameters give the same bytes.
@@ -61,12 +61,12 @@ MARKER = "world.json"
 FORMAT = 3  # of the files; a folder of another format is not this world
 FOLDERS: tuple[str, ...] = ("train2014", "val2014", "test2015", "annotations", "bert")
 FOLDERS += ("vqa", "vcr", "refcoco+", "captions", "corpus", REGION_FOLDER)
-SENTENCES = 2  # of the corpus, for each picture
+SENTENCES = 2  # of the corpus, for each image
 
 
 @dataclass(frozen=True)
 class World:
-    """What a world is made from: the seed, and the number of pictures of each split."""
+    """What a world is made from: the seed, and the number of images of each split."""
 
     seed: int = 0
     train: int = 2500
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/scenes-world"), help="folder to write")
     parser.add_argument("--seed", type=int, default=World.seed)
     for name in SPLITS:
-        parser.add_argument(f"--{name}", type=int, default=getattr(World, name), help=f"number of {name} pictures")
+        parser.add_argument(f"--{name}", type=int, default=getattr(World, name), help=f"number of {name} images")
     parser.add_argument("--force", action="store_true", help="write again over a world that is already in the folder")
     args = parser.parse_args(argv)
     world = World(args.seed, args.train, args.val, args.test)
@@ -130,7 +130,7 @@ def make_captions(world: World, scene: Scene) -> list[str]:
 
 
 def make_sentences(world: World, split: str) -> list[str]:
-    """The lines of the text corpus of "train" or "val": about scenes of which there is no picture."""
+    """The lines of the text corpus of "train" or "val": about scenes of which there is no image."""
     count = SENTENCES * getattr(world, split)
     rngs = (_rng(world, f"{split} sentences", i) for i in range(count))
     return [sentence(rng, lambda rng: generate_scene(rng, image_id=0)) for rng in rngs]
@@ -139,20 +139,20 @@ def make_sentences(world: World, split: str) -> list[str]:
 def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[str, int]] | None:
     """Write all files of a world.
 
-    Returns the numbers of pictures, regions, questions and so on by split, or None when the folder already held this
+    Returns the numbers of images, regions, questions and so on by split, or None when the folder already held this
     world. Raises FileExistsError when the folder has other things in it, ValueError for a size that
     cannot be written.
     """
     limit = SPLITS["val"].first_id - SPLITS["train"].first_id
     if min(world.train, world.val, world.test) < 0 or max(world.train, world.val, world.test) >= limit:
-        raise ValueError(f"numbers of pictures must lie between 0 and {limit - 1}, not {world}")
+        raise ValueError(f"numbers of images must lie between 0 and {limit - 1}, not {world}")
     if not _clear_folder(out, world, force):
         return None
     _write_marker(out, world, complete=False)
     for folder in FOLDERS:
         (out / folder).mkdir()
     scenes = {name: make_scenes(world, name) for name in SPLITS}
-    counts = {name: _write_pictures(out, world, name, scenes[name]) for name in SPLITS}
+    counts = {name: _write_images(out, world, name, scenes[name]) for name in SPLITS}
     _pack_regions(out)
     _write_vcr(out, world, scenes, counts)
     _write_refcoco(out, world, scenes["train"], counts)
@@ -175,27 +175,27 @@ def vocabulary() -> list[str]:
         "what how many is are was there the a an of and or not in on at to with this that it its he she they who why "
     )
     words += "color shape size left right above below next near between thing things only same other because "
-    words += "middle center top bottom half picture image yes no one two three four five six zero "
+    words += "middle center top bottom half image image yes no one two three four five six zero "
     words += "which where side have both its over under person "
     words += "casey riley jessie jackie avery jaime peyton kerry jody kendall frankie pat quinn"  # of persons in VCR
     lines += [*words.split(), *SIZES, *COLORS, *SHAPES, *(Phrase(shape=s).plural for s in SHAPES)]
     return list(dict.fromkeys(lines))  # "a" is a letter and a word
 
 
-def _write_pictures(out: Path, world: World, name: str, scenes: Sequence[Scene]) -> dict[str, int]:
-    """The pictures of a split with their regions, COCO annotations and VQA v2 questions."""
+def _write_images(out: Path, world: World, name: str, scenes: Sequence[Scene]) -> dict[str, int]:
+    """The images of a split with their regions, COCO annotations and VQA v2 questions."""
     split = SPLITS[name]
     questions = {scene.image_id: make_questions(world, scene) for scene in scenes}
     regions = out / REGION_FOLDER / split.region_folder
     regions.mkdir(exist_ok=True)
     region_count = 0
     for scene in scenes:
-        picture = render(scene)
+        image = render(scene)
         path = out / split.name / f"{image_name(split, scene.image_id)}.jpg"
-        picture.save(path, quality=92, subsampling=0)
+        image.save(path, quality=92, subsampling=0)
         boxes = region_boxes(scene, _rng(world, "regions", scene.image_id))
         scores = class_scores(scene, boxes, _rng(world, "classes", scene.image_id))
-        _write_json(regions / f"{scene.image_id}.json", _region_record(scene, picture, boxes, scores))
+        _write_json(regions / f"{scene.image_id}.json", _region_record(scene, image, boxes, scores))
         region_count += len(boxes)
     _write_json(out / "annotations" / f"{split.images_json}.json", coco_record(split, scenes))
     vqa = out / "vqa"
@@ -203,7 +203,7 @@ def _write_pictures(out: Path, world: World, name: str, scenes: Sequence[Scene])
     if split.has_answers:
         _write_json(vqa / f"v2_mscoco_{split.name}_annotations.json", answers_record(split, questions))
     return {
-        "pictures": len(scenes),
+        "images": len(scenes),
         "regions": region_count,
         "questions": sum(len(asked) for asked in questions.values()),
         "problems": 0,
@@ -224,7 +224,7 @@ def _pack_regions(out: Path) -> None:
 
 
 def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: dict[str, dict[str, int]]) -> None:
-    """Annotations of each split, metadata beside the pictures, and the features of the metadata's boxes."""
+    """Annotations of each split, metadata beside the images, and the features of the metadata's boxes."""
     entries: dict[str, tuple[Scene, np.ndarray]] = {}
     for name, split in SPLITS.items():
         rows: list[dict[str, Any]] = []
@@ -242,7 +242,7 @@ def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: 
 
 
 def _write_refcoco(out: Path, world: World, scenes: Sequence[Scene], counts: dict[str, dict[str, int]]) -> None:
-    """Expressions and detections for the training pictures, and the features of their annotated boxes."""
+    """Expressions and detections for the training images, and the features of their annotated boxes."""
     split, folder = SPLITS["train"], out / "refcoco+"
     expressions = {scene.image_id: make_expressions(world, scene) for scene in scenes}
     references = reference_records(split, scenes, expressions)
@@ -278,7 +278,7 @@ def _write_captions(out: Path, world: World, scenes: dict[str, list[Scene]], cou
 
 
 def _pack_scenes(path: Path, entries: dict[str, tuple[Scene, np.ndarray]]) -> None:
-    """A packed store with the features of boxes [n, 4]; none where there are no pictures."""
+    """A packed store with the features of boxes [n, 4]; none where there are no images."""
     from common.regions.regions import pack
     from data.scenes.store import SceneRegions
 
@@ -286,9 +286,9 @@ def _pack_scenes(path: Path, entries: dict[str, tuple[Scene, np.ndarray]]) -> No
         pack(SceneRegions(entries), path, "float16")
 
 
-def _region_record(scene: Scene, picture: Image.Image, boxes: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+def _region_record(scene: Scene, image: Image.Image, boxes: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     whole = np.array([[0, 0, scene.width, scene.height]], np.float32)
-    features = region_features(picture, np.concatenate([boxes, whole]))
+    features = region_features(image, np.concatenate([boxes, whole]))
     return {
         "image_id": scene.image_id,
         "image_w": scene.width,
@@ -330,7 +330,7 @@ def _write_marker(out: Path, world: World, complete: bool) -> None:
 
 
 def _rng(world: World, purpose: str, image_id: int) -> Random:
-    """A stream of its own for every purpose and picture, so that new questions leave the pictures as they were."""
+    """A stream of its own for every purpose and image, so that new questions leave the images as they were."""
     return Random(f"{world.seed}/{purpose}/{image_id}")
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from data.scenes.description import GRID, Scene, Thing
 
-CLEAR = 0.2  # of the picture: how far apart two points must be on an axis for one to be plainly left of the other
-ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")  # thirds of a picture
+CLEAR = 0.2  # of the image: how far apart two points must be on an axis for one to be plainly left of the other
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")  # thirds of an image
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
 
 
@@ -56,7 +56,7 @@ def cell_name(row: int, column: int) -> str:
 
 
 def is_beyond_middle(scene: Scene, thing: Thing, direction: str) -> bool:
-    """Whether thing lies plainly to the left of, right of, above or below the middle of the picture."""
+    """Whether thing lies plainly to the left of, right of, above or below the middle of the image."""
     return _is_beyond(scene, thing.center, (scene.width / 2, scene.height / 2), direction)
 
 

@@ -1,7 +1,7 @@
 """Questions about a scene, with answers that follow from its description.
 
 Wherever a question has a yes and a no, or several counts, the answer is drawn first and the words second. So the words
-say next to nothing about the answer, and a model has to look at the picture. There is one wording for each kind, so
+say next to nothing about the answer, and a model has to look at the image. There is one wording for each kind, so
 that a small model can spend its few minutes on looking and not on reading.
 """
 

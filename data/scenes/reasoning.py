@@ -151,7 +151,7 @@ def _full_looks(scene: Scene, rng: Random, index: int, known: str) -> Choices:
 
 
 def _rivals(scene: Scene, rng: Random, thing: Thing, attribute: str) -> list[str]:
-    """The value of a thing's color or shape, and three others: first those that are in the picture too."""
+    """The value of a thing's color or shape, and three others: first those that are in the image too."""
     value = getattr(thing, attribute)
     others = [v for v in _VALUES[attribute] if v != value]
     present = {getattr(other, attribute) for other in scene.things}

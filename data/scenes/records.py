@@ -42,7 +42,7 @@ SPLITS = {
 
 
 def image_name(split: Split, image_id: int) -> str:
-    """The stem of a picture's file name."""
+    """The stem of an image's file name."""
     return f"COCO_{split.name}_{image_id:012d}"
 
 
@@ -121,7 +121,7 @@ def answers_record(split: Split, questions: dict[int, list[Question]]) -> dict[s
 
 
 def vcr_metadata(scene: Scene, boxes: np.ndarray, scores: Sequence[float]) -> dict[str, Any]:
-    """The metadata file of a picture. boxes: [n, 4] xyxy of its n things in order. scores: n, of the detector."""
+    """The metadata file of an image. boxes: [n, 4] xyxy of its n things in order. scores: n, of the detector."""
     return {
         "boxes": [[*map(float, box), score] for box, score in zip(boxes, scores, strict=True)],
         "segms": [[[list(point) for point in thing.polygon]] for thing in scene.things],
@@ -132,18 +132,18 @@ def vcr_metadata(scene: Scene, boxes: np.ndarray, scores: Sequence[float]) -> di
 
 
 def vcr_rows(split: Split, scene: Scene, problems: Sequence[Problem], first: int) -> list[dict[str, Any]]:
-    """The annotations of a picture, one for each problem; no labels in a split without answers.
+    """The annotations of an image, one for each problem; no labels in a split without answers.
 
     first: number of annotations before these in the split.
     """
-    picture = image_name(split, scene.image_id)
+    image = image_name(split, scene.image_id)
     rows = []
     for i, problem in enumerate(problems):
         row: dict[str, Any] = {
             "movie": f"scenes_{split.name}",
             "objects": [VCR_CATEGORY] * len(scene.things),
-            "img_fn": f"{picture}.jpg",
-            "metadata_fn": f"{picture}.json",
+            "img_fn": f"{image}.jpg",
+            "metadata_fn": f"{image}.json",
             "question": problem.question,
             "question_orig": _plain(problem.question),
             "question_type": problem.kind,
@@ -173,7 +173,7 @@ def _plain(tokens: Tokens) -> str:
 
 
 def refer_split(split: Split, scene: Scene) -> str:
-    """All splits of RefCOCO+ are COCO training pictures: of every eight, five train and one each for the others."""
+    """All splits of RefCOCO+ are COCO training images: of every eight, five train and one each for the others."""
     return {1: "val", 2: "testA", 3: "testB"}.get((scene.image_id - split.first_id) % 8, "train")
 
 
@@ -211,7 +211,7 @@ def reference_records(
 
 
 def detection_records(scene: Scene, rng: Random, boxes: np.ndarray, first: int) -> list[dict[str, Any]]:
-    """Detections of a picture in the format of MAttNet, whose sides count both border pixels; a few are missed.
+    """Detections of an image in the format of MAttNet, whose sides count both border pixels; a few are missed.
 
     boxes: [n, 4] xyxy, n >= 1, what a detector might find. first: number of detections before these.
     """
@@ -237,7 +237,7 @@ def detection_records(scene: Scene, rng: Random, boxes: np.ndarray, first: int) 
 
 
 def caption_rows(split: Split, scene: Scene, captions: Sequence[str]) -> list[dict[str, Any]]:
-    """Lines of Conceptual Captions. Picture and detector's file are where VQA has them, seen from a folder beside."""
+    """Lines of Conceptual Captions. Image and detector's file are where VQA has them, seen from a folder beside."""
     image = f"../{split.name}/{image_name(split, scene.image_id)}.jpg"
     frcnn = f"../{REGION_FOLDER}/{split.region_folder}/{scene.image_id}.json"
     return [{"image": image, "caption": text.split(), "frcnn": frcnn} for text in captions]

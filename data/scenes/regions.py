@@ -1,4 +1,4 @@
-"""Regions of a made-up picture: boxes and classes as a detector might return them, and features from the pixels."""
+"""Regions of a made-up image: boxes and classes as a detector might return them, and features from the pixels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def class_scores(scene: Scene, boxes: np.ndarray, rng: Random) -> np.ndarray:
     return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def region_features(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:
+def region_features(entry: Image.Image, boxes: np.ndarray) -> np.ndarray:
     """float32 [n, 2048] from the pixels of n boxes: rectified random projections of a crop's silhouette and colours.
 
     A trained detector tells shapes from colours; a plain projection of pixels would be colour nearly alone. So half
@@ -60,7 +60,7 @@ def region_features(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:
     +1 or -1), so that no BLAS can change a bit.
     """
     size = (CROP_SIZE, CROP_SIZE)
-    crops = [picture.resize(size, Image.Resampling.BILINEAR, box=tuple(box)) for box in boxes]
+    crops = [entry.resize(size, Image.Resampling.BILINEAR, box=tuple(box)) for box in boxes]
     pixels = np.stack([np.asarray(crop, np.float32) for crop in crops])  # [n, 16, 16, 3]
     silhouettes = 2.0 * _silhouettes(pixels) - 1.0
     shape = np.maximum(silhouettes.reshape(len(boxes), -1) @ _projection(CROP_SIZE**2), 0) / 16.0
@@ -68,26 +68,26 @@ def region_features(picture: Image.Image, boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([shape, color], axis=1, dtype=np.float32)  # the divisors are near the deviations
 
 
-def find_boxes(picture: Image.Image) -> np.ndarray:
-    """Boxes [n, 4] of what stands out from the background of any picture of flat shapes, from left to right.
+def find_boxes(entry: Image.Image) -> np.ndarray:
+    """Boxes [n, 4] of what stands out from the background of any image of flat shapes, from left to right.
 
-    A detector for these pictures and for those that people draw: connected pixels that differ clearly from the most
-    frequent colour of the border. At least one box; the whole picture where nothing stands out.
+    A detector for these images and for those that people draw: connected pixels that differ clearly from the most
+    frequent colour of the border. At least one box; the whole image where nothing stands out.
     """
-    small = picture.copy()
+    small = entry.copy()
     small.thumbnail((FIND_SIZE, FIND_SIZE), Image.Resampling.BILINEAR)
     pixels = np.asarray(small, np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     found = np.abs(pixels - np.median(border, axis=0)).max(-1) > CONTRAST
     labels = _components(found)
-    scale = np.array([picture.width / small.width, picture.height / small.height] * 2)
+    scale = np.array([entry.width / small.width, entry.height / small.height] * 2)
     boxes = []
     for label in np.unique(labels[found]):
         y, x = np.nonzero(labels == label)
         if len(x) >= FIND_PIXELS:
             boxes.append((x.min(), y.min(), x.max() + 1, y.max() + 1))
     rows = np.array(sorted(boxes) or [(0, 0, small.width, small.height)]) * scale
-    return np.clip(rows, 0, np.array([picture.width - 1, picture.height - 1] * 2)).astype(np.float32)
+    return np.clip(rows, 0, np.array([entry.width - 1, entry.height - 1] * 2)).astype(np.float32)
 
 
 def _components(mask: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Regions of made-up pictures as a store, computed when they are asked for; only for packing."""
+"""Regions of made-up images as a store, computed when they are asked for; only for packing."""
 
 from __future__ import annotations
 

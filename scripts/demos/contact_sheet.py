@@ -1,4 +1,4 @@
-"""A sheet of pictures with words under them, as one image: what a model was asked, what it said, what was right."""
+"""A sheet of images with words under them, as one image: what a model was asked, what it said, what was right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 Color = tuple[int, int, int]
 
 WHITE, INK, GREY = (255, 255, 255), (32, 33, 36), (95, 99, 104)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 GREEN, RED, FRAME = (30, 142, 62), (217, 48, 37), (218, 220, 224)
 BAR = (232, 240, 254)  # pale, to be written on
 MARGIN, GAP, BORDER, BADGE_SIZE = 24, 24, 3, 22
@@ -20,7 +21,7 @@ TITLE_SIZE, LINE_SIZE, LABEL_SIZE = 17, 15, 13
 
 @dataclass(frozen=True)
 class Mark:
-    """A box to draw over the picture, xyxy in pixels of the picture as given, with an optional label."""
+    """A box to draw over the image, xyxy in pixels of the image as given, with an optional label."""
 
     box: tuple[float, float, float, float]
     label: str = ""
@@ -29,7 +30,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """Words under a picture. share: of a bar behind them, from 0 to 1; None for no bar."""
+    """Words under an image. share: of a bar behind them, from 0 to 1; None for no bar."""
 
     text: str
     color: Color = GREY
@@ -38,10 +39,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of the sheet.
+    """One image of the sheet.
 
     title is set larger, lines below it one under the other; both wrap. correct gives a green frame and tick or a red
-    frame and cross; None gives neither. marks are drawn over the picture.
+    frame and cross; None gives neither. marks are drawn over the image.
     """
 
     image: Image.Image | Path | str
@@ -52,7 +53,7 @@ class Tile:
 
 
 def contact_sheet(tiles: Sequence[Tile], columns: int = 4, tile_width: int = 260) -> Image.Image:
-    """The tiles in rows of `columns`, each picture scaled to fit a square of `tile_width` pixels.
+    """The tiles in rows of `columns`, each image scaled to fit a square of `tile_width` pixels.
 
     Raises ValueError when there are no tiles.
     """
@@ -73,13 +74,13 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 4, tile_width: int = 260
 
 
 def _draw_row(row: Sequence[Tile], width: int) -> list[Image.Image]:
-    """The tiles of one row; their pictures end on one line, and the words begin on one."""
-    pictures = [_fit(_open(tile.image), tile.marks, width) for tile in row]
-    frame_height = max(picture.height for picture in pictures)
-    return [_draw_tile(tile, picture, width, frame_height) for tile, picture in zip(row, pictures, strict=True)]
+    """The tiles of one row; their images end on one line, and the words begin on one."""
+    images = [_fit(_open(tile.image), tile.marks, width) for tile in row]
+    frame_height = max(image.height for image in images)
+    return [_draw_tile(tile, image, width, frame_height) for tile, image in zip(row, images, strict=True)]
 
 
-def _draw_tile(tile: Tile, picture: Image.Image, width: int, frame_height: int) -> Image.Image:
+def _draw_tile(tile: Tile, image: Image.Image, width: int, frame_height: int) -> Image.Image:
     indent = 0 if tile.correct is None else BADGE_SIZE + 8
     title = _wrap(tile.title, _font(TITLE_SIZE), width - indent)
     lines = [part for line in tile.lines for part in _wrap_line(line, width - indent)]
@@ -88,11 +89,11 @@ def _draw_tile(tile: Tile, picture: Image.Image, width: int, frame_height: int) 
     lines_top = top + len(title) * title_step + 2
     image = Image.new("RGB", (width, lines_top + len(lines) * line_step), WHITE)
     draw = ImageDraw.Draw(image)
-    y = frame_height - picture.height
-    image.paste(picture, (0, y))
+    y = frame_height - image.height
+    image.paste(image, (0, y))
     color = FRAME if tile.correct is None else GREEN if tile.correct else RED
     border = 1 if tile.correct is None else BORDER
-    draw.rectangle((0, y, picture.width - 1, frame_height - 1), outline=color, width=border)
+    draw.rectangle((0, y, image.width - 1, frame_height - 1), outline=color, width=border)
     if tile.correct is not None:
         badge = _badge(tile.correct)
         image.paste(badge, (0, top), badge)
@@ -106,23 +107,23 @@ def _draw_tile(tile: Tile, picture: Image.Image, width: int, frame_height: int) 
     return image
 
 
-def _fit(picture: Image.Image, marks: Sequence[Mark], width: int) -> Image.Image:
-    """The picture scaled to fit a square of `width`, with its marks drawn at the final size, where lines stay sharp."""
-    scale = width / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(picture)
+def _fit(image: Image.Image, marks: Sequence[Mark], width: int) -> Image.Image:
+    """The image scaled to fit a square of `width`, with its marks drawn at the final size, where lines stay sharp."""
+    scale = width / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(image)
     font = _font(LABEL_SIZE)
     for mark in marks:
         x1, y1, x2, y2 = (value * scale for value in mark.box)
         draw.rectangle((x1, y1, x2, y2), outline=mark.color, width=2)
         if mark.label:
             label_width, label_height = font.getlength(mark.label) + 8, LABEL_SIZE + 5
-            left = max(0, min(x1, picture.width - label_width))
+            left = max(0, min(x1, image.width - label_width))
             top = y1 - label_height if y1 >= label_height else y1  # inside the box when there is no room above
             draw.rectangle((left, top, left + label_width, top + label_height), fill=mark.color)
             draw.text((left + 4, top + label_height / 2), mark.label, WHITE, font, anchor="lm")
-    return picture
+    return image
 
 
 @lru_cache(maxsize=2)
@@ -148,7 +149,7 @@ def _wrap_line(line: str | Line, width: int) -> list[Line]:
     return [replace(line, text=part) for part in _wrap(line.text, _font(LINE_SIZE), width)]
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     """The text in lines of at most `width` pixels; a word too long for one line is split."""
     lines = [""]
     for word in text.split():
@@ -166,12 +167,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size=size)
 
 
 def _open(image: Image.Image | Path | str) -> Image.Image:
-    """An RGB copy, so that drawing never changes the caller's picture."""
+    """An RGB copy, so that drawing never changes the caller's image."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     with Image.open(image) as opened:

@@ -1,4 +1,4 @@
-"""Questions of the made-up world in the demos: their rows, guesses without a picture, and a table of scores."""
+"""Questions of the made-up world in the demos: their rows, guesses without an image, and a table of scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_rows(world: Path, split: str) -> Rows:
 
 
 def guess(training: Rows, rows: Rows, blind: bool) -> Answers:
-    """Answers of someone who sees no picture: the most frequent training answer, to the same words where blind.
+    """Answers of someone who sees no image: the most frequent training answer, to the same words where blind.
 
     Words that training did not have get the most frequent answer to their question type.
     """

@@ -1,4 +1,4 @@
-"""What the demos share: their command line, their world, the training run, a table and a sheet of pictures."""
+"""What the demos share: their command line, their world, the training run, a table and a sheet of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from common.config import load_config, replace
+from common.config import Config, load_config, replace
 from common.task import Task, load_task
 from common.train.run import run_training
 from common.weights import checkpoint
@@ -34,7 +34,7 @@ class Net:
     """One net of a demo. cfg: the complete config. path: the YAML that it came from."""
 
     task: Task
-    cfg: Any
+    cfg: Config
     path: Path
 
     @property
@@ -89,7 +89,7 @@ def start(
         counts = write_world(world, TINY if args.fast else World())
     except FileExistsError as error:
         parser.error(str(error))
-    made = "is there" if counts is None else f"made: {counts['train']['pictures']} training pictures"
+    made = "is there" if counts is None else f"made: {counts['train']['images']} training images"
     print(f"world {world} {made}", flush=True)
     return Demo(nets, world, args.fast, begin)
 
@@ -129,7 +129,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str | int | floa
 
 
 def pick_tiles(tiles: Sequence[tuple[str, Tile]]) -> list[Tile]:
-    """Up to TILES of different pictures, in turn of all kinds; up to WRONG_TILES that are not correct, last.
+    """Up to TILES of different images, in turn of all kinds; up to WRONG_TILES that are not correct, last.
 
     tiles: each with its kind; `image` is a path.
     """
@@ -140,7 +140,7 @@ def pick_tiles(tiles: Sequence[tuple[str, Tile]]) -> list[Tile]:
 
 
 def _pick(tiles: Sequence[tuple[str, Tile]], count: int, used: set[Any]) -> list[Tile]:
-    """Up to `count` tiles of pictures that are not in `used`, always of the kind that was picked least."""
+    """Up to `count` tiles of images that are not in `used`, always of the kind that was picked least."""
     picked: list[Tile] = []
     used, kinds = set(used), Counter[str]()
     while len(picked) < count and (free := [tile for tile in tiles if tile[1].image not in used]):

@@ -1,4 +1,4 @@
-"""The suites measure what they say: the same samples from every store, the same scores with a picture shared."""
+"""The suites measure what they say: the same samples from every store, the same scores with an image shared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from benchmarks import steps
 from benchmarks.loading import PICTURES, QUESTIONS, _loader, write_world
 from benchmarks.plots import draw
-from benchmarks.steps import SPLIT_HEADER, Step, of_one_picture, split, split_rows
+from benchmarks.steps import SPLIT_HEADER, Step, of_one_image, split, split_rows
 from common.config import load_config
 from common.data.synthetic import made_up_batch
 from common.precision import Precision
@@ -37,8 +37,8 @@ def step() -> Step:
     return Step(model, made_up_batch("refcoco", cfg, 3, 5, 4, equal=True), Precision("fp32", CPU))
 
 
-def test_questions_about_one_picture_have_the_scores_of_copies_of_it(step):
-    own, shared = (of_one_picture(step.batch, own) for own in (True, False))
+def test_questions_about_one_image_have_the_scores_of_copies_of_it(step):
+    own, shared = (of_one_image(step.batch, own) for own in (True, False))
     assert len(own.image) == 3 and len(shared.image) == 1
     with torch.no_grad():
         scores = [step.model.eval()(batch).predictions["label_logits"] for batch in (own, shared)]
@@ -91,7 +91,7 @@ def test_the_loaders_of_the_three_forms_give_the_same_samples(tmp_path):
     assert samples[0][0].targets["label"].sum() > 0
 
 
-def test_a_plot_is_a_picture(tmp_path):
+def test_a_plot_is_a_image(tmp_path):
     pytest.importorskip("matplotlib")
     draw("words", {"fp32": {10: 1.0, 20: 2.0}}, "a machine", tmp_path / "words.png")
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")

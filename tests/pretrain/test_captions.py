@@ -145,8 +145,8 @@ class TestFiles:
         assert dataset.caption(0) == "the red box" and dataset.image(0) is not None
         assert len(dataset.regions(0).boxes) >= 3
 
-    def test_a_picture_that_cannot_be_read_becomes_zeros(self, own, caplog):
-        (own / "train_image/00000000.jpg").write_bytes(b"no picture")
+    def test_a_image_that_cannot_be_read_becomes_zeros(self, own, caplog):
+        (own / "train_image/00000000.jpg").write_bytes(b"no image")
         (own / "train_image/00000001.jpg").unlink()
         dataset = captions(own, precomputed=False)
         for i in range(2):
@@ -156,10 +156,10 @@ class TestFiles:
         assert "00000000.jpg" in caplog.text and "2 so far" in caplog.text
         assert dataset.sample(2, random.Random(0)).image.any()
 
-    def test_no_picture_at_all(self, own):
+    def test_no_image_at_all(self, own):
         shutil.rmtree(own / "train_image")
         dataset = captions(own, precomputed=False)
-        with pytest.raises(DataError, match=f"none of the first {MANY} pictures.*train_image"):
+        with pytest.raises(DataError, match=f"none of the first {MANY} images.*train_image"):
             for _ in range(MANY):
                 dataset.sample(0, random.Random(0))
 
@@ -207,7 +207,7 @@ class TestCOCO:
         settings = {"precomputed": False, "num_classes": 3} | changes
         return COCOCaptions(root, "val", caption_settings(root, **settings))
 
-    def test_pictures_with_instances_in_the_order_of_their_ids(self, coco):
+    def test_images_with_instances_in_the_order_of_their_ids(self, coco):
         dataset = self.dataset(coco)
         assert dataset.ids == [3, 5, 7] and dataset.caption(2) == "w7 the box"
         regions = dataset.regions(2)

@@ -1,4 +1,4 @@
-"""Masked words and regions of one's own pictures."""
+"""Masked words and regions of one's own images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def predictor_of(cfg_path: Path, **options):
 
 
 @pytest.fixture
-def picture(world: Path) -> Path:
+def image(world: Path) -> Path:
     return sorted((world / "val_image").glob("*.jpg"))[0]
 
 
@@ -42,38 +42,38 @@ def from_pixels(world, tmp_path):
     return predictor_of(write_settings(tiny_captions_only(world, tmp_path), tmp_path / "pixels.yaml"))
 
 
-def test_every_mask_is_filled_in(from_features, picture):
-    got = from_features(picture, caption="a [MASK] box near the [MASK].", top_k=3)
+def test_every_mask_is_filled_in(from_features, image):
+    got = from_features(image, caption="a [MASK] box near the [MASK].", top_k=3)
     assert [a["mask"] for a in got.answers] == [0, 0, 0, 1, 1, 1]
     assert [s.text for s in got.slots[:9]] == ["[CLS]", "a", "[MASK]", "box", "near", "the", "[MASK]", ".", "[SEP]"]
     assert [r["box"] for r in got.regions] == list(range(1, len(got.boxes)))
     assert got.regions[0]["labels"][0]["label"].startswith("class ")
     assert got.notes == []
-    assert "no [MASK]" in from_features(picture, caption="a box").notes[0]
+    assert "no [MASK]" in from_features(image, caption="a box").notes[0]
 
 
-def test_names_of_classes(cfg_path, world, picture, tmp_path):
+def test_names_of_classes(cfg_path, world, image, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"thing {i}" for i in range(CLASSES)))
     predictor = predictor_of(cfg_path, boxes=f"regions:{world}/val_frcnn", labels=tmp_path / "names.txt")
-    assert predictor(picture, caption="a").regions[0]["labels"][0]["label"].startswith("thing ")
+    assert predictor(image, caption="a").regions[0]["labels"][0]["label"].startswith("thing ")
     with pytest.raises(FileNotFoundError, match="names of region classes"):
         predictor_of(cfg_path, labels=tmp_path / "none.txt")
 
 
-def test_a_hidden_box_looks_different_to_the_model(from_features, picture):
-    plain = from_features(picture, caption="a [MASK] box")
-    hidden = from_features(picture, caption="a [MASK] box", hide=[1])
+def test_a_hidden_box_looks_different_to_the_model(from_features, image):
+    plain = from_features(image, caption="a [MASK] box")
+    hidden = from_features(image, caption="a [MASK] box", hide=[1])
     assert plain.answers[0]["probability"] != hidden.answers[0]["probability"]
     for wrong in (0, 99, "1"):
         with pytest.raises(InputError, match="is no number of a box"):
-            from_features(picture, caption="a", hide=[wrong])
+            from_features(image, caption="a", hide=[wrong])
 
 
-def test_from_pixels_a_hidden_box_is_blanked(from_pixels, picture):
-    plain = from_pixels(picture, caption="a [MASK] box", boxes=BOXES)
-    before = from_pixels.pictures.encoded
-    assert from_pixels(picture, caption="the [MASK]", boxes=BOXES) and from_pixels.pictures.encoded == before
-    hidden = from_pixels(picture, caption="a [MASK] box", boxes=BOXES, hide=[2])
-    assert from_pixels.pictures.encoded == before + 3  # what a picture with a hole in it looks like
+def test_from_pixels_a_hidden_box_is_blanked(from_pixels, image):
+    plain = from_pixels(image, caption="a [MASK] box", boxes=BOXES)
+    before = from_pixels.images.encoded
+    assert from_pixels(image, caption="the [MASK]", boxes=BOXES) and from_pixels.images.encoded == before
+    hidden = from_pixels(image, caption="a [MASK] box", boxes=BOXES, hide=[2])
+    assert from_pixels.images.encoded == before + 3  # what an image with a hole in it looks like
     assert plain.answers[0]["probability"] != hidden.answers[0]["probability"]
-    assert from_pixels(picture, caption="a [MASK] box", boxes=BOXES).answers == plain.answers
+    assert from_pixels(image, caption="a [MASK] box", boxes=BOXES).answers == plain.answers

@@ -1,4 +1,4 @@
-"""Attention maps of a data set and of one's own pictures, in the original's files."""
+"""Attention maps of a data set and of one's own images, in the original's files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_maps_are_those_of_the_attention_module_without_padding(cfg_path):
     kinds = [s["kind"] for s in about["slots"]]
     assert kinds == ["special", "word", "word", "word", "special", "image", "region", "region", "end"]
     assert about["text"] == "w7 the box" and about["names"] == ["image", "1", "2"]
-    np.testing.assert_allclose(about["boxes"][1], [1, 2, 10, 21], atol=0.02)  # in pixels of the picture
+    np.testing.assert_allclose(about["boxes"][1], [1, 2, 10, 21], atol=0.02)  # in pixels of the image
 
 
 def test_what_is_there_is_not_made_again(cfg_path):
@@ -85,7 +85,7 @@ def test_what_is_there_is_not_made_again(cfg_path):
     assert one.read_bytes() == b"kept" and (folder / "attention_probs/7.npy").is_file()
 
 
-def test_own_pictures(cfg_path, tmp_path, capsys):
+def test_own_images(cfg_path, tmp_path, capsys):
     Image.new("RGB", (60, 40), "red").save(tmp_path / "mine.png")
     rows = [
         {"image": str(tmp_path / "mine.png"), "caption": "a red box", "boxes": [[1, 2, 20, 30]]},

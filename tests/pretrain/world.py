@@ -1,4 +1,4 @@
-"""Captions, detector files, pictures and text that tests of pretraining write themselves."""
+"""Captions, detector files, images and text that tests of pretraining write themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CORPUS = "the box .\n\na text line of the text\nw1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w
 
 
 def write_world(root: Path, train: int = 12, val: int = 6) -> Path:
-    """DATASET_PATH with pictures of coloured boxes, their detections and captions; text and vocabulary beside them."""
+    """DATASET_PATH with images of coloured boxes, their detections and captions; text and vocabulary beside them."""
     (root / "bert").mkdir(parents=True)
     (root / "bert/vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     (root / "corpus.doc").write_text(CORPUS)
@@ -35,13 +35,13 @@ def write_world(root: Path, train: int = 12, val: int = 6) -> Path:
         (root / f"{split}_image").mkdir()
         rows = []
         for i in range(count):
-            rows.append(_write_picture(root, split, f"{i:08d}", rng))
+            rows.append(_write_image(root, split, f"{i:08d}", rng))
         (root / f"{split}_frcnn.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
-def _write_picture(root: Path, split: str, name: str, rng: np.random.Generator) -> dict[str, Any]:
-    """One picture with its detections; returns the line of the annotation file."""
+def _write_image(root: Path, split: str, name: str, rng: np.random.Generator) -> dict[str, Any]:
+    """One image with its detections; returns the line of the annotation file."""
     width, height = (int(side) for side in rng.integers(40, 64, 2))
     count = int(rng.integers(3, 6))
     corner = rng.uniform(0, 0.5, (count, 2)) * (width, height)
@@ -117,7 +117,7 @@ def tiny_captions_only(root: Path, out: Path) -> dict[str, Any]:
 
 
 def write_coco(own: Path) -> Path:
-    """COCO 2017 in `own`: two pictures with instances, one without, one with more boxes than fit."""
+    """COCO 2017 in `own`: two images with instances, one without, one with more boxes than fit."""
     (own / "annotations").mkdir()
     (own / "val2017").mkdir()
     sizes = {7: (60, 40), 3: (50, 50), 9: (40, 60), 5: (64, 48)}

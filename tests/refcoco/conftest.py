@@ -19,7 +19,7 @@ def task() -> Task:
 
 @pytest.fixture
 def golden(tmp_path: Path) -> World:
-    """One picture with the numbers of spec 40 §11.7, to change."""
+    """One image with the numbers of spec 40 §11.7, to change."""
     return golden_world(tmp_path / "golden")
 
 

@@ -159,7 +159,7 @@ class TestMistakes:
     def test_wrong_values_in_training(self, error, override, message):
         assert message in error(TRAIN, "--set", override)
 
-    def test_a_missing_picture_that_a_worker_meets(self, error, world):
+    def test_a_missing_image_that_a_worker_meets(self, error, world):
         shutil.rmtree(world / "train2014")
         text = error(TRAIN, "--set", f"DATASET.DATASET_PATH={world}", *PIXELS)
         assert re.search(r"No such file .*train2014/COCO_train2014_0000000000\d\d\.jpg", text)

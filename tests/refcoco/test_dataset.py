@@ -1,4 +1,4 @@
-"""RefCOCO+ samples against the numbers of spec 40 §11.7, on one picture whose files every test writes itself."""
+"""RefCOCO+ samples against the numbers of spec 40 §11.7, on one image whose files every test writes itself."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TestGoldenExample:
         assert batch.targets["label"].tolist() == [[1, 0, 0, -1, -1], [1, 1, 1, 1, 1]]
 
     def test_the_text(self, golden):
-        """§6.2: [CLS] expression [SEP], one segment; left and right swap with the picture."""
+        """§6.2: [CLS] expression [SEP], one segment; left and right swap with the image."""
         straight, flipped = sample(golden), sample(golden, flip=1.0)
         assert straight.text_ids.tolist() == [101, 106, 105, 102]
         assert flipped.text_ids.tolist() == [101, 107, 105, 102]
@@ -130,7 +130,7 @@ class TestModes:
         mixed = sample(golden, boxes="gt+proposal", proposal_source="vg", region_path=path)
         close(mixed.boxes[:3], [IMAGE_BOX, TARGET, [0, 0, 11.25, 11.25]])
 
-    def test_regions_under_the_name_of_the_picture(self, golden):
+    def test_regions_under_the_name_of_the_image(self, golden):
         """What data/extract_features.py writes with boxes of a detector; the id goes first."""
         folder = golden.root / REGION_FOLDER
         save_regions(folder, "COCO_train2014_000000000042", Regions(torch.tensor([[12.0, 22, 110, 212]])))
@@ -294,7 +294,7 @@ class TestFiles:
         with pytest.raises(FileNotFoundError, match="train2014/COCO_train2014_000000000042.jpg"):
             sample(golden)
 
-    def test_missing_and_damaged_pictures(self, golden):
+    def test_missing_and_damaged_images(self, golden):
         path = golden.root / "train2014/COCO_train2014_000000000042.jpg"
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(ImageError, match="COCO_train2014_000000000042.jpg"):
@@ -303,7 +303,7 @@ class TestFiles:
         with pytest.raises(FileNotFoundError, match="COCO_train2014_000000000042.jpg"):
             sample(golden)
 
-    def test_a_picture_of_another_size(self, golden):
+    def test_a_image_of_another_size(self, golden):
         golden.images[0]["width"] = 500
         golden.write()
         with pytest.raises(DataError, match=r"000000000042\.jpg is 640 x 480, the COCO annotations say 500 x 480"):
@@ -372,7 +372,7 @@ class TestFiles:
 
 
 class TestFeatures:
-    """Ours: features from a region store instead of pictures."""
+    """Ours: features from a region store instead of images."""
 
     BOXES = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in GOLDEN_BOXES])
     FEATURES = torch.arange(3 * 2048.0).view(3, 2048)
@@ -383,7 +383,7 @@ class TestFeatures:
         return {"precomputed": True, "region_path": str(golden.root / "store")}
 
     def test_features_of_annotations(self, golden):
-        shutil.rmtree(golden.root / "train2014")  # no picture is opened
+        shutil.rmtree(golden.root / "train2014")  # no image is opened
         options = self.store(golden)
         got = sample(golden, **options)
         assert got.image is None
@@ -396,7 +396,7 @@ class TestFeatures:
         whole = torch.full((2048,), 7.0)
         assert torch.equal(sample(golden, **self.store(golden, image_feature=whole)).features[0], whole)
 
-    def test_samples_are_those_of_the_picture(self, golden):
+    def test_samples_are_those_of_the_image(self, golden):
         for flip in (0.0, 1.0):
             seen, stored = sample(golden, flip=flip), sample(golden, flip=flip, **self.store(golden))
             assert_same(dataclasses.replace(stored, features=None), dataclasses.replace(seen, image=None))
@@ -439,7 +439,7 @@ class TestFeatures:
             golden.open(boxes=mode, proposal_source=source, **options)
 
     def test_an_image_without_annotations_has_the_image_s_feature(self, golden):
-        """Extraction stores the whole picture for it."""
+        """Extraction stores the whole image for it."""
         golden.add_image(508, (640, 480), [])
         golden.add_reference(4200, ["cat"])
         golden.references[-1]["image_id"] = 508
@@ -487,7 +487,7 @@ class TestConfig:
         cfg = load_config("refcoco", cfg_path, {"DATASET.DATASET": ""})
         assert build_dataset(cfg, "val").name == "refcoco+"
 
-    def test_results_of_mirrored_pictures_are_refused(self, cfg_path):
+    def test_results_of_mirrored_images_are_refused(self, cfg_path):
         cfg = load_config("refcoco", cfg_path, ["TEST.FLIP_PROB=0.5"])
         with pytest.raises(ConfigError, match=r"TEST\.FLIP_PROB = 0\.5: expected 0"):
             build_dataset(cfg, "test")

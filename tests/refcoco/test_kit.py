@@ -66,7 +66,7 @@ def test_the_pickle_says_what_the_json_says(coco, tmp_path):
 
 
 def test_annotations_as_candidates_always_hold_the_target(kit, coco):
-    """An oracle is right by all three counts, on real boxes, clipped to the picture."""
+    """An oracle is right by all three counts, on real boxes, clipped to the image."""
     dataset = build(kit, coco, "train+val+testA+testB")
     assert accuracies(oracle(dataset), dataset) == {"expressions": 98, "overlap": 100, "exact": 100, "ceiling": 100}
 

@@ -150,7 +150,7 @@ class TestCounts:
         assert self.count(world, [10.0, 60.1, 109, 109], 1).overlap == 0
 
     def test_the_truth_is_not_clipped(self, world):
-        """no. 5: half of the target lies beyond the picture, so its visible half just reaches 0.5."""
+        """no. 5: half of the target lies beyond the image, so its visible half just reaches 0.5."""
         world.images[0].update(width=60, height=480)
         world.annotations[0]["bbox"] = [10.0, 10, 99, 99]
         world.write()
@@ -171,7 +171,7 @@ class TestCounts:
         assert self.count(world, xyxy(TARGET), 1, "proposal").exact == 1
 
     def test_the_ceiling_bounds_the_accuracy_of_every_choice(self, golden):
-        """Boxes that leave the picture, clipped as the model sees them."""
+        """Boxes that leave the image, clipped as the model sees them."""
         golden.add_image(8, (333, 500), [[-20.0, 100, 300, 380.5], [200, 300, 133, 200]])
         golden.add_reference(800, ["cat"])
         golden.add_reference(801, ["thing"])

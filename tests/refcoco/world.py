@@ -1,4 +1,4 @@
-"""RefCOCO+ files that tests write themselves: one picture with numbers to check by hand, or a small world."""
+"""RefCOCO+ files that tests write themselves: one image with numbers to check by hand, or a small world."""
 
 from __future__ import annotations
 
@@ -91,18 +91,18 @@ class World:
         return path
 
     def draw(self, image_id: int, colors: list[tuple[int, int, int]] | None = None) -> Path:
-        """The picture, red on the left and blue on the right, or each annotation in a colour of its own on grey."""
+        """The image, red on the left and blue on the right, or each annotation in a colour of its own on grey."""
         image = next(i for i in self.images if i["id"] == image_id)
         size = (image["width"], image["height"])
-        picture = Image.new("RGB", size, (255, 0, 0) if colors is None else (128, 128, 128))
+        image = Image.new("RGB", size, (255, 0, 0) if colors is None else (128, 128, 128))
         if colors is None:
-            picture.paste((0, 0, 255), (size[0] // 2, 0, *size))
+            image.paste((0, 0, 255), (size[0] // 2, 0, *size))
         for annotation, color in zip(self.of(image_id), colors or [], strict=False):
             x, y, w, h = annotation["bbox"]
-            picture.paste(color, (int(x), int(y), int(x + w), int(y + h)))
+            image.paste(color, (int(x), int(y), int(x + w), int(y + h)))
         path = self.root / f"train2014/COCO_train2014_{image_id:012d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        picture.save(path, quality=95)
+        image.save(path, quality=95)
         return path
 
     def of(self, image_id: int) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ class World:
 
 
 def golden_world(root: Path) -> World:
-    """The picture of spec 40 §11.7 (image 42): the target is annotation 4200."""
+    """The image of spec 40 §11.7 (image 42): the target is annotation 4200."""
     world = World(root)
     world.add_image(42, (640, 480), GOLDEN_BOXES)
     world.add_reference(4200, ["left thing"])
@@ -125,7 +125,7 @@ def golden_world(root: Path) -> World:
 
 
 def small_world(root: Path) -> World:
-    """Ten small pictures, wide and upright, with two to four boxes in different colours, which expressions name.
+    """Ten small images, wide and upright, with two to four boxes in different colours, which expressions name.
 
     Features of the annotations, whose entries say the colour, lie in refcoco+/regions.packed.
     """

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.demo_refcoco import (
     Reference,
-    guess_without_picture,
+    guess_without_image,
     guess_without_words,
     main,
     ranked,
@@ -41,9 +41,9 @@ def test_without_words_the_most_meant_look_is_chosen():
 
 
 @pytest.mark.parametrize(("text", "number"), [("red star", 1), ("heart", 0), ("new words", 0)])
-def test_without_picture_the_words_decide(text, number):
+def test_without_image_the_words_decide(text, number):
     training = [REFERENCE, *[replace(REFERENCE, text="heart", target=0)] * 2]
-    assert guess_without_picture(training, [replace(REFERENCE, text=text)]) == [number]
+    assert guess_without_image(training, [replace(REFERENCE, text=text)]) == [number]
 
 
 def test_right_compares_numbers():
@@ -64,7 +64,7 @@ def test_from_nothing_to_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     for split in ("val", "testA", "testB"):
         assert re.search(rf"^{split} +\d+( +[\d.]+){{5}}$", printed, re.MULTILINE)
-    for name in ("model", "results", "pictures"):
+    for name in ("model", "results", "images"):
         path = Path(re.search(rf"^{name} +(\S+)", printed, re.MULTILINE)[1])
         assert path.is_file()
         assert tmp_path in path.parents

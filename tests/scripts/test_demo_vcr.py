@@ -62,8 +62,8 @@ def test_from_nothing_to_the_table(tmp_path, capsys):
     for name in ("models", "results"):
         paths = re.search(rf"^{name} +(\S+).*\n +(\S+)", printed, re.MULTILINE).groups()
         assert len({Path(path) for path in paths if Path(path).is_file() and tmp_path in Path(path).parents}) == 2
-    sheet = Path(re.search(r"^pictures +(\S+)", printed, re.MULTILINE)[1])
-    with Image.open(sheet) as picture:
-        assert picture.width > 1000
+    sheet = Path(re.search(r"^images +(\S+)", printed, re.MULTILINE)[1])
+    with Image.open(sheet) as image:
+        assert image.width > 1000
     scores = json.loads(next((tmp_path / "out").rglob("scores.json")).read_text())
     assert scores["VL-BERT"]["Q->AR"] <= min(scores["VL-BERT"]["Q->A"], scores["VL-BERT"]["QA->R"])

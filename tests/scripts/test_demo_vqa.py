@@ -1,4 +1,4 @@
-"""The demo runs from nothing to its table, finds its finished run again, and its baselines look at no picture."""
+"""The demo runs from nothing to its table, finds its finished run again, and its baselines look at no image."""
 
 import json
 import re
@@ -12,7 +12,7 @@ def test_from_nothing_to_the_table(tmp_path, capsys):
     main(arguments)
     printed = capsys.readouterr().out
     assert re.search(r"^overall +\d+ +[\d.]+ +[\d.]+ +[\d.]+$", printed, re.MULTILINE)
-    for name in ("model", "results", "pictures"):
+    for name in ("model", "results", "images"):
         path = Path(re.search(rf"^{name} +(\S+)", printed, re.MULTILINE)[1])
         assert path.is_file()
         assert tmp_path in path.parents

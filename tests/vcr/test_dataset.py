@@ -59,7 +59,7 @@ def change(world: Path, number: int, split: str = "train", **values: object) -> 
 
 
 class TestText:
-    """The example of spec 20 §2.3 as question and answers of a picture with two persons, a chair and a plant."""
+    """The example of spec 20 §2.3 as question and answers of an image with two persons, a chair and a plant."""
 
     TAGS = [0, 0, 3, 0, 1, 0, 4, 4, 4, 0, 0]
 
@@ -185,7 +185,7 @@ class TestRationales:
         assert words(without, sample(without).text_ids[2]) == ["[CLS]", right, "[SEP]", "because", "[SEP]"]
 
     def test_the_leaderboard_wants_sixteen_rows(self, build, world):
-        """Column 4 i + j is rationale j after answer i; the picture is there once."""
+        """Column 4 i + j is rationale j after answer i; the image is there once."""
         answers = [["they"], ["are"], ["happy"], ["near"]]
         rationales = [["because"], ["and"], ["is"], ["at"]]
         change(world, 0, "test", question=["why"], answer_choices=answers, rationale_choices=rationales)
@@ -232,11 +232,11 @@ class TestNames:
 
 class TestBoxes:
     def test_the_worked_example(self, build, world):
-        """Spec 20 §3: a picture of 200 x 100 at 64, 128."""
+        """Spec 20 §3: an image of 200 x 100 at 64, 128."""
         change(world, 0, img_fn="p.jpg")
-        picture = Image.new("RGB", (200, 100))
-        picture.paste((250, 90, 10), (0, 0, 40, 100))
-        picture.save(world / "vcr1images/p.jpg")
+        image = Image.new("RGB", (200, 100))
+        image.paste((250, 90, 10), (0, 0, 40, 100))
+        image.save(world / "vcr1images/p.jpg")
         got = sample(build("SCALES=[64, 128]"))
         assert got.im_info.tolist() == pytest.approx([128, 64, 0.64, 0.64])
         assert got.boxes[0].tolist() == [0, 0, 127, 63] and got.image.shape == (3, 64, 128)
@@ -302,7 +302,7 @@ class TestBoxes:
             sample(build())
 
 
-class TestPictures:
+class TestImages:
     def test_other_modes_become_rgb(self, build, world):
         """Spec 20 Q-10."""
         path = world / "vcr1images/movie_wide/wide@0.jpg"
@@ -321,7 +321,7 @@ class TestPictures:
 
     def test_missing_and_damaged(self, build, world):
         path = world / "vcr1images/movie_wide/wide@0.jpg"
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
         with pytest.raises(ImageError, match=r"unreadable image .*wide@0\.jpg"):
             sample(build())
         path.unlink()
@@ -339,7 +339,7 @@ class TestFeatures:
 
     @pytest.fixture
     def store(self, world) -> Path:
-        """No pictures: nothing may open one."""
+        """No images: nothing may open one."""
         for path in (world / "vcr1images").rglob("*.jpg"):
             path.unlink()
         return world / "regions"
@@ -396,7 +396,7 @@ class TestFeatures:
         self.rewrite(store, "wide@0", boxes=stored.boxes + 0.9)
         torch.testing.assert_close(sample(build(self.FEATURES)).boxes[1:], stored.boxes * 0.6)
 
-    def test_a_picture_that_the_store_lacks(self, build, store):
+    def test_a_image_that_the_store_lacks(self, build, store):
         (store / "wide@0.json").unlink()
         with pytest.raises(FileNotFoundError, match="wide@0"):
             sample(build(self.FEATURES))
@@ -407,7 +407,7 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"wide@0\.json: no width and height, which .*PRECOMPUTED needs"):
             sample(build(self.FEATURES))
 
-    def test_two_pictures_of_one_stem(self, build, store, world):
+    def test_two_images_of_one_stem(self, build, store, world):
         change(world, 1, img_fn="elsewhere/wide@0.png")
         with pytest.raises(DataError, match=r"movie_wide/wide@0\.jpg and elsewhere/wide@0\.png have the same stem"):
             build(self.FEATURES)

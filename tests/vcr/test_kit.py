@@ -1,4 +1,4 @@
-"""Real VCR questions and metadata of the data kit; its pictures are drawn from the metadata's polygons."""
+"""Real VCR questions and metadata of the data kit; its images are drawn from the metadata's polygons."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_the_leaderboard_s_rows_repeat_the_rationales(kit):
         assert torch.equal(got, want)
 
 
-def test_a_picture_shows_its_detections(kit):
-    """The kit paints each object's polygon in one colour: pixels under its mask vary less than the picture."""
+def test_a_image_shows_its_detections(kit):
+    """The kit paints each object's polygon in one colour: pixels under its mask vary less than the image."""
     dataset = build(kit, "TRAIN.FLIP_PROB=0", "SCALES=[300, 600]")
     sample = dataset.sample(0, random.Random(0))
     assert sample.image.shape == (3, 300, 600)
@@ -78,11 +78,11 @@ def test_a_picture_shows_its_detections(kit):
 def test_precomputed_features_of_the_metadata_s_boxes(kit, tmp_path):
     """From the annotations to a store by the extraction program (its network apart), and back into samples."""
     source = build_source(f"vcr:{kit}/vcr/train.jsonl")
-    pictures = source.pictures(f"{kit}/vcr/vcr1images")
+    images = source.images(f"{kit}/vcr/vcr1images")
     told = extract(
-        pictures, source, lambda images, boxes: [torch.nn.functional.pad(b, (0, 2044)) for b in boxes], tmp_path
+        images, source, lambda images, boxes: [torch.nn.functional.pad(b, (0, 2044)) for b in boxes], tmp_path
     )
-    assert not told.failed and len(JsonRegions(tmp_path).names()) == len(pictures) > 10
+    assert not told.failed and len(JsonRegions(tmp_path).names()) == len(images) > 10
     dataset = build(kit, "NETWORK.IMAGE_FEAT_PRECOMPUTED=true", f"DATASET.REGION_PATH={tmp_path}", "TRAIN.FLIP_PROB=0")
     samples = [dataset.sample(i, random.Random(0)) for i in range(len(dataset))]
     for sample in samples:

@@ -57,7 +57,7 @@ class Regions(torch.nn.Module):
         features=None,
         classes=None,
         box_masks=None,
-        picture=None,
+        image=None,
     ) -> RegionOutput:
         self.calls += 1
         reps = torch.cat([boxes, boxes.flip(-1)], dim=-1) / 50 * box_mask[..., None]
@@ -156,7 +156,7 @@ class TestSwitches:
         model.no_object_attention = False
         assert not torch.allclose(logits_of(model, given), want, atol=1e-4)
 
-    def test_blind_sees_no_picture(self):
+    def test_blind_sees_no_image(self):
         model = module(None, sizes={"visual_ln": False})
         given = batch()
         want = logits_of(model, given)

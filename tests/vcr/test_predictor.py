@@ -1,4 +1,4 @@
-"""Choices for one's own pictures; what an evaluation sees is compared in test_task.py."""
+"""Choices for one's own images; what an evaluation sees is compared in test_task.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIXELS = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "NETWORK.IMAGE_C5_DILATED=fals
 
 
 @pytest.fixture
-def picture(shared_world: Path) -> Path:
+def image(shared_world: Path) -> Path:
     return next((shared_world / "vcr1images/movie_wide").glob("*.jpg"))
 
 
@@ -38,31 +38,31 @@ def predictor_of(cfg_path: Path, *overrides: str):
     return load_predictor(path, device="cpu")
 
 
-def test_any_number_of_choices_from_pixels(cfg_path, picture):
+def test_any_number_of_choices_from_pixels(cfg_path, image):
     predictor = predictor_of(cfg_path)
-    got = predictor(picture, **ASKED, attention=True)
+    got = predictor(image, **ASKED, attention=True)
     assert {a["answer"] for a in got.answers} == set(ASKED["answers"])
     assert sum(a["probability"] for a in got.answers) == pytest.approx(1, abs=1e-5)
     assert got.names == ["image", "1", "2"] and got.attention.shape[-1] == len(got.slots)
     best = got.answers[0]["index"]
     assert ("and" in [s.text for s in got.slots]) == (best == 1)  # the row of the best choice
     three = {**ASKED, "answers": [*ASKED["answers"], "they are ."]}
-    assert [len(p.answers) for p in predictor.many([{"image": picture, **a} for a in (ASKED, three, ASKED)])] == [
+    assert [len(p.answers) for p in predictor.many([{"image": image, **a} for a in (ASKED, three, ASKED)])] == [
         2,
         3,
         2,
     ]
 
 
-def test_outlines_matter_and_only_relevant_boxes_are_seen(cfg_path, picture):
+def test_outlines_matter_and_only_relevant_boxes_are_seen(cfg_path, image):
     predictor = predictor_of(cfg_path)
-    plain = predictor(picture, **ASKED)
+    plain = predictor(image, **ASKED)
     triangle = [[[2, 2], [30, 2], [2, 60]]]
     square = [[[20, 5], [60, 5], [60, 70], [20, 70]]]
-    outlined = predictor(picture, **ASKED, polygons=[triangle, square])
+    outlined = predictor(image, **ASKED, polygons=[triangle, square])
     assert plain.answers[0]["probability"] != outlined.answers[0]["probability"]
     predictor = predictor_of(cfg_path, "DATASET.ONLY_USE_RELEVANT_DETS=true")
-    only = predictor(picture, **{**ASKED, "question": "Why is [2] happy ?", "answers": ["[2] is .", "is ."]})
+    only = predictor(image, **{**ASKED, "question": "Why is [2] happy ?", "answers": ["[2] is .", "is ."]})
     assert only.names == ["image", "2"]
 
 
@@ -71,24 +71,24 @@ class TestRationales:
     def half(self) -> str:
         return QA2R
 
-    def test_they_belong_to_an_answer(self, cfg_path, picture):
+    def test_they_belong_to_an_answer(self, cfg_path, image):
         predictor = predictor_of(cfg_path)
         reasons = ["because [2] looks .", "because they are happy .", "and"]
-        got = predictor(picture, **ASKED, rationales=reasons, answer=2)
+        got = predictor(image, **ASKED, rationales=reasons, answer=2)
         assert {a["answer"] for a in got.answers} == set(reasons)
-        other = predictor(picture, **ASKED, rationales=reasons, answer=1)
+        other = predictor(image, **ASKED, rationales=reasons, answer=1)
         assert [a["probability"] for a in got.answers] != [a["probability"] for a in other.answers]
         for wrong, message in (({}, "answer is None"), ({"answer": 3}, "which of the 2 answers")):
             with pytest.raises(InputError, match=message):
-                predictor(picture, **ASKED, rationales=reasons, **wrong)
+                predictor(image, **ASKED, rationales=reasons, **wrong)
         with pytest.raises(InputError, match="rationales: missing"):
-            predictor(picture, **ASKED)
+            predictor(image, **ASKED)
 
 
-def test_long_texts_are_cut_with_a_note(cfg_path, picture):
+def test_long_texts_are_cut_with_a_note(cfg_path, image):
     predictor = predictor_of(cfg_path)
-    assert predictor(picture, **ASKED).notes == []
-    assert "cut to 64" in predictor(picture, **{**ASKED, "question": "Why " * 500}).notes[0]
+    assert predictor(image, **ASKED).notes == []
+    assert "cut to 64" in predictor(image, **{**ASKED, "question": "Why " * 500}).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_long_texts_are_cut_with_a_note(cfg_path, picture):
         ({"polygons": [[]]}, "each of the 2 boxes"),
     ],
 )
-def test_what_cannot_be_answered_is_told(cfg_path, picture, changes, message):
+def test_what_cannot_be_answered_is_told(cfg_path, image, changes, message):
     with pytest.raises(InputError, match=message):
-        predictor_of(cfg_path)(picture, **{**ASKED, **changes})
+        predictor_of(cfg_path)(image, **{**ASKED, **changes})
 
 
 def test_references_in_strings_are_from_one():

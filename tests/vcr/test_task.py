@@ -75,7 +75,7 @@ class TestQA2R(_Half):
 
 
 def test_from_pixels(cfg_path, tmp_path):
-    """Pictures of several sizes and shapes through the CNN under their masks: gradients, then results."""
+    """Images of several sizes and shapes through the CNN under their masks: gradients, then results."""
     pixels = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "NETWORK.IMAGE_C5_DILATED=false", "DATASET.MASK_SIZE=7"]
     cfg = load_config("vcr", cfg_path, [*pixels, "SCALES=[32, 64]", "NUM_WORKERS_PER_GPU=0"])
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A made-up VCR data set in the layout of the real one: drawn pictures, metadata, annotations, region features."""
+"""A made-up VCR data set in the layout of the real one: drawn images, metadata, annotations, region features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERBS = ["holds", "looks at", "is near"]
 def write_world(root: Path) -> Path:
     """DATASET_PATH of the world: annotations, vcr1images/, bert/vocab.txt and regions/."""
     for number, name in enumerate(SIZES):
-        _write_picture(root, name, number)
+        _write_image(root, name, number)
     for split, count in COUNTS.items():
         rng = Random(split)
         rows = [_annotation(split, i, rng) for i in range(count)]
@@ -50,19 +50,19 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _write_picture(root: Path, name: str, number: int) -> None:
+def _write_image(root: Path, name: str, number: int) -> None:
     width, height = SIZES[name]
     folder = root / "vcr1images" / f"movie_{name}"
     folder.mkdir(parents=True)
-    picture = Image.new("RGB", (width, height), (90, 110, 130))
+    image = Image.new("RGB", (width, height), (90, 110, 130))
     boxes, segms = [], []
     for i, _ in enumerate(OBJECTS[name]):
         x, y = 5.25 + 20 * i, 8.5 + 6 * i
         box = [x, y, x + 30, y + 40]
-        ImageDraw.Draw(picture).rectangle(box, fill=(40 * i, 250 - 60 * i, 60 * number))
+        ImageDraw.Draw(image).rectangle(box, fill=(40 * i, 250 - 60 * i, 60 * number))
         boxes.append([*box, 0.9 - 0.1 * i])
         segms.append([[[x, y], [x + 30, y + 10], [x + 5, y + 40]]])
-    picture.save(folder / f"{name}@0.jpg")
+    image.save(folder / f"{name}@0.jpg")
     metadata = {"boxes": boxes, "segms": segms, "names": OBJECTS[name], "width": width, "height": height}
     (folder / f"{name}@0.json").write_text(json.dumps(metadata))
     torch.manual_seed(number)

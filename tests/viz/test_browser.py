@@ -46,17 +46,17 @@ def tab(browser) -> Iterator[playwright.Page]:
 
 
 @pytest.fixture(scope="module")
-def shown(vqa_predictor, picture):
+def shown(vqa_predictor, image):
     """A prediction with its attention [layers, heads, S, S]."""
-    return vqa_predictor(str(picture), question=QUESTION, attention=True)
+    return vqa_predictor(str(image), question=QUESTION, attention=True)
 
 
 @pytest.fixture
-def report(tab, shown, picture, tmp_path) -> playwright.Page:
+def report(tab, shown, image, tmp_path) -> playwright.Page:
     requests: list[str] = []
     tab.on("request", lambda request: requests.append(request.url))
     file = tmp_path / "report.html"
-    file.write_text(render_report([make_capture(shown, Image.open(picture), "a report", "vqa", "m", QUESTION)]))
+    file.write_text(render_report([make_capture(shown, Image.open(image), "a report", "vqa", "m", QUESTION)]))
     tab.goto(file.as_uri())
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     return tab
@@ -206,11 +206,11 @@ def address(vqa_predictor) -> Iterator[str]:
 
 
 @pytest.fixture
-def live(tab, address, picture) -> playwright.Page:
-    """The page with a picture and its boxes."""
+def live(tab, address, image) -> playwright.Page:
+    """The page with an image and its boxes."""
     tab.goto(address)
     tab.wait_for_selector("input[name=question]")
-    tab.set_input_files("#file", picture)
+    tab.set_input_files("#file", image)
     tab.wait_for_selector(".drawn")
     return tab
 
@@ -240,32 +240,32 @@ def boxes(page: playwright.Page) -> list[list[float]]:
 
 
 class TestLivePage:
-    def test_answers_are_the_models(self, live, vqa_predictor, picture):
-        expected = vqa_predictor(str(picture), question=QUESTION, boxes=boxes(live))
+    def test_answers_are_the_models(self, live, vqa_predictor, image):
+        expected = vqa_predictor(str(image), question=QUESTION, boxes=boxes(live))
         assert ask(live, QUESTION) == pytest.approx({a["answer"]: a["probability"] for a in expected.answers}, abs=1e-5)
         assert live.locator("#viewer .cell").count() == 4
 
-    def test_without_a_word_the_probabilities_change_at_once(self, live, vqa_predictor, picture):
+    def test_without_a_word_the_probabilities_change_at_once(self, live, vqa_predictor, image):
         before = ask(live, QUESTION)
         with live.expect_response("**/api/ask"):
             live.click("[data-word='1']")
         live.wait_for_selector(".answer b")
         words = QUESTION.split()
         shorter = " ".join(w for i, w in enumerate(words) if i != 1)
-        expected = vqa_predictor(str(picture), question=shorter, boxes=boxes(live), top_k=10**6)
+        expected = vqa_predictor(str(image), question=shorter, boxes=boxes(live), top_k=10**6)
         now = {a["answer"]: a["probability"] for a in expected.answers}
         after = answers(live)
         assert {k: after[k] for k in before} == pytest.approx({k: now[k] for k in before}, abs=1e-5)
         assert "words" not in live.inner_text("#message")
 
-    def test_without_a_box(self, live, vqa_predictor, picture):
+    def test_without_a_box(self, live, vqa_predictor, image):
         given = boxes(live)
         before = ask(live, QUESTION)
         with live.expect_response("**/api/ask"):
             live.click("[data-chip='0']")
         live.wait_for_selector(".drawn.absent")
         live.wait_for_selector(".answer b")
-        expected = vqa_predictor(str(picture), question=QUESTION, boxes=given[1:], top_k=10**6)
+        expected = vqa_predictor(str(image), question=QUESTION, boxes=given[1:], top_k=10**6)
         now = {a["answer"]: a["probability"] for a in expected.answers}
         after = answers(live)
         assert {k: after[k] for k in before} == pytest.approx({k: now[k] for k in before}, abs=1e-5)
@@ -308,13 +308,13 @@ class TestLivePage:
         live.click("#add-box")
         assert len(boxes(live)) == 1
 
-    def test_what_is_wrong_is_said_and_the_page_goes_on(self, live, tmp_path, picture):
+    def test_what_is_wrong_is_said_and_the_page_goes_on(self, live, tmp_path, image):
         (tmp_path / "no.jpg").write_bytes(b"this is text")
         live.set_input_files("#file", tmp_path / "no.jpg")
-        until(live, "document.querySelector('#message').textContent.includes('no picture')")
+        until(live, "document.querySelector('#message').textContent.includes('no image')")
         live.click("button[type=submit]")
-        assert "Give a picture first" in live.inner_text("#message")
-        live.set_input_files("#file", picture)
+        assert "Give an image first" in live.inner_text("#message")
+        live.set_input_files("#file", image)
         live.wait_for_selector(".drawn")
         live.click("button[type=submit]")
         assert "type something first" in live.inner_text("#message")
@@ -328,7 +328,7 @@ class TestOtherTasks:
     """What belongs to a box stays with it when another one is taken away."""
 
     @pytest.fixture
-    def asked(self, tab, picture) -> Iterator[tuple[playwright.Page, list[dict]]]:
+    def asked(self, tab, image) -> Iterator[tuple[playwright.Page, list[dict]]]:
         """A page of VCR whose service only notes what it is asked."""
         calls: list[dict] = []
 
@@ -346,13 +346,13 @@ class TestOtherTasks:
 
             def add(self, data: bytes) -> dict:
                 boxes = [[10.0 * i, 10, 10.0 * i + 9, 40] for i in range(3)]
-                return {"picture": "p", "width": 60, "height": 50, "boxes": boxes}
+                return {"image": "p", "width": 60, "height": 50, "boxes": boxes}
 
         server = waitress.create_server(create_app(Noting(None)), host="127.0.0.1", port=0, threads=4)
         threading.Thread(target=server.run, daemon=True).start()
         tab.goto(f"http://127.0.0.1:{server.effective_port}/")
         tab.wait_for_selector("input[name=question]")
-        tab.set_input_files("#file", picture)
+        tab.set_input_files("#file", image)
         tab.wait_for_selector(".drawn")
         texts = {"question": "Why [3] ?", "objects": "person\ndog\ncat", "answers": "[1,3] is\n[3] .", "hide": "1, 2"}
         for name, text in texts.items():

@@ -59,9 +59,9 @@ def test_the_page_is_whole_and_safe():
     assert json.loads(data[1])["text"] == capture["text"]
 
 
-def test_the_command_writes_a_report(vqa_ckpt, picture, tmp_path, capsys):
+def test_the_command_writes_a_report(vqa_ckpt, image, tmp_path, capsys):
     out = tmp_path / "r.html"
-    arguments = ["--ckpt", str(vqa_ckpt), "--image", str(picture), "-o", str(out), "--device", "cpu"]
+    arguments = ["--ckpt", str(vqa_ckpt), "--image", str(image), "-o", str(out), "--device", "cpu"]
     assert main([*arguments, "--text", QUESTION]) == 0
     capture = json.loads(re.search(r'application/json">(.*?)</script>', out.read_text(), re.DOTALL)[1])
     assert (capture["layers"], capture["heads"], capture["task"]) == (2, 2, "vqa")

@@ -14,9 +14,9 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "viz/attention.ipynb"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_it_runs(vqa_ckpt, picture, monkeypatch):
+def test_it_runs(vqa_ckpt, image, monkeypatch):
     monkeypatch.setenv("VLBERT_CKPT", str(vqa_ckpt))
-    monkeypatch.setenv("VLBERT_IMAGE", str(picture))
+    monkeypatch.setenv("VLBERT_IMAGE", str(image))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()

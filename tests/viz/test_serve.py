@@ -14,7 +14,7 @@ from PIL import Image
 pytest.importorskip("flask", reason="flask is not installed: the live page was not tested")
 
 from tests.tiny import QUESTION
-from viz.serve import MAX_PICTURES, Gallery, RequestError, Service, Turnstile, create_app, read_picture
+from viz.serve import MAX_PICTURES, Gallery, RequestError, Service, Turnstile, create_app, read_image
 
 
 @pytest.fixture
@@ -38,33 +38,33 @@ def noise(width: int = 60, height: int = 40) -> Image.Image:
 
 
 def question(client, file: Path, **changes) -> dict:
-    given = client.post("/api/picture", data=file.read_bytes()).get_json()
-    return {"picture": given["picture"], "boxes": given["boxes"], "fields": {"question": QUESTION}, **changes}
+    given = client.post("/api/image", data=file.read_bytes()).get_json()
+    return {"image": given["image"], "boxes": given["boxes"], "fields": {"question": QUESTION}, **changes}
 
 
 class TestAnswers:
-    def test_they_are_the_predictors(self, client, vqa_predictor, picture):
-        body = question(client, picture, attention=True)
+    def test_they_are_the_predictors(self, client, vqa_predictor, image):
+        body = question(client, image, attention=True)
         got = client.post("/api/ask", json=body).get_json()
-        expected = vqa_predictor(str(picture), question=QUESTION, boxes=body["boxes"], attention=True)
+        expected = vqa_predictor(str(image), question=QUESTION, boxes=body["boxes"], attention=True)
         assert [(a["answer"], a["probability"]) for a in got["answers"]] == [
             (a["answer"], a["probability"]) for a in expected.answers
         ]
         assert got["capture"]["size"] == len(expected.slots) and got["capture"]["image"]["src"] is None
 
-    def test_also_gives_answers_of_any_rank(self, client, picture):
-        body = question(client, picture)
+    def test_also_gives_answers_of_any_rank(self, client, image):
+        body = question(client, image)
         best = client.post("/api/ask", json=body).get_json()["answers"]
         fewer = {**body, "boxes": body["boxes"][1:], "also": [a["key"] for a in best]}
         also = client.post("/api/ask", json=fewer).get_json()["also"]
         assert {a["key"] for a in also} == {a["key"] for a in best}
 
-    def test_a_box_that_is_taken_away_costs_no_encoding(self, client, service, picture):
-        body = question(client, picture)
+    def test_a_box_that_is_taken_away_costs_no_encoding(self, client, service, image):
+        body = question(client, image)
         client.post("/api/ask", json=body)
-        before = service.predictor.pictures.encoded
+        before = service.predictor.images.encoded
         client.post("/api/ask", json={**body, "boxes": body["boxes"][:1]})
-        assert service.predictor.pictures.encoded == before
+        assert service.predictor.images.encoded == before
 
     def test_about(self, client):
         about = client.get("/api/about").get_json()
@@ -82,7 +82,7 @@ class TestUploads:
         ("data", "status", "message"),
         [
             (b"", 400, "empty file"),
-            (b"hello", 415, "no picture"),
+            (b"hello", 415, "no image"),
             (encoded(noise(), "JPEG")[:300], 415, "cut off"),
             (encoded(noise())[:-2000], 415, "cut off"),
             (encoded(noise(4, 4)), 400, "at least 8"),
@@ -91,31 +91,31 @@ class TestUploads:
         ],
     )
     def test_bad_ones_are_told(self, client, data, status, message):
-        response = client.post("/api/picture", data=data)
+        response = client.post("/api/image", data=data)
         assert response.status_code == status and message in response.get_json()["error"]
 
     def test_too_many_bytes(self, client):
-        response = client.post("/api/picture", data=b"x" * (20 * 2**20 + 1))
+        response = client.post("/api/image", data=b"x" * (20 * 2**20 + 1))
         assert response.status_code == 413 and "20 MB" in response.get_json()["error"]
 
     def test_turned_by_its_orientation(self, client):
         exif = Image.Exif()
         exif[0x0112] = 6
-        got = client.post("/api/picture", data=encoded(noise(), "JPEG", exif=exif)).get_json()
+        got = client.post("/api/image", data=encoded(noise(), "JPEG", exif=exif)).get_json()
         assert (got["width"], got["height"]) == (40, 60)
-        shown = Image.open(io.BytesIO(client.get(f"/api/picture/{got['picture']}").data))
+        shown = Image.open(io.BytesIO(client.get(f"/api/image/{got['image']}").data))
         assert shown.size == (40, 60)
 
-    def test_an_animation_and_a_see_through_picture(self):
+    def test_an_animation_and_a_see_through_image(self):
         frames = [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
         data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-        assert Image.open(io.BytesIO(read_picture(data))).getpixel((3, 3)) == (255, 0, 0)
+        assert Image.open(io.BytesIO(read_image(data))).getpixel((3, 3)) == (255, 0, 0)
         data = encoded(Image.new("RGBA", (20, 20), (9, 9, 9, 0)))
-        assert Image.open(io.BytesIO(read_picture(data))).getpixel((3, 3)) == (255, 255, 255)
+        assert Image.open(io.BytesIO(read_image(data))).getpixel((3, 3)) == (255, 255, 255)
 
     def test_a_huge_one_is_made_smaller(self):
         data = encoded(Image.new("RGB", (5000, 4000), "red"), "JPEG")
-        assert Image.open(io.BytesIO(read_picture(data))).size == (1600, 1280)
+        assert Image.open(io.BytesIO(read_image(data))).size == (1600, 1280)
 
 
 class TestQuestions:
@@ -129,21 +129,21 @@ class TestQuestions:
             ({"fields": {"question": 7}}, 400, "question: expected a text"),
             ({"fields": {"question": "a", "color": "b"}}, 400, "color: unknown"),
             ({"fields": {"question": "a", "top_k": 3}}, 400, "top_k"),
-            ({"fields": None}, 400, 'expected {"picture"'),
+            ({"fields": None}, 400, 'expected {"image"'),
             ({"boxes": "all"}, 400, "boxes: expected a list"),
             ({"boxes": [[0, 0, 5, 5]] * 101}, 400, "at most 100"),
             ({"boxes": [[0, 0, 5]]}, 400, "rows of"),
             ({"boxes": [[0, 0, 5, "x"]]}, 400, "expected a list of"),
-            ({"picture": "gone"}, 404, "no longer kept"),
-            ({"picture": ["a"]}, 404, "no longer kept"),
+            ({"image": "gone"}, 404, "no longer kept"),
+            ({"image": ["a"]}, 404, "no longer kept"),
         ],
     )
-    def test_bad_ones_are_told(self, client, picture, changes, status, message):
-        response = client.post("/api/ask", json=question(client, picture, **changes))
+    def test_bad_ones_are_told(self, client, image, changes, status, message):
+        response = client.post("/api/ask", json=question(client, image, **changes))
         assert response.status_code == status and message in response.get_json()["error"]
 
-    def test_no_boxes_leave_the_whole_image(self, client, picture):
-        assert len(client.post("/api/ask", json=question(client, picture, boxes=[])).get_json()["answers"]) == 5
+    def test_no_boxes_leave_the_whole_image(self, client, image):
+        assert len(client.post("/api/ask", json=question(client, image, boxes=[])).get_json()["answers"]) == 5
 
     def test_no_json_too_much_of_it_and_nothing_there(self, client):
         assert client.post("/api/ask", data="x").status_code == 415
@@ -156,8 +156,8 @@ class TestQuestions:
         assert client.get("/", headers={"Host": "evil.example:8000"}).status_code == 403
         assert client.get("/", headers={"Host": "127.0.0.1:8000"}).status_code == 200
 
-    def test_a_fault_is_no_traceback(self, client, service, picture, monkeypatch):
-        body = question(client, picture)
+    def test_a_fault_is_no_traceback(self, client, service, image, monkeypatch):
+        body = question(client, image)
         monkeypatch.setattr(type(service.predictor), "run", lambda *a, **k: 1 / 0)
         response = client.post("/api/ask", json=body)
         assert response.status_code == 500 and "something failed" in response.get_json()["error"]
@@ -166,8 +166,8 @@ class TestQuestions:
 
 
 class TestManyUsers:
-    def test_at_once_they_all_get_their_own_answers(self, service, client, picture, tmp_path):
-        body = question(client, picture)
+    def test_at_once_they_all_get_their_own_answers(self, service, client, image, tmp_path):
+        body = question(client, image)
         texts = ["what color is it?", "how many circles are there?", QUESTION] * 6
         alone = {t: client.post("/api/ask", json={**body, "fields": {"question": t}}).get_json() for t in set(texts)}
         app = create_app(service)
@@ -198,7 +198,7 @@ class TestManyUsers:
         with turnstile:
             pass
 
-    def test_only_the_newest_pictures_are_kept(self):
+    def test_only_the_newest_images_are_kept(self):
         gallery = Gallery()
         names = [gallery.add(bytes([i])) for i in range(MAX_PICTURES + 1)]
         assert gallery.get(names[-1]) == bytes([MAX_PICTURES])

@@ -280,11 +280,11 @@ class TestMistakes:
         text = error(TRAIN, "--set", f"DATASET.DATASET_PATH={world}", f"NUM_WORKERS_PER_GPU={workers}")
         assert re.search(r"No such file .*trainval2014_resnet101_faster_rcnn_genome/\d\.json", text)
 
-    def test_a_damaged_picture_that_a_worker_meets(self, error, world):
+    def test_a_damaged_image_that_a_worker_meets(self, error, world):
         for path in (world / "train2014").iterdir():
-            path.write_bytes(b"no picture")
-        pictures = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "NETWORK.IMAGE_RANDOM_INIT=true"]
-        text = error(TRAIN, "--set", f"DATASET.DATASET_PATH={world}", *pictures)
+            path.write_bytes(b"no image")
+        images = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "NETWORK.IMAGE_RANDOM_INIT=true"]
+        text = error(TRAIN, "--set", f"DATASET.DATASET_PATH={world}", *images)
         assert re.match(r"unreadable image .*/COCO_train2014_\d+\.jpg", text)
 
     def test_an_image_without_metadata(self, error, world):

@@ -1,4 +1,4 @@
-"""VQA samples against the numbers of spec 30 §16, on one picture whose files every test writes itself."""
+"""VQA samples against the numbers of spec 30 §16, on one image whose files every test writes itself."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FEATURES = torch.arange(2 * 2048.0).view(2, 2048)
 
 
 class World:
-    """A DATASET_PATH with one split. Pictures are red on the left and blue on the right."""
+    """A DATASET_PATH with one split. Images are red on the left and blue on the right."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,9 +59,9 @@ class World:
         self.write_json(f"annotations/instances_{split}.json", {"images": images})
         (self.root / split).mkdir(exist_ok=True)
         for i, (width, height) in sizes.items():
-            picture = Image.new("RGB", (width, height), (255, 0, 0))
-            picture.paste((0, 0, 255), (width // 2, 0, width, height))
-            picture.save(self.root / split / f"COCO_{split}_{i:012d}.jpg", quality=95)
+            image = Image.new("RGB", (width, height), (255, 0, 0))
+            image.paste((0, 0, 255), (width // 2, 0, width, height))
+            image.save(self.root / split / f"COCO_{split}_{i:012d}.jpg", quality=95)
 
     def write_questions(self, questions: list[tuple[str, int]], split: str = "train2014") -> None:
         rows = [{"question": q, "image_id": image, "question_id": 900 - k} for k, (q, image) in enumerate(questions)]
@@ -122,7 +122,7 @@ class TestBoxes:
         assert first.boxes.shape == (2, 4) and torch.equal(first.features, FEATURES)
         torch.testing.assert_close(first.boxes[0], torch.tensor([661.5, 25, 786.5, 275]), atol=1e-4, rtol=0)
 
-    def test_an_upright_picture(self, world):
+    def test_an_upright_image(self, world):
         world.write_images({42: (480, 640)})
         assert world.sample().im_info.tolist() == [600.0, 800.0, 1.2500001192092896, 1.25]
 
@@ -140,7 +140,7 @@ class TestFeatures:
         """17.8"""
         assert torch.equal(world.sample(flip=1.0).features, world.sample().features)
 
-    def test_no_picture_is_opened(self, world):
+    def test_no_image_is_opened(self, world):
         shutil.rmtree(world.root / "train2014")
         assert world.sample().image is None
 
@@ -150,7 +150,7 @@ class TestFeatures:
             world.sample()
 
 
-class TestPictures:
+class TestImages:
     def test_boxes_are_those_of_the_precomputed_mode(self, world):
         for flip in (0.0, 1.0):
             raw, precomputed = world.sample(precomputed=False, flip=flip), world.sample(flip=flip)
@@ -168,8 +168,8 @@ class TestPictures:
         shutil.rmtree(world.root / "annotations")
         assert world.sample(precomputed=False).im_info[0] == 800
 
-    def test_a_test_set_s_picture_lies_in_test2015(self, world):
-        """§2.1: test-dev2015 has the pictures and regions of test2015."""
+    def test_a_test_set_s_image_lies_in_test2015(self, world):
+        """§2.1: test-dev2015 has the images and regions of test2015."""
         world.write_questions([("is the cat left?", 42)], "test-dev2015")
         (world.root / "vqa/v2_mscoco_test-dev2015_annotations.json").unlink()
         world.write_images({42: (640, 480)}, "test2015")
@@ -179,7 +179,7 @@ class TestPictures:
         with pytest.raises(FileNotFoundError, match="image_info_test2015.json"):
             world.sample(**options)
 
-    def test_missing_and_damaged_pictures_are_named(self, world):
+    def test_missing_and_damaged_images_are_named(self, world):
         path = world.root / "train2014/COCO_train2014_000000000042.jpg"
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(ImageError, match="COCO_train2014_000000000042.jpg"):
@@ -207,7 +207,7 @@ class TestText:
         world.write_questions([("is [PAD] cat", 42)])
         assert world.sample().text_ids.tolist() == [101, 104, 106, 102, 103, 102]
 
-    def test_left_and_right_swap_with_the_picture(self, world):
+    def test_left_and_right_swap_with_the_image(self, world):
         """17.8: exactly the tokens left and right."""
         assert world.sample().text_ids.tolist() == [101, 104, 105, 106, 109, 113, 102, 103, 102]
         assert world.sample(flip=1.0).text_ids.tolist() == [101, 104, 105, 106, 110, 113, 102, 103, 102]
@@ -273,9 +273,9 @@ class TestImdb:
 
 
 class TestStores:
-    """Where pictures and regions lie changes nothing in the samples."""
+    """Where images and regions lie changes nothing in the samples."""
 
-    def test_zip_mode_for_regions_and_pictures(self, world):
+    def test_zip_mode_for_regions_and_images(self, world):
         expected = world.sample(), world.sample(precomputed=False)
         for folder in (world.root / REGIONS, world.root / "train2014"):
             with ZipFile(f"{folder}.zip", "w") as archive:

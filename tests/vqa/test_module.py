@@ -141,7 +141,7 @@ class TestConfig:
             load_config("vqa", cfg_path, [override])
         assert message in str(error.value)
 
-    def test_the_regulariser_is_refused_with_pictures(self, cfg_path):
+    def test_the_regulariser_is_refused_with_images(self, cfg_path):
         """17.16"""
         with pytest.raises(ConfigError, match="ENABLE_CNN_REG_LOSS = True: expected False"):
             load_config("vqa", cfg_path, [*END_TO_END, "NETWORK.ENABLE_CNN_REG_LOSS=true"])
@@ -210,7 +210,7 @@ class TestWholeModel:
         assert logits.shape == (2, len(ANSWERS) + 1) and logits.isfinite().all()
         torch.testing.assert_close(logits[:1], alone, atol=1e-5, rtol=1e-4)
 
-    def test_the_picture_and_the_question_matter(self, cfg):
+    def test_the_image_and_the_question_matter(self, cfg):
         dataset = build_dataset(cfg, "train")
         whole = collate([dataset.sample(0, random.Random(0))])
         model = build_model(cfg).eval()

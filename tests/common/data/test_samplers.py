@@ -6,7 +6,7 @@ from common.data.samplers import (
     BatchSampler,
     EpochSampler,
     grouped_batches,
-    picture_batches,
+    image_batches,
     sample_seed,
     scattered,
     together,
@@ -70,37 +70,37 @@ def test_groups_are_kept_apart_and_ordered_by_their_first_sample():
     assert lists(grouped_batches(order, groups, 3)) == [[4, 1], [0, 5, 2], [3]]
 
 
-def test_samples_of_a_picture_follow_each_other_from_the_first_on():
-    pictures = torch.tensor([7, 3, 7, 3, 9, 7])
-    assert together(torch.tensor([4, 1, 0, 2, 3, 5]), pictures).tolist() == [4, 1, 3, 0, 2, 5]
-    assert EpochSampler(6, False, pictures=pictures).indices(0).tolist() == [0, 2, 5, 1, 3, 4]
+def test_samples_of_a_image_follow_each_other_from_the_first_on():
+    images = torch.tensor([7, 3, 7, 3, 9, 7])
+    assert together(torch.tensor([4, 1, 0, 2, 3, 5]), images).tolist() == [4, 1, 3, 0, 2, 5]
+    assert EpochSampler(6, False, images=images).indices(0).tolist() == [0, 2, 5, 1, 3, 4]
     for epoch in range(3):
-        order = EpochSampler(6, True, pictures=pictures).indices(epoch)
+        order = EpochSampler(6, True, images=images).indices(epoch)
         assert sorted(order.tolist()) == list(range(6))
-        assert len(pictures[order].unique_consecutive()) == 3
-    with pytest.raises(ValueError, match="5 pictures for a dataset of 6"):
-        EpochSampler(6, True, pictures=[0] * 5)
+        assert len(images[order].unique_consecutive()) == 3
+    with pytest.raises(ValueError, match="5 images for a dataset of 6"):
+        EpochSampler(6, True, images=[0] * 5)
 
 
-def test_in_evaluation_a_batch_has_pictures_with_all_of_their_samples():
-    pictures = torch.tensor([0] * 3 + [1] * 40 + [2] * 2 + [3])
+def test_in_evaluation_a_batch_has_images_with_all_of_their_samples():
+    images = torch.tensor([0] * 3 + [1] * 40 + [2] * 2 + [3])
     order = torch.arange(46)
-    assert [len(b) for b in picture_batches(order, pictures, 2)] == [3, 16, 16, 10, 1]  # 8 + 2 about two pictures
-    assert [len(b) for b in picture_batches(order, pictures, 1)] == [3, *[8] * 5, 2, 1]
-    assert torch.cat(picture_batches(order, pictures, 2)).tolist() == order.tolist()
+    assert [len(b) for b in image_batches(order, images, 2)] == [3, 16, 16, 10, 1]  # 8 + 2 about two images
+    assert [len(b) for b in image_batches(order, images, 1)] == [3, *[8] * 5, 2, 1]
+    assert torch.cat(image_batches(order, images, 2)).tolist() == order.tolist()
     mixed = [0, 1, 0, 2, 1, 0, 3, 2, 0, 0, 4]
-    single = dealt(BatchSampler(EpochSampler(11, False, pad=False, pictures=mixed), 2), 0)
+    single = dealt(BatchSampler(EpochSampler(11, False, pad=False, images=mixed), 2), 0)
     assert single == [[0, 2, 5, 8, 9, 1, 4], [3, 7, 6], [10]]
-    world = [BatchSampler(EpochSampler(11, False, rank, 2, pad=False, pictures=mixed), 2) for rank in range(2)]
+    world = [BatchSampler(EpochSampler(11, False, rank, 2, pad=False, images=mixed), 2) for rank in range(2)]
     assert [batch for sampler in world for batch in dealt(sampler, 0)] == single
 
 
-def test_in_training_samples_of_a_picture_draw_alike_and_batches_keep_their_size():
-    sampler = BatchSampler(EpochSampler(7, True, pictures=[5, 6, 5, 6, 5, 8, 8]), 3, base_seed=4)
+def test_in_training_samples_of_a_image_draw_alike_and_batches_keep_their_size():
+    sampler = BatchSampler(EpochSampler(7, True, images=[5, 6, 5, 6, 5, 8, 8]), 3, base_seed=4)
     drawn = {index: seed for batch in sampler for index, seed in batch}
     assert len({drawn[i] for i in (0, 2, 4)}) == len({drawn[i] for i in (1, 3)}) == 1 and len(set(drawn.values())) == 3
     assert [len(batch) for batch in sampler] == [3, 3, 1]
-    with pytest.raises(ValueError, match="pictures True -> False"):
+    with pytest.raises(ValueError, match="images True -> False"):
         sampler.set_position(0, 1)
         BatchSampler(EpochSampler(7, True), 3, base_seed=4).load_state_dict(sampler.state_dict())
 

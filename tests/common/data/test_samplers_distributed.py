@@ -32,8 +32,8 @@ BATCH, EPOCHS, WORLD = 4, 6, 2
 DEADLOCK = 180  # seconds after which a process that still waits ends with an error
 
 
-class Pictures(TaskDataset):
-    """`wide` landscape pictures, then `upright` portrait ones, with two candidates each."""
+class UserImages(TaskDataset):
+    """`wide` landscape images, then `upright` portrait ones, with two candidates each."""
 
     def __init__(self, wide: int, upright: int) -> None:
         self.groups = [0] * wide + [1] * upright
@@ -56,12 +56,12 @@ class Pictures(TaskDataset):
         return self.groups
 
 
-def loader(dataset: Pictures, rank: int) -> BatchLoader:
+def loader(dataset: UserImages, rank: int) -> BatchLoader:
     place = {"rank": rank, "world": WORLD}
     return BatchLoader(dataset, BATCH, shuffle=True, training=True, aspect_grouping=True, num_workers=1, **place)
 
 
-def naive_counts(dataset: Pictures, epoch: int) -> list[int]:
+def naive_counts(dataset: UserImages, epoch: int) -> list[int]:
     """Batches of each rank when it groups its own part of the samples."""
     groups = torch.tensor(dataset.groups)
     parts = [EpochSampler(len(dataset), True, rank, WORLD).indices(epoch) for rank in range(WORLD)]
@@ -73,7 +73,7 @@ def train(rank: int, wide: int, upright: int) -> list[tuple[list[list[int]], lis
 
     Returns by epoch the sample ids of both ranks' batches, on rank 0.
     """
-    dataset = Pictures(wide, upright)
+    dataset = UserImages(wide, upright)
     batches = loader(dataset, rank)
     model = DistributedDataParallel(nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -94,7 +94,7 @@ def train(rank: int, wide: int, upright: int) -> list[tuple[list[list[int]], lis
 
 
 def _even(rank: int) -> None:
-    """27 and 17 pictures are 7 and 5 batches of 4: six for each rank, and each sample once."""
+    """27 and 17 images are 7 and 5 batches of 4: six for each rank, and each sample once."""
     for parts in train(rank, 27, 17):
         if rank == 0:
             assert [len(part) for part in parts] == [6, 6]
@@ -102,7 +102,7 @@ def _even(rank: int) -> None:
 
 
 def _uneven(rank: int) -> None:
-    """25 and 15 pictures are 7 and 4 batches: the first of the 11 is dealt to the second rank again."""
+    """25 and 15 images are 7 and 4 batches: the first of the 11 is dealt to the second rank again."""
     for parts in train(rank, 25, 15):
         if rank == 0:
             assert [len(part) for part in parts] == [6, 6]
@@ -140,7 +140,7 @@ def test_two_ranks_come_to_an_end():
 @pytest.mark.parametrize(("wide", "upright"), [(27, 17), (25, 15)])
 def test_grouping_on_each_rank_would_not_have(wide, upright):
     """The same samples in the same order: what the original did gives the ranks unequal numbers of batches."""
-    dataset = Pictures(wide, upright)
+    dataset = UserImages(wide, upright)
     counts = [naive_counts(dataset, epoch) for epoch in range(EPOCHS)]
     assert any(first != second for first, second in counts)
     ours = [loader(dataset, rank).batch_sampler for rank in range(WORLD)]

@@ -75,7 +75,7 @@ class TestEveryTask:
         words = ids[(ids >= FIRST_WORD) | (ids == MASK)]
         assert words.numel() > 0.7 * mask.sum() and words.max() < 30522
 
-    def test_boxes_lie_in_their_picture_and_the_first_is_all_of_it(self, task):
+    def test_boxes_lie_in_their_image_and_the_first_is_all_of_it(self, task):
         batch = made_up_batch(task, config(task), samples=5, image=(300, 500))
         for boxes, mask, (width, height, *ratios) in zip(
             batch.boxes, batch.box_mask, batch.im_info.tolist(), strict=True
@@ -152,7 +152,7 @@ class TestVQA:
 
 
 class TestVCR:
-    def test_pictures_lie_on_one_canvas(self):
+    def test_images_lie_on_one_canvas(self):
         """im_info keeps the size without the padding (spec 20 §4)."""
         batch = made_up_batch("vcr", config("vcr"), samples=6, image=(60, 120))
         assert batch.image.shape == (6, 3, 60, 120)
@@ -207,7 +207,7 @@ class TestRefCOCO:
         assert (label[~batch.box_mask] == -1).all() and set(label[batch.box_mask].tolist()) == {0.0, 1.0}
         assert (label[:, 1:] == 1).any(1).all()
 
-    def test_pictures_are_padded_to_the_largest(self):
+    def test_images_are_padded_to_the_largest(self):
         batch = made_up_batch("refcoco", config("refcoco"), samples=3, image=(60, 100))
         assert batch.image.shape == (3, 3, 60, 100)
         width = int(batch.im_info[1, 0])

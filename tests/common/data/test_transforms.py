@@ -20,7 +20,7 @@ from common.data.transforms import (
 MEANS, STDS = (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -81,14 +81,14 @@ def test_the_specified_vcr_example():
     boxes, masks = torch.tensor([[0.0, 0, 199, 99, 1, 0]]), torch.arange(4.0).reshape(1, 2, 2)
     arguments = boxes.clone(), masks.clone(), info(200, 100, 17)
     plain = Transform((64, 128), MEANS, STDS, 0.0, fixed_padding=True)
-    got = plain(picture(200, 100), boxes, arguments[2], masks, random.Random(0))
+    got = plain(image(200, 100), boxes, arguments[2], masks, random.Random(0))
     assert got.image is not None and got.image.shape == (3, 64, 128)
     torch.testing.assert_close(got.boxes, torch.tensor([[0, 0, 127.36, 63.36, 1, 0]]))
     torch.testing.assert_close(got.im_info, torch.tensor([128, 64, 0.64, 0.64, 17]))
     assert not got.flipped and torch.equal(got.masks, masks)
 
     mirror = Transform((64, 128), MEANS, STDS, 1.0, fixed_padding=True)
-    flipped = mirror(picture(200, 100), boxes, arguments[2], masks, random.Random(0))
+    flipped = mirror(image(200, 100), boxes, arguments[2], masks, random.Random(0))
     torch.testing.assert_close(flipped.boxes, torch.tensor([[-0.36, 0, 127, 63.36, 1, 0]]), atol=1e-4, rtol=0)
     assert flipped.flipped and flipped.masks.tolist() == [[[1, 0], [3, 2]]]
     assert torch.equal(flipped.image, got.image.flip(2))
@@ -99,7 +99,7 @@ def test_the_specified_vcr_example():
 def test_without_an_image_boxes_and_size_change_alike():
     transform = Transform((600, 1000), MEANS, STDS)
     boxes = torch.tensor([[10.0, 20, 30, 40]])
-    with_image = transform(picture(640, 480), boxes, info(640, 480), None, random.Random(0))
+    with_image = transform(image(640, 480), boxes, info(640, 480), None, random.Random(0))
     without = transform(None, boxes, info(640, 480), None, random.Random(0))
     assert without.image is None and without.masks is None
     assert torch.equal(without.boxes, with_image.boxes) and torch.equal(without.im_info, with_image.im_info)
@@ -109,7 +109,7 @@ def test_exactly_one_draw_whatever_the_probability():
     for probability in (0.0, 0.5, 1.0):
         rng, other = random.Random(3), random.Random(3)
         flipped = Transform((6, 8), MEANS, STDS, probability)(
-            picture(8, 6), torch.zeros(0, 4), info(8, 6), None, rng
+            image(8, 6), torch.zeros(0, 4), info(8, 6), None, rng
         ).flipped
         assert flipped == (other.random() < probability)
         assert rng.random() == other.random()
@@ -124,9 +124,9 @@ def test_canvas_of_an_upright_image():
 def test_an_image_that_disagrees_with_im_info_is_refused():
     transform = Transform((6, 8), MEANS, STDS)
     with pytest.raises(ValueError, match="8x6.*8x7"):
-        transform(picture(8, 6), torch.zeros(0, 4), info(8, 7), None, random.Random(0))
+        transform(image(8, 6), torch.zeros(0, 4), info(8, 7), None, random.Random(0))
     with pytest.raises(ValueError, match="mode L"):
-        transform(picture(8, 6).convert("L"), torch.zeros(0, 4), info(8, 6), None, random.Random(0))
+        transform(image(8, 6).convert("L"), torch.zeros(0, 4), info(8, 6), None, random.Random(0))
 
 
 def test_pixels_are_blanked_with_the_borders_of_a_box():

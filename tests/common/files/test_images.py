@@ -1,4 +1,4 @@
-"""Files and pictures from folders and archives."""
+"""Files and images from folders and archives."""
 
 from __future__ import annotations
 

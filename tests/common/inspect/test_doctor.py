@@ -188,7 +188,7 @@ class TestDeep:
     def test_pretraining_that_would_run(self, captions, capsys):
         assert self.look("pretrain", captions) == 0
         out = capsys.readouterr().out
-        assert "ok       captions of train: 12 of 12 with regions, 4 read; 4 pictures decoded" in out
+        assert "ok       captions of train: 12 of 12 with regions, 4 read; 4 images decoded" in out
         assert "conceptual_captions 6 records, 4 made into samples; general_corpus 4 records" in out
 
     def test_weights_that_do_not_fit(self, vqa, tmp_path, capsys):
@@ -198,10 +198,10 @@ class TestDeep:
         assert "PROBLEM  weights: cannot be used" in out and "w.model" in out
 
     def test_each_broken_thing_is_named(self, captions, tmp_path, capsys):
-        """A record without regions, a picture that is none, a score of the wrong width."""
+        """A record without regions, an image that is none, a score of the wrong width."""
         root = tmp_path / "captions"
         (root / "train_frcnn/00000003.json").unlink()
-        (root / "train_image/00000000.jpg").write_bytes(b"no picture")
+        (root / "train_image/00000000.jpg").write_bytes(b"no image")
         assert self.look("pretrain", captions, "--set", "NETWORK.VLBERT.visual_region_classes=9") == 1
         out = capsys.readouterr().out
         assert "PROBLEM  captions of train: 11 of 12 with regions" in out

@@ -166,10 +166,10 @@ class TestEndToEnd:
         assert {"backbone.layer2.0.conv1.weight", "roi_head_feature_extractor.0.conv1.weight"} <= trained
 
     @pytest.mark.parametrize("masked", [False, True])
-    def test_a_shared_picture_and_box_are_computed_once(self, model, masked):
-        """Four rows about two pictures: the features and gradients of a picture each, for a part of the work."""
+    def test_a_shared_image_and_box_are_computed_once(self, model, masked):
+        """Four rows about two images: the features and gradients of an image each, for a part of the work."""
         torch.manual_seed(0)
-        images, picture = torch.randn(2, 3, 64, 96), torch.tensor([0, 1, 0, 0])
+        images, image_row = torch.randn(2, 3, 64, 96), torch.tensor([0, 1, 0, 0])
         boxes = torch.tensor([[[0.0, 0, 60, 40], [16, 16, 80, 60]], [[8, 8, 60, 60], [0, 0, 0, 0]]])[[0, 1, 0, 0]]
         boxes[3] = boxes[3].flip(0)
         mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
@@ -178,14 +178,14 @@ class TestEndToEnd:
             masks = torch.rand(4, 2, 7, 7)
             masks[3, 1] = masks[0, 0]
         model.zero_grad()
-        each = model.region_features(images[picture], boxes, mask, masks)
+        each = model.region_features(images[image_row], boxes, mask, masks)
         each.square().sum().backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
         rows = []
         model.roi_head_feature_extractor.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
         model.backbone.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
-        once = model.region_features(images, boxes, mask, masks, picture)
+        once = model.region_features(images, boxes, mask, masks, image_row)
         once.square().sum().backward()
         assert rows == [2, 6 if masked else 3]
         torch.testing.assert_close(once, each, atol=1e-5, rtol=1e-4)

@@ -19,32 +19,30 @@ def run(*arguments: object) -> int:
     return int(end.value.code or 0)
 
 
-def test_one_question_as_text(vqa_ckpt, vqa_predictor, picture, capsys):
-    assert run("--ckpt", vqa_ckpt, "--image", picture, "--question", QUESTION, "--top-k", 2) == 0
+def test_one_question_as_text(vqa_ckpt, vqa_predictor, image, capsys):
+    assert run("--ckpt", vqa_ckpt, "--image", image, "--question", QUESTION, "--top-k", 2) == 0
     lines = capsys.readouterr().out.splitlines()
-    best = vqa_predictor(picture, question=QUESTION).answers[0]
-    assert lines[0] == str(picture) and len(lines) == 3
+    best = vqa_predictor(image, question=QUESTION).answers[0]
+    assert lines[0] == str(image) and len(lines) == 3
     assert lines[1].split() == [f"{100 * best['probability']:.2f}", "%", *best["answer"].split()]
 
 
-def test_one_question_as_json_with_boxes(vqa_ckpt, vqa_predictor, picture, capsys):
+def test_one_question_as_json_with_boxes(vqa_ckpt, vqa_predictor, image, capsys):
     boxes = "[[1, 2, 30, 40]]"
-    assert (
-        run("--ckpt", vqa_ckpt, "--image", picture, "--question", "a", "--boxes-json", boxes, "--format", "json") == 0
-    )
+    assert run("--ckpt", vqa_ckpt, "--image", image, "--question", "a", "--boxes-json", boxes, "--format", "json") == 0
     row = json.loads(capsys.readouterr().out)
-    assert row["boxes"][1] == [1, 2, 30, 40] and row["image"] == str(picture)
-    assert row["answers"] == vqa_predictor(picture, question="a", boxes=[[1, 2, 30, 40]]).answers
+    assert row["boxes"][1] == [1, 2, 30, 40] and row["image"] == str(image)
+    assert row["answers"] == vqa_predictor(image, question="a", boxes=[[1, 2, 30, 40]]).answers
 
 
-def test_many_questions_and_a_bad_line(vqa_ckpt, picture, tmp_path):
+def test_many_questions_and_a_bad_line(vqa_ckpt, image, tmp_path):
     rows = [
-        json.dumps({"id": 7, "image": str(picture), "question": QUESTION}),
+        json.dumps({"id": 7, "image": str(image), "question": QUESTION}),
         "no json",
         "",
         json.dumps([1]),
         json.dumps({"id": 8, "image": "nothing.jpg", "question": "a"}),
-        json.dumps({"id": 9, "image": str(picture), "question": "how many?"}),
+        json.dumps({"id": 9, "image": str(image), "question": "how many?"}),
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(rows))
     out = tmp_path / "out.jsonl"
@@ -56,10 +54,10 @@ def test_many_questions_and_a_bad_line(vqa_ckpt, picture, tmp_path):
     assert "nothing.jpg" in answers[3]["error"] and len(answers[4]["answers"]) == 5
 
 
-def test_stdin_and_text(vqa_ckpt, picture, monkeypatch, capsys):
+def test_stdin_and_text(vqa_ckpt, image, monkeypatch, capsys):
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"image": str(picture), "question": ""})))
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"image": str(image), "question": ""})))
     assert run("--ckpt", vqa_ckpt, "--input", "-", "--format", "text") == 1
     assert "ERROR question: expected a text" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Region features of pictures."""
+"""Region features of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def transform(scales: tuple[int, int]) -> Transform:
     return Transform(scales, MEANS, (1.0, 1.0, 1.0))
 
 
-def test_encoder_resizes_boxes_with_the_picture_and_keeps_order() -> None:
+def test_encoder_resizes_boxes_with_the_image_and_keeps_order() -> None:
     class Recording(torch.nn.Module):
         def region_features(self, images: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
             self.seen = images, boxes, mask
@@ -38,7 +38,7 @@ def test_encoder_resizes_boxes_with_the_picture_and_keeps_order() -> None:
     assert pixels[0, :, 24:].eq(0).all() and pixels[1, :, :, 24:].eq(0).all()
 
 
-def test_features_do_not_depend_on_the_other_pictures_of_a_batch() -> None:
+def test_features_do_not_depend_on_the_other_images_of_a_batch() -> None:
     torch.manual_seed(0)
     encode = RegionEncoder(FastRCNN(50), transform((48, 64)), "cpu")
     noise = Image.effect_noise((64, 48), 50).convert("RGB")

@@ -23,11 +23,11 @@ from tests.tiny import QUESTION
 
 
 class TestLoad:
-    def test_one_path_is_enough(self, vqa_ckpt, picture):
-        prediction = load_predictor(vqa_ckpt, device="cpu")(picture, question=QUESTION)
+    def test_one_path_is_enough(self, vqa_ckpt, image):
+        prediction = load_predictor(vqa_ckpt, device="cpu")(image, question=QUESTION)
         assert len(prediction.answers) == 5 and 0 < prediction.answers[0]["probability"] < 1
 
-    def test_a_foreign_checkpoint_needs_task_and_config(self, vqa_ckpt, picture, tmp_path):
+    def test_a_foreign_checkpoint_needs_task_and_config(self, vqa_ckpt, image, tmp_path):
         content = checkpoint.load_file(vqa_ckpt)
         foreign, cfg = tmp_path / "foreign.model", tmp_path / "own.yaml"
         checkpoint.save_file(foreign, {f"module.{k}": v for k, v in content["state_dict"].items()})
@@ -36,8 +36,8 @@ class TestLoad:
             load_predictor(foreign)
         with pytest.raises(CheckpointError, match="carries no config"):
             load_predictor(foreign, task="vqa")
-        got = load_predictor(foreign, "vqa", cfg, device="cpu")(picture, question=QUESTION)
-        assert got.answers == load_predictor(vqa_ckpt, device="cpu")(picture, question=QUESTION).answers
+        got = load_predictor(foreign, "vqa", cfg, device="cpu")(image, question=QUESTION)
+        assert got.answers == load_predictor(vqa_ckpt, device="cpu")(image, question=QUESTION).answers
 
     def test_files_of_the_config_may_have_moved(self, vqa_ckpt, tmp_path):
         with pytest.raises(FileNotFoundError, match="NETWORK.BERT_MODEL_NAME"):
@@ -69,24 +69,24 @@ class TestLoad:
         with pytest.raises(ConfigError, match=message):
             load_predictor(vqa_ckpt, **{"device": "cpu", **options})
 
-    def test_a_detector_without_weights_and_a_missing_cnn(self, vqa_ckpt, picture, tmp_path):
+    def test_a_detector_without_weights_and_a_missing_cnn(self, vqa_ckpt, image, tmp_path):
         with pytest.raises(FileNotFoundError, match="no detector weights"):
             load_predictor(vqa_ckpt, boxes="detector:nothing.pth", device="cpu")
         predictor = load_predictor(vqa_ckpt, encoder="resnet:nothing.model", boxes="grid:2x2", device="cpu")
         with pytest.raises(ConfigError, match="no CNN at nothing.model.*regions:STORE"):
-            predictor(picture, question=QUESTION)
+            predictor(image, question=QUESTION)
 
-    def test_boxes_from_a_detector(self, vqa_ckpt, picture, tmp_path):
+    def test_boxes_from_a_detector(self, vqa_ckpt, image, tmp_path):
         torch.manual_seed(0)
         detector = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
         torch.save(detector.state_dict(), tmp_path / "detector.pth")
         predictor = load_predictor(vqa_ckpt, boxes=f"detector:{tmp_path}/detector.pth", device="cpu")
-        found = predictor(picture, question=QUESTION)
+        found = predictor(image, question=QUESTION)
         assert 10 <= len(found.boxes) - 1 <= 100 and found.names[0] == "image"
 
-    def test_in_bf16(self, vqa_ckpt, vqa_predictor, picture):
-        low = load_predictor(vqa_ckpt, device="cpu", precision="bf16")(picture, question=QUESTION, top_k=40)
-        exact = {a["answer"]: a["probability"] for a in vqa_predictor(picture, question=QUESTION, top_k=40).answers}
+    def test_in_bf16(self, vqa_ckpt, vqa_predictor, image):
+        low = load_predictor(vqa_ckpt, device="cpu", precision="bf16")(image, question=QUESTION, top_k=40)
+        exact = {a["answer"]: a["probability"] for a in vqa_predictor(image, question=QUESTION, top_k=40).answers}
         assert max(abs(a["probability"] - exact[a["answer"]]) for a in low.answers) < 0.1
 
 
@@ -104,35 +104,35 @@ class TestAsk:
             ({"question": "\u200b"}, InputError, "no word"),
         ],
     )
-    def test_what_cannot_be_answered_is_told(self, vqa_predictor, picture, asked, error, message):
+    def test_what_cannot_be_answered_is_told(self, vqa_predictor, image, asked, error, message):
         with pytest.raises(error, match=message):
-            vqa_predictor(**{"image": picture, **asked})
+            vqa_predictor(**{"image": image, **asked})
 
-    def test_a_long_question_is_cut_with_a_note(self, vqa_predictor, picture):
-        got = vqa_predictor(picture, question="what " * 10000)
+    def test_a_long_question_is_cut_with_a_note(self, vqa_predictor, image):
+        got = vqa_predictor(image, question="what " * 10000)
         assert got.notes == ["question cut to its first 506 of 10000 word pieces"]
-        assert got.answers == vqa_predictor(picture, question="what " * 506).answers
+        assert got.answers == vqa_predictor(image, question="what " * 506).answers
 
-    def test_images_are_encoded_once_however_many_questions(self, vqa_ckpt, picture):
+    def test_images_are_encoded_once_however_many_questions(self, vqa_ckpt, image):
         predictor = load_predictor(vqa_ckpt, device="cpu")
         texts = [QUESTION, "how many circles are there?", "where is the star?"] * 5
-        list(predictor.many({"image": picture, "question": t} for t in texts))
-        found = predictor.pictures.regions(predictor.pictures.open(picture))
-        assert predictor.pictures.encoded == len(found.boxes) + 1  # and the whole image
+        list(predictor.many({"image": image, "question": t} for t in texts))
+        found = predictor.images.regions(predictor.images.open(image))
+        assert predictor.images.encoded == len(found.boxes) + 1  # and the whole image
 
-    def test_one_bad_input_does_not_cost_the_others(self, vqa_predictor, picture):
-        items = [{"image": picture, "question": q} for q in (QUESTION, "", QUESTION)]
+    def test_one_bad_input_does_not_cost_the_others(self, vqa_predictor, image):
+        items = [{"image": image, "question": q} for q in (QUESTION, "", QUESTION)]
         good, bad, again = vqa_predictor.many(iter(items))
         assert isinstance(bad, InputError) and good.answers == again.answers
 
-    def test_top_k_and_json(self, vqa_predictor, picture):
-        prediction = vqa_predictor(Image.open(picture), question=QUESTION, top_k=2)
+    def test_top_k_and_json(self, vqa_predictor, image):
+        prediction = vqa_predictor(Image.open(image), question=QUESTION, top_k=2)
         assert len(prediction.answers) == 2
         assert json.loads(json.dumps(prediction.to_dict()))["answers"] == prediction.answers
 
-    def test_looking_inside_changes_no_answer(self, vqa_predictor, picture):
-        plain = vqa_predictor(picture, question=QUESTION)
-        seen = vqa_predictor(picture, question=QUESTION, attention=True, hidden_states=True)
+    def test_looking_inside_changes_no_answer(self, vqa_predictor, image):
+        plain = vqa_predictor(image, question=QUESTION)
+        seen = vqa_predictor(image, question=QUESTION, attention=True, hidden_states=True)
         assert plain.attention is None and plain.hidden_states is None
         for a, b in zip(plain.answers, seen.answers, strict=True):
             assert a["answer"] == b["answer"] and abs(a["probability"] - b["probability"]) < 1e-5

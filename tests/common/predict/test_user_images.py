@@ -1,4 +1,4 @@
-"""Pictures of users: opened whatever they are, their regions encoded once."""
+"""Images of users: opened whatever they are, their regions encoded once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from common.errors import BoxError, ImageError
-from common.predict.user_images import ModuleEncoder, Pictures, check_boxes
+from common.predict.user_images import ModuleEncoder, UserImages, check_boxes
 from common.regions.box_sources import GridBoxes, StoredBoxes
 from common.regions.regions import JsonRegions, Regions, save_regions
 from data.scenes import regions as scene_regions
@@ -40,91 +40,91 @@ def encoded(image: Image.Image, **options) -> bytes:
 
 
 class TestOpen:
-    def test_path_bytes_picture_and_array_are_the_same_picture(self, tmp_path):
+    def test_path_bytes_image_and_array_are_the_same_image(self, tmp_path):
         image = noise()
         image.save(tmp_path / "a.png")
         ways = [tmp_path / "a.png", str(tmp_path / "a.png"), encoded(image, format="PNG"), image, np.asarray(image)]
         for way in ways:
-            assert np.array_equal(np.asarray(Pictures(None).open(way).image), np.asarray(image))
+            assert np.array_equal(np.asarray(UserImages(None).open(way).image), np.asarray(image))
 
     def test_turned_by_its_orientation_unless_boxes_are_of_the_stored_pixels(self, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
         data = encoded(noise(), format="JPEG", exif=exif)
-        assert Pictures(None).open(data).image.size == (20, 30)
-        assert Pictures(None, StoredBoxes(JsonRegions(tmp_path))).open(data).image.size == (30, 20)
+        assert UserImages(None).open(data).image.size == (20, 30)
+        assert UserImages(None, StoredBoxes(JsonRegions(tmp_path))).open(data).image.size == (30, 20)
 
-    def test_a_changed_file_is_another_picture(self, tmp_path):
-        pictures = Pictures(None)
+    def test_a_changed_file_is_another_image(self, tmp_path):
+        images = UserImages(None)
         noise().save(tmp_path / "a.png")
-        assert pictures.open(tmp_path / "a.png") is pictures.open(tmp_path / "a.png")
+        assert images.open(tmp_path / "a.png") is images.open(tmp_path / "a.png")
         noise(8, 9).save(tmp_path / "a.png")
-        assert pictures.open(tmp_path / "a.png").image.size == (8, 9)
+        assert images.open(tmp_path / "a.png").image.size == (8, 9)
 
     def test_an_animation_gives_its_first_frame(self):
         frames = [Image.new("P", (4, 4), i) for i in range(3)]
         data = encoded(frames[0], format="GIF", save_all=True, append_images=frames[1:])
-        assert Pictures(None).open(data).image.size == (4, 4)
+        assert UserImages(None).open(data).image.size == (4, 4)
 
-    def test_a_folder_is_no_picture(self, tmp_path):
+    def test_a_folder_is_no_image(self, tmp_path):
         with pytest.raises(ImageError, match="directory"):
-            Pictures(None).open(tmp_path)
+            UserImages(None).open(tmp_path)
 
-    @pytest.mark.parametrize("bad", [b"", b"no picture", encoded(noise(), format="PNG")[:200], 7, np.zeros((3, 4, 2))])
-    def test_what_is_no_picture_is_named(self, bad):
-        with pytest.raises(ImageError, match="unreadable image|is no picture|expected uint8"):
-            Pictures(None).open(bad)
+    @pytest.mark.parametrize("bad", [b"", b"no image", encoded(noise(), format="PNG")[:200], 7, np.zeros((3, 4, 2))])
+    def test_what_is_no_image_is_named(self, bad):
+        with pytest.raises(ImageError, match="unreadable image|is no image|expected uint8"):
+            UserImages(None).open(bad)
 
 
 class TestEncode:
     def test_a_box_is_encoded_once(self):
-        pictures, boxes = Pictures(count := Counting()), torch.tensor([[0.0, 0, 5, 5], [1, 1, 9, 9], [2, 2, 8, 8]])
-        picture = pictures.open(noise())
-        first = pictures.encode(picture, boxes)
-        assert torch.equal(pictures.encode(picture, boxes[[2, 0]]), first[[2, 0]])  # a box was deleted
+        images, boxes = UserImages(count := Counting()), torch.tensor([[0.0, 0, 5, 5], [1, 1, 9, 9], [2, 2, 8, 8]])
+        image = images.open(noise())
+        first = images.encode(image, boxes)
+        assert torch.equal(images.encode(image, boxes[[2, 0]]), first[[2, 0]])  # a box was deleted
         assert len(count.asked) == 3
-        pictures.encode(pictures.open(noise()), torch.tensor([[0.0, 0, 5, 5], [3, 3, 4, 4]]))  # the same pixels
-        assert count.asked[3:] == [[3, 3, 4, 4]] and pictures.encoded == 4
+        images.encode(images.open(noise()), torch.tensor([[0.0, 0, 5, 5], [3, 3, 4, 4]]))  # the same pixels
+        assert count.asked[3:] == [[3, 3, 4, 4]] and images.encoded == 4
 
     def test_outlines_and_hidden_boxes_make_another_feature(self):
-        pictures, boxes = Pictures(count := Counting()), torch.tensor([[0.0, 0, 5, 5]])
-        picture = pictures.open(noise())
-        plain = pictures.encode(picture, boxes)
-        assert not torch.equal(pictures.encode(picture, boxes, hidden=boxes), plain)
-        pictures.encode(picture, boxes, masks=torch.ones(1, 2, 2))
+        images, boxes = UserImages(count := Counting()), torch.tensor([[0.0, 0, 5, 5]])
+        image = images.open(noise())
+        plain = images.encode(image, boxes)
+        assert not torch.equal(images.encode(image, boxes, hidden=boxes), plain)
+        images.encode(image, boxes, masks=torch.ones(1, 2, 2))
         assert len(count.asked) == 3
 
     def test_memory_is_bounded_and_the_newest_stays(self):
-        pictures = Pictures(Counting(), limit=3 * 30 * 20 + 10)
+        images = UserImages(Counting(), limit=3 * 30 * 20 + 10)
         first, second = encoded(noise(), format="PNG"), encoded(noise(29, 20), format="PNG")
-        kept = pictures.open(first)
-        assert pictures.open(first) is kept
-        pictures.open(second)
-        assert pictures.open(first) is not kept
+        kept = images.open(first)
+        assert images.open(first) is kept
+        images.open(second)
+        assert images.open(first) is not kept
 
     def test_stored_features_need_no_network(self, tmp_path):
         boxes, features = torch.tensor([[1.0, 2, 8, 9], [3, 3, 12, 14]]), torch.rand(2, 2048)
         save_regions(tmp_path / "store", "12", Regions(boxes, features, torch.ones(2048), None, 30, 20))
         noise().save(tmp_path / "COCO_val2014_000000000012.png")
-        pictures = Pictures(None, StoredBoxes(JsonRegions(tmp_path / "store"), with_features=True))
-        picture = pictures.open(tmp_path / "COCO_val2014_000000000012.png")
-        assert torch.equal(pictures.regions(picture).boxes, boxes)
-        assert torch.equal(pictures.encode(picture, boxes[1:]), features[1:])
-        assert torch.equal(pictures.whole(picture, features), torch.ones(2048))
+        images = UserImages(None, StoredBoxes(JsonRegions(tmp_path / "store"), with_features=True))
+        image = images.open(tmp_path / "COCO_val2014_000000000012.png")
+        assert torch.equal(images.regions(image).boxes, boxes)
+        assert torch.equal(images.encode(image, boxes[1:]), features[1:])
+        assert torch.equal(images.whole(image, features), torch.ones(2048))
 
 
 class TestBoxes:
     def test_of_the_source_only_where_none_are_given(self):
-        pictures = Pictures(None, GridBoxes(2, 2))
-        picture = pictures.open(noise())
-        assert len(pictures.regions(picture).boxes) == 4
-        assert pictures.regions(picture, [[1, 2, 3, 4]]).boxes.tolist() == [[1, 2, 3, 4]]
-        assert pictures.regions(picture, []).boxes.shape == (0, 4)
+        images = UserImages(None, GridBoxes(2, 2))
+        image = images.open(noise())
+        assert len(images.regions(image).boxes) == 4
+        assert images.regions(image, [[1, 2, 3, 4]]).boxes.tolist() == [[1, 2, 3, 4]]
+        assert images.regions(image, []).boxes.shape == (0, 4)
 
     def test_without_a_source_they_must_be_given(self):
-        pictures = Pictures(None)
+        images = UserImages(None)
         with pytest.raises(BoxError, match="no boxes given.*grid:4x4"):
-            pictures.regions(pictures.open(noise()))
+            images.regions(images.open(noise()))
 
     @pytest.mark.parametrize(
         ("boxes", "message"),
@@ -133,7 +133,7 @@ class TestBoxes:
             ("abc", "expected a list"),
             ([[5, 5, 1, 9]], r"boxes\[0\].*x1 <= x2"),
             ([[0, 0, 1, float("nan")]], r"boxes\[0\]"),
-            ([[0, 0, 1, 1], [100, 0, 120, 9]], r"boxes\[1\].*outside of the picture of 30 x 20"),
+            ([[0, 0, 1, 1], [100, 0, 120, 9]], r"boxes\[1\].*outside of the image of 30 x 20"),
             ([[0, 0, 1, 1]] * 1001, "up to 1000"),
         ],
     )
@@ -151,11 +151,11 @@ def test_a_module_as_encoder():
         ModuleEncoder("data.nothing")
 
 
-def test_boxes_are_found_in_flat_pictures(tmp_path: Path):
-    picture = Image.new("RGB", (200, 100), (230, 230, 220))
+def test_boxes_are_found_in_flat_images(tmp_path: Path):
+    image = Image.new("RGB", (200, 100), (230, 230, 220))
     for color, (x1, y1, x2, y2) in {"red": (20, 30, 50, 60), "blue": (120, 10, 160, 80)}.items():
-        picture.paste(color, (x1, y1, x2, y2))
-    assert scene_regions.find_boxes(picture).tolist() == [[20, 30, 50, 60], [120, 10, 160, 80]]
-    large = picture.resize((2000, 1000), Image.Resampling.NEAREST)
-    assert np.abs(scene_regions.find_boxes(large) - 10 * scene_regions.find_boxes(picture)).max() < 10
+        image.paste(color, (x1, y1, x2, y2))
+    assert scene_regions.find_boxes(image).tolist() == [[20, 30, 50, 60], [120, 10, 160, 80]]
+    large = image.resize((2000, 1000), Image.Resampling.NEAREST)
+    assert np.abs(scene_regions.find_boxes(large) - 10 * scene_regions.find_boxes(image)).max() < 10
     assert scene_regions.find_boxes(Image.new("RGB", (30, 20))).tolist() == [[0, 0, 29, 19]]

@@ -26,7 +26,7 @@ from data.captions.download import (
     Job,
     Jobs,
     Settings,
-    get_pictures,
+    get_images,
     main,
 )
 from data.captions.fetch import (
@@ -34,8 +34,8 @@ from data.captions.fetch import (
     LostError,
     ascii_url,
     download,
+    image_size,
     is_temporary,
-    picture_size,
 )
 from data.captions.manifest import (
     Entry,
@@ -48,13 +48,13 @@ from data.captions.table import Row
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def picture(width: int = 40, height: int = 30, kind: str = "JPEG", **options: Any) -> bytes:
+def image(width: int = 40, height: int = 30, kind: str = "JPEG", **options: Any) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (width, height), (200, 40, 10)).save(data, kind, **options)
     return data.getvalue()
 
 
-GOOD = picture()
+GOOD = image()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,9 +111,9 @@ class Handler(BaseHTTPRequestHandler):
         elif name == "torn":
             self.reply(200, GOOD[: len(GOOD) // 2])
         elif name == "tiny":
-            self.reply(200, picture(9, 30))
+            self.reply(200, image(9, 30))
         elif name == "long":
-            self.reply(200, picture(10_001, 12, "PNG"))
+            self.reply(200, image(10_001, 12, "PNG"))
         elif name == "wait":
             time.sleep(0.1)
             self.reply(200, GOOD)
@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.free.wait(20)
             self.reply(200, GOOD)
         else:
-            self.reply(200, picture(20 + nth, 20))
+            self.reply(200, image(20 + nth, 20))
 
     def reply(self, code: int, data: bytes, headers: dict[str, str] | None = None, length: int | None = None) -> None:
         self.send_response(code)
@@ -166,12 +166,12 @@ FAST = Limits(timeout=0.3, deadline=0.6, max_bytes=1 << 20)
 
 
 class TestFetch:
-    def test_a_picture_and_the_user_agent(self, server: Server) -> None:
-        assert download(f"{server.url}/good", Limits(user_agent="me")) == (picture(21, 20), 200)
+    def test_a_image_and_the_user_agent(self, server: Server) -> None:
+        assert download(f"{server.url}/good", Limits(user_agent="me")) == (image(21, 20), 200)
         assert server.agents == {"me"}
 
     def test_a_redirection_is_followed(self, server: Server) -> None:
-        assert download(f"{server.url}/moved", FAST)[0] == picture(21, 20)
+        assert download(f"{server.url}/moved", FAST)[0] == image(21, 20)
         assert server.asked["/good/moved"] == 1
 
     @pytest.mark.parametrize(
@@ -220,22 +220,22 @@ class TestFetch:
         assert all(map(is_temporary, passing)) and not any(map(is_temporary, final))
 
     def test_sizes(self) -> None:
-        assert picture_size(picture(10, 10)) == (10, 10)
-        assert picture_size(picture(10_000, 10, "PNG")) == (10_000, 10)
+        assert image_size(image(10, 10)) == (10, 10)
+        assert image_size(image(10_000, 10, "PNG")) == (10_000, 10)
         for data, reason in (
-            (picture(9, 10), "a side outside 10..10000 px"),
-            (picture(10_001, 10, "PNG"), "a side outside 10..10000 px"),
+            (image(9, 10), "a side outside 10..10000 px"),
+            (image(10_001, 10, "PNG"), "a side outside 10..10000 px"),
             (GOOD[:-20], "not an image"),
             (b"", "not an image"),
         ):
             with pytest.raises(LostError) as lost:
-                picture_size(data)
+                image_size(data)
             assert lost.value.reason == reason
 
-    def test_a_picture_is_not_turned(self) -> None:
+    def test_a_image_is_not_turned(self) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # show it turned by a quarter
-        assert picture_size(picture(40, 30, exif=exif)) == (40, 30)
+        assert image_size(image(40, 30, exif=exif)) == (40, 30)
 
 
 class TestJobs:
@@ -363,7 +363,7 @@ class TestRun:
             ],
         }
         out = capsys.readouterr().out
-        assert "7 of 20 pictures are there (35.0%)" in out and "malformed line 18: no caption" in out
+        assert "7 of 20 images are there (35.0%)" in out and "malformed line 18: no caption" in out
         asked = table.server.asked
         assert [asked[f"/{n}"] for n in ("code404", "code410", "html", "code500", "slow", "cut", "busy")] == [
             1, 1, 1, 3, 3, 3, 3,
@@ -451,7 +451,7 @@ class TestRun:
         assert table.server.most == 2 and len(table.images) == 8
 
     def test_a_full_disk_ends_the_run(self, table: Table, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        """And is not counted as a loss of the picture."""
+        """And is not counted as a loss of the image."""
 
         def full(*args: object, **kwargs: object) -> None:
             raise OSError(28, "No space left on device")
@@ -467,7 +467,7 @@ class TestRun:
         stop = Event()
         rows = (Job(Row(i, "c", f"{server.url}/{i}")) for i in range(1000))
         done = []
-        for entry in get_pictures(rows, lambda row: tmp_path / row.name, Settings(threads=2), stop):
+        for entry in get_images(rows, lambda row: tmp_path / row.name, Settings(threads=2), stop):
             done.append(entry.id)
             stop.set()
         assert 1 <= len(done) <= 3 and sorted(done) == sorted(int(path.name) for path in tmp_path.iterdir())
@@ -482,7 +482,7 @@ def _wait_until(ready: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize(("kind", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGKILL", -9)])
 def test_interrupted_and_resumed(table: Table, kind: str, status: int) -> None:
-    """As a process of its own: it is ended while one picture is under way and others are done."""
+    """As a process of its own: it is ended while one image is under way and others are done."""
     table.write("a", "b", "held", "code404")
     environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     command = [sys.executable, "-m", "data.captions_download", *table.args("--timeout", "20", "--deadline", "20")]
@@ -491,7 +491,7 @@ def test_interrupted_and_resumed(table: Table, kind: str, status: int) -> None:
     _wait_until(lambda: manifest.is_file() and manifest.read_bytes().count(b"\n") == 3)
     process.send_signal(getattr(signal, kind))
     if kind != "SIGKILL":
-        time.sleep(0.3)  # the signal is taken before the picture goes on
+        time.sleep(0.3)  # the signal is taken before the image goes on
         table.server.free.set()
     out, _ = process.communicate(timeout=60)
     table.server.free.set()

@@ -1,4 +1,4 @@
-"""One's own pictures and captions become files that pretraining reads."""
+"""One's own images and captions become files that pretraining reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 class Own:
-    """A folder of pictures with captions and COCO annotations, and what is made of it."""
+    """A folder of images with captions and COCO annotations, and what is made of it."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.out = root / "own", root / "out"
@@ -60,7 +60,7 @@ def own(tmp_path: Path) -> Own:
     return Own(tmp_path)
 
 
-def test_from_pictures_to_training_samples(own, tmp_path, capsys):
+def test_from_images_to_training_samples(own, tmp_path, capsys):
     assert own.run("--boxes", f"coco:{own.coco}", "--complete") == 0
     assert "set NETWORK.VLBERT.visual_region_classes=3" in capsys.readouterr().out
     records = own.lines("train_frcnn.json")
@@ -80,7 +80,7 @@ def test_from_pictures_to_training_samples(own, tmp_path, capsys):
     cfg = load_config("pretrain", write_settings(settings, tmp_path / "tiny.yaml"))
     dataset = load_task("pretrain").build_dataset(cfg, "train")
     sample = dataset.sample(1, Random(1))
-    assert len(dataset) == 4 and sample.image is not None and len(sample.boxes) == 2  # the whole picture first
+    assert len(dataset) == 4 and sample.image is not None and len(sample.boxes) == 2  # the whole image first
 
 
 def test_without_boxes_and_with_boxes_for_features(own, capsys):
@@ -92,7 +92,7 @@ def test_without_boxes_and_with_boxes_for_features(own, capsys):
     assert len(open_regions(own.out / "train_boxes").regions("00000000").boxes) == 4
 
 
-def test_a_second_run_keeps_what_is_there_and_other_pictures_are_refused(own, capsys):
+def test_a_second_run_keeps_what_is_there_and_other_images_are_refused(own, capsys):
     own.run("--boxes", f"coco:{own.coco}")
     region = own.out / "train_boxes/00000000.json"
     before = region.stat().st_mtime_ns
@@ -109,8 +109,8 @@ def test_every_bad_line_is_named_and_nothing_written(own, capsys):
     assert all(f"own.jsonl, line {n}:" in error for n in range(1, 6)) and not own.out.exists()
 
 
-def test_pictures_that_cannot_be_used(own, capsys):
-    (own.root / "b/x.jpg").write_bytes(b"no picture")
+def test_images_that_cannot_be_used(own, capsys):
+    (own.root / "b/x.jpg").write_bytes(b"no image")
     own.write([*ROWS, {"image": "none.jpg", "caption": "nothing"}])
     assert own.run() == 2
     error = capsys.readouterr().err

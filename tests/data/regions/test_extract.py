@@ -17,7 +17,7 @@ from common.errors import RegionError
 from common.regions.box_sources import (
     CocoBoxes,
     GridBoxes,
-    Picture,
+    ImageEntry,
     build_source,
     select_boxes,
 )
@@ -56,7 +56,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def instances(tmp_path: Path) -> Path:
-    """Image 9 with two boxes, one reaching out of the picture; image 25 with none; image 30 with a crowd."""
+    """Image 9 with two boxes, one reaching out of the image; image 25 with none; image 30 with a crowd."""
     content = {
         "images": [
             {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "width": 64, "height": 48} for i in (9, 25, 30)
@@ -77,17 +77,17 @@ def instances(tmp_path: Path) -> Path:
 
 def test_coco_boxes(instances: Path) -> None:
     source = CocoBoxes(str(instances))
-    pictures = source.pictures("set.zip@/train2014")
-    assert pictures[0] == Picture("9", "set.zip@/train2014/COCO_train2014_000000000009.jpg", (64, 48))
-    boxes = [source.boxes(picture, GRAY).boxes.tolist() for picture in pictures]
+    entries = source.entries("set.zip@/train2014")
+    assert entries[0] == ImageEntry("9", "set.zip@/train2014/COCO_train2014_000000000009.jpg", (64, 48))
+    boxes = [source.boxes(entry, GRAY).boxes.tolist() for entry in entries]
     assert boxes == [[[1.5, 2, 10.5, 21], [50, 40, 63, 47]], [[0, 0, 63, 47]], [[0, 0, 4, 4]]]
     with pytest.raises(ValueError, match=r"is \(10, 10\), its annotation says \(64, 48\)"):
-        source.boxes(pictures[0], Image.new("RGB", (10, 10)))
+        source.boxes(entries[0], Image.new("RGB", (10, 10)))
 
 
 @pytest.fixture
 def vcr(tmp_path: Path) -> Path:
-    """Two questions about one picture of 64 x 48 and one about another, which is missing."""
+    """Two questions about one image of 64 x 48 and one about another, which is missing."""
     folder = tmp_path / "vcr/movie"
     folder.mkdir(parents=True)
     GRAY.save(folder / "a.00.51@0.jpg")
@@ -102,24 +102,24 @@ def vcr(tmp_path: Path) -> Path:
 
 def test_vcr_boxes(vcr: Path) -> None:
     source = build_source(f"vcr:{vcr}")
-    pictures = source.pictures(f"{vcr.parent}/vcr")
-    assert [p.name for p in pictures] == ["a.00.51@0", "b"]
-    assert pictures[0].path == f"{vcr.parent}/vcr/movie/a.00.51@0.jpg"
-    assert source.boxes(pictures[0], GRAY).boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
+    entries = source.entries(f"{vcr.parent}/vcr")
+    assert [p.name for p in entries] == ["a.00.51@0", "b"]
+    assert entries[0].path == f"{vcr.parent}/vcr/movie/a.00.51@0.jpg"
+    assert source.boxes(entries[0], GRAY).boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
     with pytest.raises(RegionError, match=r"a\.00\.51@0\.jpg is \(48, 64\), its metadata says \(64, 48\)"):
-        source.boxes(pictures[0], Image.new("RGB", (48, 64)))
+        source.boxes(entries[0], Image.new("RGB", (48, 64)))
     (vcr.parent / "vcr/movie/b.json").write_text('{"boxes": [1, 2]}')
     with pytest.raises(RegionError, match=r"vcr/movie/b\.json: no list of boxes"):
-        source.boxes(pictures[1], GRAY)
+        source.boxes(entries[1], GRAY)
     (vcr.parent / "vcr/movie/b.json").unlink()
     with pytest.raises(RegionError, match=r"vcr/movie/b\.json"):
-        source.boxes(pictures[1], GRAY)
+        source.boxes(entries[1], GRAY)
 
 
 def test_vcr_boxes_end_in_a_store(vcr: Path, tmp_path: Path) -> None:
-    """Named by the stem, with the feature of the whole picture; what is missing is reported."""
+    """Named by the stem, with the feature of the whole image; what is missing is reported."""
     source = build_source(f"vcr:{vcr}")
-    outcome = extract(source.pictures(f"{vcr.parent}/vcr"), source, StubEncoder(), tmp_path / "out")
+    outcome = extract(source.entries(f"{vcr.parent}/vcr"), source, StubEncoder(), tmp_path / "out")
     assert outcome.written == ["a.00.51@0"] and list(outcome.failed) == ["b"]
     got = JsonRegions(tmp_path / "out").regions("a.00.51@0")
     assert got.features[:, :4].tolist() == got.boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
@@ -134,7 +134,7 @@ def test_vcr_boxes_end_in_a_store(vcr: Path, tmp_path: Path) -> None:
         ('{"img_fn": "x/a.jpg", "metadata_fn": "a.json"}', r"line 2: .*'x/a\.jpg'.* have the same stem"),
     ],
 )
-def test_vcr_annotations_that_name_no_pictures(tmp_path: Path, line: str, message: str) -> None:
+def test_vcr_annotations_that_name_no_images(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"img_fn": "a.jpg", "metadata_fn": "a.json"}\n' + line + "\n")
     with pytest.raises(RegionError, match=rf"train\.jsonl, {message}"):
@@ -145,23 +145,23 @@ def test_json_boxes(tmp_path: Path) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps({"a": [[1, 2, 3, 4]], "b": {"boxes": [[0, 0, 1, 1]], "class_scores": [[0.5, 0.5]]}}))
     source = build_source(f"json:{path}")
-    assert source.boxes(Picture("a", "a.jpg"), GRAY).boxes.tolist() == [[1, 2, 3, 4]]
-    assert source.boxes(Picture("b", "b.jpg"), GRAY).class_scores.tolist() == [[0.5, 0.5]]  # type: ignore[union-attr]
+    assert source.boxes(ImageEntry("a", "a.jpg"), GRAY).boxes.tolist() == [[1, 2, 3, 4]]
+    assert source.boxes(ImageEntry("b", "b.jpg"), GRAY).class_scores.tolist() == [[0.5, 0.5]]  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"boxes\.json has no boxes of c"):
-        source.boxes(Picture("c", "c.jpg"), GRAY)
+        source.boxes(ImageEntry("c", "c.jpg"), GRAY)
 
 
 def test_boxes_of_region_files_keep_their_scores(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     save_regions(tmp_path / "old", "a", Regions(torch.ones(1, 4), class_scores=torch.ones(1, 3), width=64, height=48))
     source = build_source(f"regions:{tmp_path}/old")
-    assert source.boxes(Picture("a", "a.jpg"), GRAY).class_scores is not None
+    assert source.boxes(ImageEntry("a", "a.jpg"), GRAY).class_scores is not None
     with pytest.raises(ValueError, match=r"its regions are of \(64, 48\)"):
-        source.boxes(Picture("a", "a.jpg"), Image.new("RGB", (48, 64)))
+        source.boxes(ImageEntry("a", "a.jpg"), Image.new("RGB", (48, 64)))
 
 
 def test_grid_boxes() -> None:
-    got = GridBoxes(1, 2).boxes(Picture("a", "a.jpg"), GRAY).boxes
+    got = GridBoxes(1, 2).boxes(ImageEntry("a", "a.jpg"), GRAY).boxes
     assert got.tolist() == [[0, 0, 31, 47], [32, 0, 63, 47]]
     with pytest.raises(ValueError, match="unknown box source 'grid:0'; there are: coco:"):
         build_source("grid:0")
@@ -185,7 +185,7 @@ def test_detector(tmp_path: Path) -> None:
     torch.save(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict(), weights)
     source = build_source(f"detector:{weights}", min_boxes=3, max_boxes=5)
     source._model.transform.min_size = (64,)  # type: ignore[attr-defined]
-    regions = source.boxes(Picture("a", "a.jpg"), GRAY)
+    regions = source.boxes(ImageEntry("a", "a.jpg"), GRAY)
     assert 3 <= len(regions.boxes) <= 5
     assert regions.boxes.min() >= 0 and (regions.boxes <= torch.tensor([64, 48, 64, 48])).all()
     assert regions.class_scores is not None and regions.class_scores.shape[1] == 4
@@ -197,7 +197,7 @@ def test_detector(tmp_path: Path) -> None:
 
 def test_extract_writes_boxes_features_and_whole_image(images: Path, instances: Path, tmp_path: Path) -> None:
     source, encode = CocoBoxes(str(instances)), StubEncoder()
-    outcome = extract(source.pictures(str(images)), source, encode, tmp_path / "out", batch_size=2, workers=1)
+    outcome = extract(source.entries(str(images)), source, encode, tmp_path / "out", batch_size=2, workers=1)
     assert outcome.written == ["9", "25", "30"] and not outcome.failed
     assert encode.batches == [2, 1]
     regions = JsonRegions(tmp_path / "out").regions(9)
@@ -208,13 +208,13 @@ def test_extract_writes_boxes_features_and_whole_image(images: Path, instances: 
 
 def test_extract_goes_on_after_a_stop(images: Path, instances: Path, tmp_path: Path) -> None:
     source, out = CocoBoxes(str(instances)), tmp_path / "out"
-    pictures = source.pictures(str(images))
-    extract(pictures, source, StubEncoder(), out)
+    entries = source.entries(str(images))
+    extract(entries, source, StubEncoder(), out)
     (out / "25.json").unlink()
     complete = (out / "30.json").read_bytes()
     (out / "30.json").write_bytes(complete[:500])  # a copy that was cut off
     encode = StubEncoder()
-    outcome = extract(pictures, source, encode, out)
+    outcome = extract(entries, source, encode, out)
     assert (outcome.skipped, outcome.written) == (["9"], ["25", "30"])
     assert encode.batches == [1, 1]
     assert (out / "30.json").read_bytes() == complete
@@ -230,7 +230,7 @@ def test_stop_in_the_middle_leaves_only_whole_files(images: Path, instances: Pat
 
     source = CocoBoxes(str(instances))
     with pytest.raises(KeyboardInterrupt):
-        extract(source.pictures(str(images)), source, Stopping(), tmp_path / "out")
+        extract(source.entries(str(images)), source, Stopping(), tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["9.json"]
 
 
@@ -261,7 +261,7 @@ def test_program_packs_checks_and_converts(
     assert open_regions(tmp_path / "again.packed").regions(9).features is not None
 
 
-def test_broken_and_missing_pictures_are_reported_not_replaced(
+def test_broken_and_missing_images_are_reported_not_replaced(
     images: Path, instances: Path, tmp_path: Path, stub: StubEncoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, missing = images / "COCO_train2014_000000000025.jpg", images / "COCO_train2014_000000000030.jpg"
@@ -288,7 +288,7 @@ def test_a_packed_store_left_behind_is_pointed_out(
     assert open_regions(tmp_path / "out").names() == ["25", "30", "9"]
 
 
-def test_pictures_come_from_an_archive_too(images: Path, tmp_path: Path, stub: StubEncoder) -> None:
+def test_images_come_from_an_archive_too(images: Path, tmp_path: Path, stub: StubEncoder) -> None:
     with ZipFile(tmp_path / "val_image.zip", "w") as file:
         file.write(next(images.iterdir()), "00000007.jpg")
     where = ["--images", f"{tmp_path}/val_image.zip@/", "--boxes", "grid:2x2", "--out", f"{tmp_path}/val_frcnn"]

@@ -75,10 +75,7 @@ def test_every_side_has_words():
 
 def test_captions_are_true(captions):
     found = Counter(
-        verdict(scene, fact)
-        for scene, text in captions
-        for fact in re.split(r" , | and ", text)
-        if "picture" not in fact
+        verdict(scene, fact) for scene, text in captions for fact in re.split(r" , | and ", text) if "image" not in fact
     )
     assert found[False] == 0 and found[True] > 300
 
@@ -101,7 +98,7 @@ def test_number_form_and_repetition(captions):
     assert len(set(make_captions(MANY, scene))) == len(make_captions(MANY, scene))
 
 
-def test_sentences_have_no_picture_of_the_world():
+def test_sentences_have_no_image_of_the_world():
     sentences = make_sentences(MANY, "train")
     assert len(sentences) == 300 and all(text.endswith(" .") for text in sentences)
     assert sentences == make_sentences(MANY, "train") and sentences[:40] != make_sentences(MANY, "val")
@@ -134,7 +131,7 @@ def test_the_best_class_is_nearly_always_right():
 
 
 def test_pretraining_reads_them(tiny_world, tmp_path):
-    """From features and from the pictures."""
+    """From features and from the images."""
     files = {f"{split}_ANNOTATION_FILE": str(tiny_world / "corpus/val.txt") for split in ("TRAIN", "VAL", "TEST")}
     settings = {
         "_BASE_": str(ROOT / "cfgs/pretrain/scenes.yaml"),

@@ -31,8 +31,8 @@ def test_sizes_and_paths(task, file):
         assert Path(cfg.DATASET.REGION_PATH).relative_to(world).parts[0] in FOLDERS
 
 
-def test_vcr_does_not_mirror_pictures():
-    """The words of VCR stay as they are when a picture is mirrored, and these say left and right."""
+def test_vcr_does_not_mirror_images():
+    """The words of VCR stay as they are when an image is mirrored, and these say left and right."""
     for _, file in CONFIGS[1:3]:
         assert load_config("vcr", ROOT / "cfgs" / file).TRAIN.FLIP_PROB == 0
 

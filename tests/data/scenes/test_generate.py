@@ -146,7 +146,7 @@ def test_a_negative_size_is_refused(tmp_path):
 def test_command_line(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "w"), "--train", "2", "--val", "1", "--test", "0"]
     main(arguments)
-    assert re.search(r"train +2 pictures .* \d+ questions", capsys.readouterr().out)
+    assert re.search(r"train +2 images .* \d+ questions", capsys.readouterr().out)
     main(arguments)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
@@ -165,8 +165,8 @@ def test_coco_instances(world, split, name):
     assert sorted(coco.imgs) == [scene.image_id for scene in scenes]
     for scene in scenes:
         info = coco.imgs[scene.image_id]
-        with Image.open(world / split / info["file_name"]) as picture:
-            assert picture.size == (info["width"], info["height"]) == (scene.width, scene.height)
+        with Image.open(world / split / info["file_name"]) as image:
+            assert image.size == (info["width"], info["height"]) == (scene.width, scene.height)
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=scene.image_id))
         names = [coco.loadCats(annotation["category_id"])[0]["name"] for annotation in annotations]
         assert names == [thing.shape for thing in scene.things]
@@ -224,11 +224,11 @@ def test_region_files(world):
 
 def test_features_see_pixels_only():
     scene = make_scene(TINY, 1)
-    picture, boxes = render(scene), np.array([scene.things[0].box], np.float32)
-    features = region_features(picture, boxes)
-    assert np.array_equal(features, region_features(picture.copy(), np.concatenate([boxes, boxes]))[:1])
-    picture.paste((0, 0, 0), tuple(int(x) for x in scene.things[0].box))
-    assert not np.array_equal(features, region_features(picture, boxes))
+    image, boxes = render(scene), np.array([scene.things[0].box], np.float32)
+    features = region_features(image, boxes)
+    assert np.array_equal(features, region_features(image.copy(), np.concatenate([boxes, boxes]))[:1])
+    image.paste((0, 0, 0), tuple(int(x) for x in scene.things[0].box))
+    assert not np.array_equal(features, region_features(image, boxes))
 
 
 def test_region_order_is_not_the_order_of_the_scene():
@@ -271,7 +271,7 @@ def test_scenes_are_valid_and_varied():
     assert {thing.size for thing in things} == set(SIZES)
 
 
-def test_picture_shows_each_thing_in_its_colour():
+def test_image_shows_each_thing_in_its_colour():
     for seed in range(5):
         scene = generate_scene(Random(seed), seed)
         pixels = np.asarray(render(scene), float)
@@ -313,7 +313,7 @@ def side_of_the_middle(scene, thing, question: str) -> str:
     return "above" if y < scene.height / 2 else "below"
 
 
-def third_of_the_picture(scene, thing) -> str:
+def third_of_the_image(scene, thing) -> str:
     x, y = thing.center[0] / scene.width, thing.center[1] / scene.height
     row = "top" if y < 1 / 3 else "bottom" if y >= 2 / 3 else "middle"
     return f"{row} {'left' if x < 1 / 3 else 'right' if x >= 2 / 3 else 'center'}"
@@ -327,7 +327,7 @@ def answer_again(scene, text: str) -> str:
     if m := re.fullmatch(r"Is there (?:a|an) (.+)\?", text):
         return "yes" if matching(scene, m[1]) else "no"
     if m := re.fullmatch(r"Where is the (.+)\?", text):
-        return third_of_the_picture(scene, only(matching(scene, m[1])))
+        return third_of_the_image(scene, only(matching(scene, m[1])))
     m = re.fullmatch(r"Is the (.+) (left or right|above or below)(?: of)? the middle\?", text)
     return side_of_the_middle(scene, only(matching(scene, m[1])), m[2])
 
@@ -369,7 +369,7 @@ def test_two_way_answers_are_balanced(asked):
         assert max(counts.values()) / counts.total() < 0.6, (kind, counts)
 
 
-def test_no_validation_picture_is_a_training_picture():
+def test_no_validation_image_is_a_training_image():
     """Scenes are told apart by what they hold, not by their ids."""
     train = {(s.width, s.height, s.things) for s in make_scenes(MANY, "train")}
     assert not train & {(s.width, s.height, s.things) for s in make_scenes(MANY, "val")}
@@ -383,7 +383,7 @@ def test_no_answer_dominates(asked):
 
 
 def test_blind_guessing_stays_low(asked):
-    """The best answer by question text: on its own training set, where rare texts flatter it, and on new pictures."""
+    """The best answer by question text: on its own training set, where rare texts flatter it, and on new images."""
     by_text, by_kind = table(asked["train"], lambda q: q.text), table(asked["train"], lambda q: q.kind)
     ceiling = sum(max(counts.values()) for counts in by_text.values()) / len(asked["train"])
     assert ceiling < 0.6

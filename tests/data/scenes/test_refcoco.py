@@ -47,12 +47,12 @@ def test_pickle_and_json_say_the_same(tiny_world):
     assert load_pickle(tiny_world / "refcoco+/refs(unc).p") == references(tiny_world) == pickle.loads(content)
 
 
-def test_every_split_has_pictures_of_its_own(tiny_world):
-    pictures = defaultdict(set)
+def test_every_split_has_images_of_its_own(tiny_world):
+    images = defaultdict(set)
     for reference in references(tiny_world):
-        pictures[reference["split"]].add(reference["image_id"])
-    assert pictures.keys() == set(SPLITS)
-    assert sum(map(len, pictures.values())) == len(set().union(*pictures.values())) == 4
+        images[reference["split"]].add(reference["image_id"])
+    assert images.keys() == set(SPLITS)
+    assert sum(map(len, images.values())) == len(set().union(*images.values())) == 4
 
 
 def test_references_name_annotations(tiny_world):
@@ -130,7 +130,7 @@ def fitting(scene, words: list[str]) -> list:
 
 
 def side(scene, thing, name: str) -> float:
-    """How far a thing's centre lies towards a side, as a fraction of the picture."""
+    """How far a thing's centre lies towards a side, as a fraction of the image."""
     x, y = thing.center
     return {"left": -x / scene.width, "right": x / scene.width, "top": -y / scene.height, "bottom": y / scene.height}[
         name
@@ -138,7 +138,7 @@ def side(scene, thing, name: str) -> float:
 
 
 def understood(scene, text: str) -> tuple[list, float]:
-    """The things that an expression may mean, and by how much of the picture the first of them is the better one."""
+    """The things that an expression may mean, and by how much of the image the first of them is the better one."""
     words = text.split()
     for relation, name in (
         ("to the left of", "left"),
@@ -200,7 +200,7 @@ def test_things_get_different_expressions_of_different_kinds(referred):
     assert min(counts.values()) > 0.1 * counts.total()
 
 
-def test_no_expression_means_two_things_of_a_picture(referred):
+def test_no_expression_means_two_things_of_a_image(referred):
     meant = defaultdict(set)
     for scene, index, expression in referred:
         meant[scene.image_id, expression.text].add(index)

@@ -45,14 +45,14 @@ def metadata_of(world, split: str, row: dict) -> dict:
 
 
 @pytest.mark.parametrize("split", list(SPLITS))
-def test_annotations_belong_to_pictures_and_metadata(tiny_world, split):
+def test_annotations_belong_to_images_and_metadata(tiny_world, split):
     rows = rows_of(tiny_world, split)
     assert len({row["img_fn"] for row in rows}) == SIZES[split]
     assert len({row["annot_id"] for row in rows}) == len(rows)
     for row in rows:
         metadata = metadata_of(tiny_world, split, row)
-        with Image.open(tiny_world / SPLITS[split].name / row["img_fn"]) as picture:
-            assert picture.size == (metadata["width"], metadata["height"])
+        with Image.open(tiny_world / SPLITS[split].name / row["img_fn"]) as image:
+            assert image.size == (metadata["width"], metadata["height"])
         assert row["objects"] == metadata["names"]
         assert len(metadata["boxes"]) == len(metadata["segms"]) == len(row["objects"])
         texts = [row["question"], *row["answer_choices"], *row["rationale_choices"]]
@@ -151,7 +151,7 @@ def holds(scene, text: str) -> bool:
 
 
 def implies(rationale: str, answer: str) -> bool:
-    """Whether the answer follows from the rationale in words alone, whatever the picture."""
+    """Whether the answer follows from the rationale in words alone, whatever the image."""
     if m := re.fullmatch(r"(#\d) is a (\w+) (\w+) \.", rationale):
         return answer in (f"{m[1]} is {m[2]} .", f"{m[1]} is a {m[3]} .")
     if m := re.fullmatch(r"(#\d#\d) are both (\w+) \.", rationale):
@@ -276,7 +276,7 @@ def test_blind_guessing_stays_near_chance(posed, part, features):
     assert blind_score(usable("train"), usable("val"), part, features) < 0.31
 
 
-def test_rivals_are_in_the_picture_where_they_can_be(posed):
+def test_rivals_are_in_the_image_where_they_can_be(posed):
     """So that it does not help to know which colours there are without knowing whose they are."""
     shares = defaultdict(list)
     for scene, problem in posed["train"]:

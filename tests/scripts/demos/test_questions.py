@@ -1,4 +1,4 @@
-"""Guesses that look at no picture, and the table of scores."""
+"""Guesses that look at no image, and the table of scores."""
 
 import pytest
 

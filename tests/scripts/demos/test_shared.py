@@ -1,4 +1,4 @@
-"""What the demos share: where they may start, what they change in a config, tables, the choice of pictures."""
+"""What the demos share: where they may start, what they change in a config, tables, the choice of images."""
 
 import json
 from collections import Counter
@@ -53,7 +53,7 @@ def test_percent():
     assert demo.percent([0.25, 0.5]) == 37.5
 
 
-def test_tiles_are_of_different_pictures_and_all_kinds_and_the_wrong_ones_last():
+def test_tiles_are_of_different_images_and_all_kinds_and_the_wrong_ones_last():
     kinds = ("left", "right", "how many")
     tiles = [(kinds[i % 3], Tile(f"{i // 2}.jpg", f"{i}", correct=i % 5 != 0)) for i in range(60)]
     kind_of = {tile.title: kind for kind, tile in tiles}
