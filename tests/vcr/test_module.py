@@ -57,7 +57,7 @@ class Regions(torch.nn.Module):
         features=None,
         classes=None,
         box_masks=None,
-        image=None,
+        image_row=None,
     ) -> RegionOutput:
         self.calls += 1
         reps = torch.cat([boxes, boxes.flip(-1)], dim=-1) / 50 * box_mask[..., None]
