@@ -62,13 +62,13 @@ def sentence(rng: Random, imagined: Callable[[Random], Scene]) -> str:
 
 
 def _overview(scene: Scene, rng: Random) -> str:
-    """ "an image of two red stars and a blue heart", or each thing with its place."""
+    """ "a picture of two red stars and a blue heart", or each thing with its place."""
     things = rng.sample(scene.things, len(scene.things))
     if rng.random() < 0.5:
         return _join([f"{describe(t, 'color', 'shape').with_article} {_at(scene, t)}" for t in things])
     counts = Counter(describe(thing, "color", "shape") for thing in things)
     parts = [p.with_article if n == 1 else f"{NUMBERS[n]} {p.plural}" for p, n in counts.items()]
-    return f"{rng.choice(('a image of', 'an image with', 'a image with'))} {_join(parts)}"
+    return f"{rng.choice(('a picture of', 'an image with', 'a picture with'))} {_join(parts)}"
 
 
 def _some_facts(scene: Scene, rng: Random) -> str:

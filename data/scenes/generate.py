@@ -175,7 +175,7 @@ def vocabulary() -> list[str]:
         "what how many is are was there the a an of and or not in on at to with this that it its he she they who why "
     )
     words += "color shape size left right above below next near between thing things only same other because "
-    words += "middle center top bottom half image image yes no one two three four five six zero "
+    words += "middle center top bottom half picture image yes no one two three four five six zero "
     words += "which where side have both its over under person "
     words += "casey riley jessie jackie avery jaime peyton kerry jody kendall frankie pat quinn"  # of persons in VCR
     lines += [*words.split(), *SIZES, *COLORS, *SHAPES, *(Phrase(shape=s).plural for s in SHAPES)]
