@@ -34,8 +34,8 @@ def iter_list(path: Path | str, key: str, what: str = "file") -> Iterator[Any]:
     """Yields the elements of the list under a top-level key of a JSON file one at a time. Annotation files have
     hundreds of megabytes: the rest of the file is never in memory.
 
-    Raises as `read_json` does, with the text around an error instead of its line number, and DataError when there is no
-    such list. An error in the file is raised after the elements before it. NaN and integers outside of 64 bits are errors.
+    Raises as `read_json` does, with the text around an error and no line number, and DataError when there is no
+    such list. The elements before an error are yielded. NaN and integers outside of 64 bits are errors.
     """
     path = Path(path)
     if not path.is_file():
