@@ -1,23 +1,22 @@
-"""JSON files of data sets, with errors that say which file and where it breaks."""
+"""JSON files of data sets. Errors name the file and the place."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, BinaryIO
+
+import ijson
 
 from common.errors import DataError
 
-_SPACE = re.compile(r"\s*")
-_ENDS = tuple(", \t\r\n:]}")  # what may follow a value
-
 
 def read_json(path: Path | str, what: str = "file") -> Any:
-    """The content of a JSON file. what: what a missing one is called.
+    """Returns the content of a JSON file. what: the name of the file in the error about a missing one.
 
-    Raises FileNotFoundError for a missing file, DataError naming the line where it is no JSON or no text.
+    Raises FileNotFoundError for a missing file. Raises DataError with the line number where the file is not valid JSON,
+    and for a file that is not UTF-8 text.
     """
     path = Path(path)
     if not path.is_file():
@@ -32,106 +31,47 @@ def read_json(path: Path | str, what: str = "file") -> Any:
 
 
 def iter_list(path: Path | str, key: str, what: str = "file") -> Iterator[Any]:
-    """The elements of the list under a top-level key of a JSON file, one at a time and without the rest of the file in
-    memory: annotation files have hundreds of megabytes.
+    """Yields the elements of the list under a top-level key of a JSON file one at a time. Annotation files have
+    hundreds of megabytes: the rest of the file is never in memory.
 
-    Raises as `read_json` does, and DataError when there is no such list. Where the file breaks after some elements,
-    those have been given.
+    Raises as `read_json` does, with the text around an error and no line number, and DataError when there is no
+    such list. The elements before an error are yielded. NaN and integers outside of 64 bits are errors.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{what} {path}: no such file")
-    found = False
-    with open(path, encoding="utf-8") as f:
-        stream = _Stream(f, path)
+    empty = True
+    with open(path, "rb") as f:
         try:
-            if stream.peek() != "{":
-                stream.value()
-            elif stream.take("{") and stream.peek() != "}":
-                more = True
-                while more:
-                    name = stream.value()
-                    stream.take(":")
-                    if stream.peek() == "[":
-                        found = found or name == key
-                        for element in stream.elements():
-                            if name == key:
-                                yield element
-                    else:
-                        stream.value()
-                    more = stream.peek() == "," and stream.take(",")
-                stream.take("}")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not a text file: {error}") from error
-    if not found:
-        raise DataError(f"{path}: expected an object with a list {key!r}")
+            for element in ijson.items(f, f"{key}.item", use_float=True):
+                empty = False
+                yield element
+            if empty and not _has_list(f, key):
+                raise DataError(f"{path}: expected an object with a list {key!r}")
+        except ijson.JSONError as error:
+            raise DataError(f"{path}: not valid JSON: {_one_line(error)}") from error
 
 
-class _Stream:
-    """JSON values from a text file, of which only a part is in memory."""
+def _has_list(file: BinaryIO, key: str) -> bool:
+    """Whether a list stands under a top-level key. `ijson.items` gives nothing for an empty list and for no list."""
+    file.seek(0)
+    return any((prefix, event) == (key, "start_array") for prefix, event, _ in ijson.parse(file, use_float=True))
 
-    CHUNK = 1 << 20  # characters
 
-    def __init__(self, file: TextIO, path: Path) -> None:
-        self.file, self.path = file, path
-        self.buffer, self.at, self.line = "", 0, 1  # line: of the buffer's first character
-        self.decoder = json.JSONDecoder()
-
-    def peek(self) -> str:
-        """The next character that is no space, "" at the end."""
-        while True:
-            self.at = _SPACE.match(self.buffer, self.at).end()  # type: ignore[union-attr]
-            if self.at < len(self.buffer) or not self._more():
-                return self.buffer[self.at : self.at + 1]
-
-    def take(self, character: str) -> bool:
-        if self.peek() != character:
-            self._fail(self.at, f"Expecting {character!r}")
-        self.at += 1
-        return True
-
-    def value(self) -> Any:
-        self.peek()
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.buffer, self.at)
-            except json.JSONDecodeError as error:  # perhaps it only goes on behind the end of the buffer
-                if not self._more():
-                    self._fail(self.at if error.pos < self.at else error.pos, error.msg)
-                continue
-            if self.buffer[end : end + 1] not in _ENDS and self._more():  # so does a number: 1 of 1.5
-                continue
-            self.at = end
-            return value
-
-    def elements(self) -> Iterator[Any]:
-        self.take("[")
-        if self.peek() == "]":
-            self.at += 1
-            return
-        while True:
-            yield self.value()
-            if self.peek() == "]":
-                self.at += 1
-                return
-            self.take(",")
-
-    def _more(self) -> bool:
-        """Drop what was read and add at least as much as is left, so that long values cost no more than twice."""
-        read = self.file.read(max(self.CHUNK, len(self.buffer) - self.at))
-        if not read:
-            return False
-        self.line += self.buffer.count("\n", 0, self.at)
-        self.buffer, self.at = self.buffer[self.at :] + read, 0
-        return True
-
-    def _fail(self, position: int, message: str) -> NoReturn:
-        line = self.line + self.buffer.count("\n", 0, position)
-        raise DataError(f"{self.path}: not valid JSON at line {line}: {message}")
+def _one_line(error: Exception) -> str:
+    """The message of a parser with the text around the error. yajl writes that text in a second line, and an arrow to
+    the place in a third."""
+    message = error.args[0] if error.args else str(error)
+    lines = (message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)).splitlines()
+    around = lines[1].strip() if len(lines) > 1 else ""
+    return f"{lines[0]}, near {around!r}" if around else lines[0]
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
-    """The object on a line of a JSON-lines file. where: what errors begin with. Raises DataError for anything else."""
+    """Returns the object on a line of a JSON-lines file. where: the start of error messages, a file and a line.
+
+    Raises DataError for anything but an object.
+    """
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -142,7 +82,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
 
 
 def list_under(content: Any, key: str, path: Path | str) -> list[Any]:
-    """The list under a top-level key of a file's content. Raises DataError naming the file when there is none."""
+    """Returns the list under a top-level key of a file's content. Raises DataError with the path when there is none."""
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise DataError(f"{path}: expected an object with a list {key!r}")
     return content[key]

@@ -62,7 +62,7 @@ def sentence(rng: Random, imagined: Callable[[Random], Scene]) -> str:
 
 
 def _overview(scene: Scene, rng: Random) -> str:
-    """ "an image of two red stars and a blue heart", or each thing with its place."""
+    """ "a picture of two red stars and a blue heart", or each thing with its place."""
     things = rng.sample(scene.things, len(scene.things))
     if rng.random() < 0.5:
         return _join([f"{describe(t, 'color', 'shape').with_article} {_at(scene, t)}" for t in things])

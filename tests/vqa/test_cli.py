@@ -295,7 +295,7 @@ class TestMistakes:
     def test_broken_questions(self, error, world):
         (world / "vqa/v2_OpenEnded_mscoco_train2014_questions.json").write_text('{"questions": [\n{]}')
         text = error(TRAIN, "--set", f"DATASET.DATASET_PATH={world}")
-        assert "train2014_questions.json: not valid JSON at line 2" in text
+        assert "train2014_questions.json: not valid JSON: " in text and "{]}" in text
 
     def test_testing_before_training(self, error, tmp_path):
         assert error(TEST) == f"checkpoint {tmp_path}/out/tiny/train2014_train/tiny-best.model: no such file"
