@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,29 @@ from data.regions.extract import PIXEL_MEANS, PIXEL_STDS
 CFG = "cfgs/vqa/base_4x16G_fp32.yaml"
 PICTURES, QUESTIONS, BOXES = 48, 20, (10, 100)
 WORDS = [f"word{i}" for i in range(500)]
-ENTRY_POINTS = (
-    *("vqa/train_end2end.py", "vqa/test.py", "vqa/val.py", "vqa/predict.py", "vcr/train_end2end.py", "vcr/val.py"),
-    *("vcr/test.py", "refcoco/train_end2end.py", "refcoco/test.py", "pretrain/train_end2end.py"),
-    *("data.extract_features", "data.captions_own", "data.captions_download", "data.captions_files", "data.scenes"),
-    *("data.random_backbone", "viz.attention", "viz.serve", "common.doctor", "common.export", "common.model_report"),
-)
+ENTRY_POINTS = [
+    "vqa/train_end2end.py",
+    "vqa/test.py",
+    "vqa/val.py",
+    "vqa/predict.py",
+    "vcr/train_end2end.py",
+    "vcr/val.py",
+    "vcr/test.py",
+    "refcoco/train_end2end.py",
+    "refcoco/test.py",
+    "pretrain/train_end2end.py",
+    "data.extract_features",
+    "data.captions_own",
+    "data.captions_download",
+    "data.captions_files",
+    "data.scenes",
+    "data.random_backbone",
+    "viz.attention",
+    "viz.serve",
+    "common.doctor",
+    "common.export",
+    "common.model_report",
+]
 INDEXED = 440_000
 SCALES = (600, 1000)  # of the shipped configurations
 
@@ -67,14 +84,9 @@ def measure_loader(rounds: int) -> list[list[str]]:
         }
         number = iter(range(10**6))
         stores = {f"{form} regions alone": open_regions(path, zipped) for form, (path, zipped) in forms.items()}
-        seconds = interleaved(
-            {
-                **{name: partial(_read_all, store) for name, store in stores.items()},
-                **{name: lambda loader=loader: _epoch(loader, next(number)) for name, loader in loaders.items()},
-            },
-            rounds,
-            torch.device("cpu"),
-        )
+        calls: dict[str, Callable[[], object]] = {n: partial(_read_all, store) for n, store in stores.items()}
+        calls |= {n: partial(_next_epoch, loader, number) for n, loader in loaders.items()}
+        seconds = interleaved(calls, rounds, torch.device("cpu"))
     found, count = medians(seconds), PICTURES * QUESTIONS
     rows = []
     for name, median in found.items():
@@ -89,6 +101,10 @@ def _read_all(store: RegionStore) -> None:
         features = store.regions(name).features
         if isinstance(features, StoredRows):
             features.loaded  # noqa: B018 - it reads them
+
+
+def _next_epoch(loader: BatchLoader, number: Iterator[int]) -> None:
+    _epoch(loader, next(number))
 
 
 def _epoch(loader: BatchLoader, number: int) -> None:

@@ -7,19 +7,18 @@ switched off, so that both do the same work on the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.nn import bert, resnet
 from common.nn.dropout import Dropout
 from common.nn.rows import HeadRows
-from common.train.optim import AdamW
+from common.train.adamw import AdamW
 
 
 @contextmanager
@@ -58,25 +57,8 @@ def _dropout(self: Dropout, x: Tensor) -> tuple[Tensor, float]:
 class PlainAdamW(AdamW):
     """The same update, one parameter at a time."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    for (step, *_), params in self._by_step([p]).items():
-                        self._one(params[0], step, group)
-
-    def _one(self, p: Tensor, step: int, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[p], group["betas"]
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        mean.mul_(beta1).add_(p.grad, alpha=1 - beta1)
-        square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-        size = group["lr"]
-        if group["correct_bias"]:
-            size *= (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        p.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-size)
-        if group["weight_decay"] > 0:
-            p.add_(p, alpha=-group["lr"] * group["weight_decay"])
+    def __init__(self, params: Iterable[Any], **options: Any) -> None:
+        super().__init__(params, **options, fused=False)
 
 
 def plain_clip(model: nn.Module, norm: float) -> None:

@@ -31,7 +31,8 @@ from common.inspect.model_report import (
 from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
 from common.task import load_task
-from common.train.optim import AdamW, clip_grad_norm
+from common.train.adamw import AdamW
+from common.train.optim import measure_clipping
 
 CLIP, LR = 1.0, 1e-5
 PLAIN = "plain fp32"
@@ -100,9 +101,9 @@ class Step:
     def update(self) -> None:
         if self.plain:
             plain_clip(self.model, CLIP)
+            self.optimizer.step()
         else:
-            clip_grad_norm(self.model.parameters(), CLIP, self.optimizer)
-        self.optimizer.step()
+            self.optimizer.step(grad_scale=measure_clipping(self.model.parameters(), CLIP).divisor)
         self.optimizer.zero_grad()
 
     def _call(self, batch: Batch) -> Any:

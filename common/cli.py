@@ -1,6 +1,7 @@
-"""The command lines of all tasks: `train(TASK)` and `test(TASK)` are whole entry points.
+"""The command lines of all tasks: `train("vqa")` and `test("vqa")` are whole entry points.
 
-Heavy imports happen after the arguments are parsed, so that `--help` and a mistyped flag answer at once.
+Modules that import PyTorch are imported after the arguments are parsed, so that `--help` and a mistyped flag return at
+once.
 """
 
 from __future__ import annotations
@@ -9,18 +10,51 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
+    from common.config import Config
     from common.train.run import WrittenResults
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """The command line of training. cfg: YAML file. overrides: KEY=VALUE. The others are flags of the same name."""
+
+    cfg: Path
+    overrides: tuple[str, ...]
+    model_dir: str | None
+    log_dir: str | None
+    dist: bool
+    slurm: bool
+    do_test: bool
+    cudnn: bool
+
+
+@dataclass(frozen=True)
+class TestFlags:
+    """The command line of testing. cfg: YAML file. overrides: KEY=VALUE. The others are flags of the same name."""
+
+    __test__ = False  # no class of tests for pytest
+
+    cfg: Path
+    overrides: tuple[str, ...]
+    model_dir: str | None
+    ckpt: Path | None
+    result_path: Path | None
+    result_name: str | None
+
 
 def train(task_name: str, argv: Sequence[str] | None = None) -> None:
-    """Entry point of training: parses the command line and exits with its status."""
+    """Entry point of training. Parses the command line, trains, and exits with the status of `guarded`."""
     parser = argparse.ArgumentParser(description=f"Train VL-BERT for {task_name}.")
     add_config_arguments(parser)
     parser.add_argument("--log-dir", help="folder of the TensorBoard files (default: inside the run's folder)")
@@ -34,9 +68,17 @@ def train(task_name: str, argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--cudnn-off", action="store_true", help="do not use cuDNN")
     args = parser.parse_args(argv)
-    if args.partial_pretrain:
-        args.set.append(f"NETWORK.PARTIAL_PRETRAIN={args.partial_pretrain}")
-    sys.exit(guarded(_train, task_name, args))
+    flags = TrainFlags(
+        cfg=Path(args.cfg),
+        overrides=overrides(args.set, {"NETWORK.PARTIAL_PRETRAIN": args.partial_pretrain or None}),
+        model_dir=args.model_dir,
+        log_dir=args.log_dir,
+        dist=args.dist,
+        slurm=args.slurm,
+        do_test=args.do_test,
+        cudnn=not args.cudnn_off,
+    )
+    sys.exit(guarded(_train, task_name, flags))
 
 
 def test(
@@ -45,9 +87,10 @@ def test(
     splits: Sequence[str] | None = None,
     default_split: str | None = None,
 ) -> None:
-    """Entry point of testing: writes the result file of one split.
+    """Entry point of testing. Writes the result file of one split and exits with the status of `guarded`.
 
-    splits: the values of --split, None for any. default_split: without --split; None leaves DATASET.TEST_IMAGE_SET.
+    splits: the allowed values of --split, None for any. default_split: without --split; None takes
+    DATASET.TEST_IMAGE_SET.
     """
     parser = argparse.ArgumentParser(description=f"Write the {task_name} results of a checkpoint.")
     add_config_arguments(parser)
@@ -55,7 +98,20 @@ def test(
     default = f"default: {default_split}" if default_split else "default: that of the config"
     parser.add_argument("--split", choices=splits, default=default_split, help=f"DATASET.TEST_IMAGE_SET ({default})")
     args = parser.parse_args(argv)
-    sys.exit(guarded_on(args.gpus, _test, task_name, args))
+    keys = {
+        "TEST.BATCH_IMAGES": args.bs,
+        "GPUS": gpu_key(args.gpus),
+        "DATASET.TEST_IMAGE_SET": args.split or None,
+    }
+    flags = TestFlags(
+        cfg=Path(args.cfg),
+        overrides=overrides(args.set, keys),
+        model_dir=args.model_dir,
+        ckpt=Path(args.ckpt) if args.ckpt else None,
+        result_path=Path(args.result_path) if args.result_path else None,
+        result_name=args.result_name,
+    )
+    sys.exit(guarded_on(args.gpus, _test, task_name, flags))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,48 +132,76 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--result-name", metavar="NAME", help="stem of the result file (default: that of the config)")
 
 
-def guarded_on(gpus: Sequence[int] | None, run: Any, *args: Any) -> int:
+def overrides(given: Sequence[str], flags: Mapping[str, object | None]) -> tuple[str, ...]:
+    """Overrides of a config, KEY=VALUE: those of `--set`, then the keys of other flags.
+
+    flags: key of the config -> value of its flag, None where the flag was not given.
+    """
+    return (*given, *(f"{key}={value}" for key, value in flags.items() if value is not None))
+
+
+def gpu_key(gpus: Sequence[int] | None) -> str | None:
+    """The value of GPUS for `--gpus`, None without any."""
+    return ",".join(map(str, gpus)) if gpus else None
+
+
+def load_run_config(
+    task_name: str, path: Path | str, overrides: Sequence[str] = (), model_dir: str | None = None
+) -> Config:
+    """The config of a run: a YAML file with overrides KEY=VALUE.
+
+    model_dir: put in front of OUTPUT_PATH. Raises ConfigError for a bad config, FileNotFoundError without the file.
+    """
+    from common.config import load_config, replace
+
+    cfg = load_config(task_name, path, list(overrides))
+    return replace(cfg, {"OUTPUT_PATH": str(Path(model_dir) / cfg.OUTPUT_PATH)}) if model_dir else cfg
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def guarded_on(gpus: Sequence[int] | None, run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
     """`guarded`, in one process for each entry of `gpus` where there are several.
 
-    The processes form a group on this machine, and process r has GPU gpus[r]; without CUDA they run on the CPU.
+    The processes form a group on this machine, and process r has GPU gpus[r]. Without CUDA they run on the CPU.
     """
     if not gpus or len(gpus) == 1:
-        return guarded(run, *args)
+        return guarded(run, *args, **kwargs)
+    from common.errors import UserError
+    from common.log import setup_logging
     from common.train.launch import run_local
 
-    return run_local(gpus, guarded, run, *args)
+    try:
+        return run_local(gpus, partial(guarded, run, *args, **kwargs))
+    except UserError as error:
+        setup_logging()
+        log.error("%s", one_line(error))
+        return 1
 
 
-def guarded(run: Any, *args: Any) -> int:
-    """Run an entry point; what the user can mend ends in one line instead of a traceback.
+def guarded(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
+    """Call an entry point. Errors that the user can mend are logged as one line, others keep their traceback.
 
-    Exit status: 0, 1 for an error, 128 + signal for a run that a signal stopped after it saved its position.
+    Returns the exit status: 0, 1 for an error, 128 + signal for a run that a signal stopped after its position was
+    saved.
     """
     import yaml
 
     from common import distributed
-    from common.errors import CheckpointError, ConfigError, DataError, ImageError, RegionError
+    from common.errors import UserError
     from common.log import setup_logging
     from common.train.launch import report_failure
-    from common.train.trainer import Stopped
+    from common.train.signals import Stopped
 
     setup_logging()
     try:
-        run(*args)
+        run(*args, **kwargs)
     except Stopped as stop:
         log.warning("%s", stop)
         report_failure(stop, str(stop))
         return 128 + stop.signum
-    except (
-        ConfigError,
-        FileNotFoundError,
-        CheckpointError,
-        DataError,
-        ImageError,
-        RegionError,
-        FloatingPointError,
-        yaml.YAMLError,
-    ) as error:
+    except (UserError, FileNotFoundError, FloatingPointError, yaml.YAMLError) as error:
         if not report_failure(error, one_line(error)):
             log.error("%s", one_line(error))
         return 1
@@ -131,7 +215,7 @@ def guarded(run: Any, *args: Any) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error without line breaks; of one from a loader's worker only what was raised there."""
+    """The message of an error without line breaks. Of an error in a loader's worker, only the message raised there."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[1].startswith("Original Traceback"):
         return lines[-1].partition(": ")[2]
@@ -141,75 +225,51 @@ def one_line(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------- what the entries run
 
 
-def _train(task_name: str, args: argparse.Namespace) -> None:
+def _train(task_name: str, flags: TrainFlags) -> None:
     from common.task import load_task
 
-    find_place(args.dist, args.slurm)
+    find_place(flags.dist, flags.slurm)
     task = load_task(task_name)
-    cfg = load_run_config(task_name, args)
-    from common.train.run import run_training
+    cfg = load_run_config(task_name, flags.cfg, flags.overrides, flags.model_dir)
+    from common.train.run import run_test, run_training
 
-    run_training(task, cfg, Path(args.cfg), log_dir=args.log_dir, cudnn=not args.cudnn_off)
-    if args.do_test and task.has_results:
-        from common.train.run import run_test
-
-        show(run_test(task, cfg, Path(args.cfg)))
+    run_training(task, cfg, flags.cfg, log_dir=flags.log_dir, cudnn=flags.cudnn)
+    if flags.do_test and task.has_results:
+        show(run_test(task, cfg, flags.cfg))
 
 
-def _test(task_name: str, args: argparse.Namespace) -> None:
+def _test(task_name: str, flags: TestFlags) -> None:
     from common.task import load_task
     from common.train.run import run_test
 
-    task = load_task(task_name)
-    show(
-        run_test(
-            task,
-            load_run_config(task_name, args),
-            Path(args.cfg),
-            ckpt=args.ckpt and Path(args.ckpt),
-            result_path=args.result_path and Path(args.result_path),
-            result_name=args.result_name,
-        )
-    )
+    cfg = load_run_config(task_name, flags.cfg, flags.overrides, flags.model_dir)
+    show(run_test(load_task(task_name), cfg, flags.cfg, flags.ckpt, flags.result_path, flags.result_name))
 
 
 def show(result: WrittenResults) -> None:
-    """The summary of a test run and the path of its file, on rank 0."""
+    """Print the summary of a test run and the path of its file, on rank 0."""
     from common import distributed
 
     if distributed.is_main():
-        print(*([result.summary] if result.summary else []), result.path, sep="\n")
+        if result.summary:
+            print(result.summary)
+        print(result.path)
 
 
 def find_place(dist: bool, slurm: bool) -> None:
-    """Make sure that the environment says which of several processes this one is. Raises ConfigError otherwise."""
+    """Check that the environment has the rank of this process. slurm: set it from the variables of SLURM.
+
+    Raises ConfigError for `dist` without rank, and for `slurm` without those variables.
+    """
     from common.errors import ConfigError
 
     if slurm:
         from common.train.launch import slurm_environment
 
-        try:
-            os.environ.update(slurm_environment(os.environ))
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        os.environ.update(slurm_environment(os.environ))
     missing = [name for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if dist and missing:
         raise ConfigError(
             f"--dist: {', '.join(missing)} not set; start with scripts/dist_run_single.sh, with torchrun, "
             "or with --slurm under srun"
         )
-
-
-def load_run_config(task_name: str, args: argparse.Namespace) -> Any:
-    """The config of a command line: file, `--set`, and the flags that stand for keys."""
-    from common.config import load_config, replace
-
-    overrides = list(args.set)
-    if getattr(args, "bs", None) is not None:
-        overrides.append(f"TEST.BATCH_IMAGES={args.bs}")
-    if getattr(args, "gpus", None):
-        overrides.append(f"GPUS={','.join(map(str, args.gpus))}")
-    if getattr(args, "split", None):
-        overrides.append(f"DATASET.TEST_IMAGE_SET={args.split}")
-    cfg = load_config(task_name, args.cfg, overrides)
-    return replace(cfg, {"OUTPUT_PATH": str(Path(args.model_dir) / cfg.OUTPUT_PATH)}) if args.model_dir else cfg

@@ -1,6 +1,6 @@
-"""Ranks and collectives; every function is a no-op on one process.
+"""Ranks and collectives. On one process every function is a no-op.
 
-The only importer of `torch.distributed` beside the launcher, so the rest of the code reads the same for one process and
+Only this module and the launcher import `torch.distributed`, so the rest of the code is the same for one process and
 for many.
 """
 
@@ -10,7 +10,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -22,12 +22,11 @@ T = TypeVar("T")
 
 
 def init_from_env(cuda: bool | None = None) -> bool:
-    """Join the process group that torchrun describes in the environment.
+    """Join the process group that the environment variables of torchrun describe. A second call does nothing.
 
-    cuda: whether this run computes on GPUs (nccl beside gloo); None asks torch. The process then
-        owns GPU `local_rank()`.
-    Returns whether there is a group: False, and nothing done, without WORLD_SIZE or with a world of one. A second call
-    does nothing.
+    cuda: whether this run computes on GPUs, with nccl beside gloo; None takes `torch.cuda.is_available()`. The process
+        then owns GPU `local_rank()`.
+    Returns whether there is a group. Without WORLD_SIZE, or with a world of one, there is none.
     """
     if is_distributed():
         return True
@@ -36,7 +35,7 @@ def init_from_env(cuda: bool | None = None) -> bool:
     if torch.cuda.is_available() if cuda is None else cuda:
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
-        # gloo stays for objects and CPU tensors.
+        # gloo exchanges objects and CPU tensors.
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
@@ -46,7 +45,7 @@ def init_from_env(cuda: bool | None = None) -> bool:
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if is_distributed():
-        gc.collect()  # a wrapped model that outlives its group may abort the process at its end
+        gc.collect()  # a wrapped model that outlives its group may abort the process at exit
         dist.destroy_process_group()
 
 
@@ -63,7 +62,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """The place of this process on its machine, which is also its GPU."""
+    """Number of this process on its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -72,16 +71,16 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank calls this."""
     if is_distributed():
         dist.barrier()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all ranks, on the device of the argument, which is not changed.
+    """The sum of `tensor` over all ranks, on the device of the argument. The argument is not changed.
 
-    The ranks may hold it on different devices (a metric that saw no batch is still on the CPU): what all of them use
-    for the exchange depends on the group alone, otherwise they would wait in different collectives.
+    The ranks may hold it on different devices: a metric that saw no batch is still on the CPU. So the device of the
+    exchange depends on the group alone. Otherwise ranks would wait in different collectives.
     """
     if not is_distributed():
         return tensor
@@ -100,12 +99,12 @@ def all_reduce_max(value: int) -> int:
 
 
 def any_rank(value: bool) -> bool:
-    """Whether it is so on any rank."""
+    """Whether `value` is true on any rank."""
     return bool(all_reduce_max(int(value)))
 
 
 def broadcast_object(value: T) -> T:
-    """Rank 0's picklable `value`, on every rank."""
+    """The `value` of rank 0, on every rank. It must be picklable."""
     if not is_distributed():
         return value
     box = [value]
@@ -114,7 +113,7 @@ def broadcast_object(value: T) -> T:
 
 
 def gather_objects(value: T) -> list[T] | None:
-    """The picklable `value` of every rank, in rank order, on rank 0; None on the others."""
+    """On rank 0 the `value` of every rank, in rank order; None on the other ranks. Values must be picklable."""
     if not is_distributed():
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
@@ -123,34 +122,46 @@ def gather_objects(value: T) -> list[T] | None:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model whose gradients are averaged over all ranks, and whose weights start as rank 0's; itself on one."""
+    """The model with gradients averaged over all ranks and with the weights of rank 0. One process returns `model`."""
     if not is_distributed():
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    # Switches of the configs leave parameters out of the loss (a pooler, a frozen text side), the same ones in every
-    # step: a static graph finds them in the first step, and the order of the buckets stays what it was then.
+    # Some configs leave parameters out of the loss (a pooler, a frozen text side), the same ones in every step. A
+    # static graph finds them in the first step and keeps the order of the buckets.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers is not in every torch
-        return _Replicas(model, device_ids, broadcast_buffers=False, static_graph=True)
+        warnings.simplefilter("ignore", FutureWarning)  # not every PyTorch has the new name of broadcast_buffers
+        return _Replica(model, device_ids, broadcast_buffers=False, static_graph=True)
 
 
-class _Replicas(DistributedDataParallel):
-    graph_is_known = False
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside what `wrap` returned."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
 def gradient_exchange(model: nn.Module, now: bool) -> Iterator[None]:
-    """Context of forward and backward: whether the gradients, with those that wait, are averaged over ranks.
-
-    The first backward always does it, since there a static graph looks for parameters that have no gradient; the
-    average of what waits and the average of what is added later give the same sum.
-    """
-    if not isinstance(model, _Replicas):
+    """Context of forward and backward. now: average the gradients over ranks, with those that have accumulated."""
+    if not isinstance(model, _Replica):
         yield
         return
-    now, model.graph_is_known = now or not model.graph_is_known, True
-    with nullcontext() if now else model.no_sync():
+    with model.exchange(now):
         yield
+
+
+class _Replica(DistributedDataParallel):
+    """One rank's copy of the model."""
+
+    _graph_is_known = False
+
+    def exchange(self, now: bool) -> AbstractContextManager[None]:
+        """See `gradient_exchange`.
+
+        The first backward always averages, because a static graph looks there for parameters without gradient. The
+        result is the same: the average of the first gradients plus the average of later ones is the average of the sum.
+        """
+        skip = self._graph_is_known and not now
+        self._graph_is_known = True
+        return self.no_sync() if skip else nullcontext()
 
 
 def _exchange_device() -> torch.device:

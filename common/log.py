@@ -1,4 +1,4 @@
-"""Where a run reports: console and log file, TensorBoard, and a JSON-lines file of all numbers. Rank 0 speaks."""
+"""The log of a run on console and in a file, and its numbers in TensorBoard and a JSON-lines file. Rank 0 writes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from common import distributed
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +23,10 @@ FORMAT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 
 
 def setup_logging(log_file: Path | None = None) -> None:
-    """Console, and `log_file` when given, on rank 0; other ranks report warnings only. May be called again."""
+    """Log to the console and to `log_file`. Ranks other than 0 log warnings to the console only.
+
+    A second call replaces the first.
+    """
     main = distributed.is_main()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file is not None and main:
@@ -32,14 +38,16 @@ def setup_logging(log_file: Path | None = None) -> None:
 
 
 class RunWriter:
-    """Scalars of a run into TensorBoard and `metrics.jsonl`; does nothing on other ranks than 0.
+    """Writes scalars of a run to TensorBoard and `metrics.jsonl`. Does nothing on ranks other than 0.
 
-    A resumed run appends to the JSON-lines file. What a full disk does not take is told once and missing.
+    folder: of metrics.jsonl, to which a resumed run appends. tensorboard_folder: default <folder>/tensorboard_logs.
+    A full disk is logged as an error once, and the numbers are lost.
     """
 
     def __init__(self, folder: Path, tensorboard_folder: Path | None = None) -> None:
-        self._tensorboard = self._lines = None
-        self._told = False
+        self._tensorboard: SummaryWriter | None = None
+        self._lines: TextIO | None = None
+        self._full = False
         if not distributed.is_main():
             return
         from tensorboardX import SummaryWriter
@@ -49,28 +57,29 @@ class RunWriter:
         self._lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def write(self, kind: str, step: int, scalars: Mapping[str, float], **fields: Any) -> None:
-        """One line {"kind", "step", "time", fields..., scalars...}; NaN becomes null. `step` counts batches."""
+        """Write one line {"kind", "step", "time", fields..., scalars...}.
+
+        step: the number on the x axis of TensorBoard, batches of the run for "train" and epochs for "val". Numbers that
+        are not finite become null.
+        """
         if self._lines is None or self._tensorboard is None:
             return
         try:
-            self._write(kind, step, scalars, fields)
+            for name, value in scalars.items():
+                if not math.isnan(value):
+                    self._tensorboard.add_scalar(name, value, step)
+            numbers = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+            line = {"kind": kind, "step": step, "time": time.time(), **fields, **numbers}
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
         except OSError as error:
-            if not self._told:
+            if not self._full:
                 log.error("numbers of the run could not be written: %s. The run goes on without them", error)
-            self._told = True
-
-    def _write(self, kind: str, step: int, scalars: Mapping[str, float], fields: Mapping[str, Any]) -> None:
-        assert self._lines is not None and self._tensorboard is not None
-        for name, value in scalars.items():
-            if not math.isnan(value):
-                self._tensorboard.add_scalar(name, value, step)
-        numbers = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._lines.write(json.dumps({"kind": kind, "step": step, "time": time.time(), **fields, **numbers}) + "\n")
-        self._lines.flush()
+            self._full = True
 
     def close(self) -> None:
         if self._lines is not None and self._tensorboard is not None:
-            with suppress(OSError):  # told when it was written
+            with suppress(OSError):  # logged when it was written
                 self._lines.close()
             with suppress(OSError):
                 self._tensorboard.close()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.config import Config
+from common.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTO = "auto"
@@ -17,7 +18,10 @@ DYNAMIC_START = 2.0**16  # as apex starts a dynamic scale
 
 
 def resolve_precision(cfg: Config) -> str:
-    """The precision a config asks for: TRAIN.PRECISION, or what TRAIN.FP16 of the original means when that is empty."""
+    """The precision of a config: TRAIN.PRECISION or, when that is empty, fp16 for TRAIN.FP16 true and else fp32.
+
+    Raises ConfigError for an unknown one.
+    """
     name = cfg.TRAIN.PRECISION or ("fp16" if cfg.TRAIN.FP16 else "fp32")
     if name != AUTO:
         _check_name(name)
@@ -25,7 +29,7 @@ def resolve_precision(cfg: Config) -> str:
 
 
 def native_precision(device: torch.device) -> str:
-    """bf16 where the device computes in it by instructions of its own, else fp32."""
+    """bf16 where the device has instructions for it, else fp32."""
     if device.type == "cuda":
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -35,15 +39,16 @@ def native_precision(device: torch.device) -> str:
 
 
 class Precision:
-    """How forward, backward and optimizer step treat number formats.
+    """Number format of forward and backward, and the loss scale of fp16.
 
-    One update is: `with autocast()` around each forward, `backward(loss)` for each micro step, then
+    One update is: `with autocast()` around each forward, `backward(loss)` for each micro-batch, then
     `unscale(optimizer)` before clipping, then `step(optimizer)` or `skip()`.
 
     name: fp32, bf16, fp16, or auto for `native_precision`.
-    loss_scale: of fp16 only. A number stays what it is; "dynamic" halves on overflow and doubles after 2000 good steps.
+    loss_scale: of fp16 only. A number is a constant scale. A "dynamic" scale halves on overflow and doubles after 2000
+        steps without one.
     scale_range: smallest and largest value of a dynamic scale.
-    Raises ValueError where the device cannot compute in that format.
+    Raises ConfigError for wrong values and where the device cannot compute in that format.
     """
 
     def __init__(
@@ -59,10 +64,10 @@ class Precision:
         self.name = name
         _check_device(name, self.device)
         if isinstance(loss_scale, str) and loss_scale != "dynamic":
-            raise ValueError(f'loss scale is a number or "dynamic", not {loss_scale!r}')
+            raise ConfigError(f'TRAIN.FP16_LOSS_SCALE is {loss_scale!r}: expected a number or "dynamic"')
         low, high = scale_range
         if not 0 < low <= high:
-            raise ValueError(f"scale_range wants 0 < smallest <= largest, not {scale_range}")
+            raise ConfigError(f"scale_range {scale_range}: expected 0 < smallest <= largest")
         self.scale_range = (low, high)
         self.static_scale = None if isinstance(loss_scale, str) else float(loss_scale)
         start = min(max(DYNAMIC_START, low), high) if self.static_scale is None else self.static_scale
@@ -87,20 +92,23 @@ class Precision:
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: Optimizer) -> bool:
-        """One optimizer step; False when fp16 overflowed and the step was left out."""
+    def step(self, optimizer: Optimizer, **arguments: Tensor | None) -> bool:
+        """One optimizer step. Returns False when fp16 overflowed and the step was left out.
+
+        arguments: of `optimizer.step`.
+        """
         if self.scaler is None:
-            optimizer.step()
+            optimizer.step(**arguments)  # type: ignore[arg-type]
             return True
         stepped: list[bool] = []
         hook = optimizer.register_step_post_hook(lambda *_: stepped.append(True))
-        self.scaler.step(optimizer)  # skips a step with non-finite gradients, but does not say so
+        self.scaler.step(optimizer, **arguments)  # skips a step with non-finite gradients without reporting it
         hook.remove()
         self._update_scale(self.scaler)
         return bool(stepped)
 
     def skip(self) -> None:
-        """Leave a step out after `unscale`: a dynamic scale takes note of gradients that are not finite."""
+        """Leave a step out after `unscale`. A dynamic scale then halves if gradients were not finite."""
         if self.scaler is not None:
             self._update_scale(self.scaler)
 
@@ -112,7 +120,7 @@ class Precision:
         return {"name": self.name, "scaler": self.scaler.state_dict() if self.scaler is not None else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a saved dynamic scale. A static scale is the config's; a state of another format has none."""
+        """Go on with a saved dynamic scale. A constant scale keeps the value of the config."""
         saved = state["scaler"]
         if self.scaler is None or self.static_scale is not None or saved is None:
             return
@@ -130,16 +138,16 @@ class Precision:
 
 def _check_name(name: str) -> None:
     if name not in DTYPES:
-        raise ValueError(f"precision {name!r} is not one of {', '.join((*DTYPES, AUTO))} (TRAIN.PRECISION)")
+        raise ConfigError(f"precision {name!r} is not one of {', '.join((*DTYPES, AUTO))} (TRAIN.PRECISION)")
 
 
 def _check_device(name: str, device: torch.device) -> None:
-    """Raise ValueError when `device` does not compute in the format."""
+    """Raise ConfigError when `device` does not compute in the format."""
     if name == "fp32":
         return
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"precision {name} needs a CPU or CUDA device, this run has {device.type}: use fp32")
+        raise ConfigError(f"precision {name} needs a CPU or CUDA device, this run has {device.type}: use fp32")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"precision {name} was asked for on {device}, but no CUDA device is available")
+        raise ConfigError(f"precision {name} on {device}: no CUDA device is available")
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"{torch.cuda.get_device_name(device)} does not compute in bf16: use fp16 or fp32")
+        raise ConfigError(f"{torch.cuda.get_device_name(device)} does not compute in bf16: use fp16 or fp32")

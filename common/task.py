@@ -64,13 +64,14 @@ class Task:
     loss_scale_range: tuple[float, float | None] = (1.0, None)
 
     def build_model(self, cfg: Config) -> nn.Module:
-        """The module that MODULE names. Raises ConfigError with the names there are, or for switches at odds."""
+        """The module that MODULE names, with random weights.
+
+        Raises ConfigError for an unknown MODULE, and what the builder raises. A builder raises ConfigError for settings
+        that contradict each other. Any other error, as a ValueError of PyTorch, is a fault of the program.
+        """
         if cfg.MODULE not in self.modules:
             raise ConfigError(f"MODULE {cfg.MODULE!r}: {self.name} has {', '.join(self.modules)}")
-        try:
-            return self.modules[cfg.MODULE](cfg)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return self.modules[cfg.MODULE](cfg)
 
 
 def load_task(name: str) -> Task:

@@ -55,6 +55,11 @@ class PretrainingEncoder(nn.Module):
         self.aux_text_visual_embedding = _embedding(hidden, std) if multitask else None
         self.vlbert = vlbert
 
+    @property
+    def language_model(self) -> VisualLinguisticBert:
+        """The part that language weights are loaded into."""
+        return self.vlbert
+
     def rows(self, batch: Batch) -> Rows:
         """The captions of a batch; the target `mvrc_ops` [B, R] says which regions are masked (1)."""
         ops = batch.targets.get("mvrc_ops")
@@ -90,7 +95,8 @@ class PretrainingEncoder(nn.Module):
         captions = self.rows(batch)
         if not batch.auxiliary:
             return captions
-        assert self.aux_text_visual_embedding is not None, "only multitask modules take auxiliary batches"
+        if self.aux_text_visual_embedding is None:
+            raise ValueError("the batch has auxiliary batches of text, which only a multitask module takes")
         texts = batch.auxiliary
         width = max(b.text_ids.shape[1] for b in (batch, *texts))
         count = sum(len(b) for b in texts)

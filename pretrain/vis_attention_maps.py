@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace) -> None:
     find_place(args.dist, args.slurm)
-    cfg = load_run_config("pretrain", args)
+    cfg = load_run_config("pretrain", args.cfg, args.set, args.model_dir)
     loaded = load_model(cfg)
     count = write_own(cfg, loaded, args) if args.input else write_dataset(cfg, loaded, args.save_dir)
     print(f"{args.save_dir}: {count} maps written by this process")

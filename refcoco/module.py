@@ -45,6 +45,11 @@ class VLBertForReferring(nn.Module):
             )
         )
 
+    @property
+    def language_model(self) -> VisualLinguisticBert:
+        """The part that language weights are loaded into."""
+        return self.vlbert
+
     def forward(self, batch: Batch) -> ModelOutput:
         """Needs boxes, images and text; a target `label` [B, R] (1 where a box covers the referent) gives the loss.
 

@@ -3,9 +3,8 @@
     python scripts/launch.py --nproc_per_node 4 vqa/train_end2end.py --cfg cfgs/vqa/base_4x16G_fp32.yaml
     python scripts/launch.py --nnodes 2 --node_rank 0 --master_addr HOST --nproc_per_node 4 SCRIPT ARGS ...
 
-Several nodes run the same command with their own --node_rank and find each other at --master_addr. A process that fails
-ends all of them; what it said is printed last. --max_restarts lets the run start again by itself from its newest
-checkpoint.
+Several nodes run the same command with their own --node_rank and meet at --master_addr. A process that fails ends all
+of them, and its error is printed last. With --max_restarts a failed run starts again from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--master_addr", "--master-addr", default="127.0.0.1", metavar="HOST", help="machine 0")
     port = os.environ.get("MASTER_PORT")
     parser.add_argument(
-        *("--master_port", "--master-port"),
+        "--master_port",
+        "--master-port",
         type=int,
         default=int(port) if port else None,
         metavar="PORT",
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not os.path.isfile(args.script):
         parser.error(f"no script {args.script} in {os.getcwd()}: start this from the repository root")
 
+    from common.errors import UserError
     from common.train.launch import run_elastic
 
     try:
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             port=args.master_port or (PORT if args.nnodes > 1 else 0),
             restarts=args.max_restarts,
         )
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
 
 

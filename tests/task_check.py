@@ -28,9 +28,10 @@ from common.precision import Precision
 from common.predict.export import export
 from common.predict.predictor import load_predictor
 from common.task import Task
-from common.train.optim import AdamW
+from common.train.adamw import AdamW
 from common.train.run import predict, run_test, run_training
-from common.train.trainer import Stopped, Trainer
+from common.train.signals import Stopped
+from common.train.trainer import Trainer
 from common.weights import checkpoint
 from common.weights.foreign import load_partial
 from common.weights.loaded import Loaded

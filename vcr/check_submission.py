@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def _run(result: Path, annot: Path) -> None:
-    """Prints one line for a good file. Raises DataError for another one, after its problems are printed."""
+    """Print one line for a good file. Raises DataError for a bad one, after printing its problems."""
     from common.errors import DataError
     from vcr.annotations import Annotations
     from vcr.result_table import find_problems, read_table

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.config import Config
 from common.data.sample import Batch, ModelOutput
+from common.errors import ConfigError
 from common.nn.bert import init_weights
 from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import NUM_CLASSES, ROI_SIZE, FastRCNN
@@ -86,22 +87,30 @@ class VLBertForVCR(nn.Module):
         self.vlbert = FoldChoices(vlbert)
         self.final_mlp = classifier
 
+    @property
+    def language_model(self) -> VisualLinguisticBert:
+        """The part that language weights are loaded into."""
+        return self.vlbert._module
+
     def forward(self, batch: Batch) -> ModelOutput:
         """Text fields are [B, C, T]; with a target `label` int64 [B] also gives the loss.
 
         predictions: label_logits [B, C]. losses: ans_loss, and cnn_regularization_loss where configured.
         """
+        if batch.text_tags is None or batch.box_classes is None:
+            raise ValueError(
+                "the batch has no text_tags or no box_classes: VCR needs the tags of words and classes of boxes"
+            )
         num_choices, length = batch.text_ids.shape[1:]
         box_mask = batch.box_mask
         if self.blind:
-            sizes = self.vlbert._module.sizes
+            sizes = self.language_model.sizes
             regions = batch.boxes.new_zeros(*box_mask.shape, sizes.visual_size)
             words = batch.boxes.new_zeros(len(batch), num_choices, box_mask.shape[1], sizes.hidden_size)
             class_loss = None
         else:
             regions, class_loss = self._regions(batch)
             words = self._object_words(batch)
-        assert batch.text_tags is not None and batch.box_classes is not None, "VCR has tags of words, classes of boxes"
         tags = torch.zeros_like(batch.text_ids) if self.no_grounding else batch.text_tags
         text_visual = regions.gather(1, tags.flatten(1)[..., None].expand(-1, -1, regions.shape[-1]))
         if self.blind or self.no_object_attention:
@@ -139,7 +148,7 @@ class VLBertForVCR(nn.Module):
             # Without knowing the vocabulary: a row begins with [CLS] and ends with [SEP].
             cls_id, sep_id = ids[..., :1], ids.gather(-1, batch.text_mask.sum(-1, keepdim=True) - 1)
             mask = batch.text_mask & (ids != cls_id) & (ids != sep_id)
-            words = self.vlbert._module.word_embeddings(batch.text_ids).masked_fill(~mask[..., None], 0.0)
+            words = self.language_model.word_embeddings(batch.text_ids).masked_fill(~mask[..., None], 0.0)
             mean = words.sum(2) / mask.sum(2).clamp(min=1)[..., None]  # (B, C, H)
             return mean[:, :, None].expand(-1, -1, num_boxes, -1)
         rows = self.object_linguistic_embeddings.num_embeddings
@@ -176,16 +185,16 @@ class VLBertForVCR(nn.Module):
 
 
 def build_model(cfg: Config) -> VLBertForVCR:
-    """The module of a VCR config with random weights; reads no file. ValueError for switches at odds."""
+    """The module of a VCR config with random weights; reads no file. Raises ConfigError for contradicting keys."""
     network = cfg.NETWORK
     regulariser = network.ENABLE_CNN_REG_LOSS
     if regulariser and (network.BLIND or (network.CNN_LOSS_TOP and network.NO_OBJ_ATTENTION)):
         log.warning("NETWORK.ENABLE_CNN_REG_LOSS has no effect: no region enters the sequence")
         regulariser = False
     if not network.VLBERT.with_pooler:
-        raise ValueError("NETWORK.VLBERT.with_pooler false: VCR classifies the pooled state and needs it true")
+        raise ConfigError("NETWORK.VLBERT.with_pooler false: VCR classifies the pooled state and needs it true")
     if network.CLASSIFIER_TYPE not in ("1fc", "2fc"):
-        raise ValueError(f"NETWORK.CLASSIFIER_TYPE {network.CLASSIFIER_TYPE!r}: VCR has 1fc and 2fc")
+        raise ConfigError(f"NETWORK.CLASSIFIER_TYPE {network.CLASSIFIER_TYPE!r}: VCR has 1fc and 2fc")
     classifier = build_classifier(
         network.CLASSIFIER_TYPE,
         network.VLBERT.hidden_size,
@@ -211,20 +220,20 @@ def build_model(cfg: Config) -> VLBertForVCR:
 
 
 def _check_regions(cfg: Config, bottom: bool) -> None:
-    """Raises ValueError where pixels or features cannot give what is asked. bottom: object classes from the CNN."""
+    """Raises ConfigError where pixels or features cannot give what is asked. bottom: object classes from the CNN."""
     network, mask_size = cfg.NETWORK, cfg.DATASET.MASK_SIZE
     if network.BLIND:
         return
     if network.IMAGE_FEAT_PRECOMPUTED:
         if bottom:
-            raise ValueError(
+            raise ConfigError(
                 "NETWORK.CNN_LOSS_TOP false trains the CNN, which NETWORK.IMAGE_FEAT_PRECOMPUTED leaves out: expected "
                 "CNN_LOSS_TOP true or ENABLE_CNN_REG_LOSS false"
             )
         return
     size = ROI_SIZE if network.IMAGE_C5_DILATED else ROI_SIZE // 2
     if mask_size != size:
-        raise ValueError(
+        raise ConfigError(
             f"DATASET.MASK_SIZE {mask_size}: expected {size}, the output of C5 with NETWORK.IMAGE_C5_DILATED "
             f"{network.IMAGE_C5_DILATED}"
         )

@@ -1,4 +1,4 @@
-"""How VCR changes a pretraining checkpoint before it is loaded (spec 20 §6.4)."""
+"""Changes to the state dict of a pretraining checkpoint before VCR loads it (spec 20 §6.4)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from common.config import Config
+from common.errors import CheckpointError
 
 State = dict[str, Tensor]
 RELATIONSHIP = "vlbert._module.relationsip_head.caption_image_relationship"
@@ -14,8 +15,12 @@ TOKEN_TYPES = "vlbert._module.token_type_embeddings.weight"
 
 
 def adapt_pretrained(cfg: Config) -> Callable[[State], State]:
-    """LOAD_REL_HEAD: the 1fc classifier starts as the difference of the two relationship logits.
-    PARTIAL_PRETRAIN_SEGMB_INIT: the second text segment starts like the first."""
+    """The change of a renamed state dict that the keys of NETWORK ask for.
+
+    LOAD_REL_HEAD: the 1fc classifier starts as the difference of the two relationship logits.
+    PARTIAL_PRETRAIN_SEGMB_INIT: the second text segment starts as the first. The change then raises CheckpointError for
+    a state dict without token types.
+    """
     network = cfg.NETWORK
 
     def adapt(state: State) -> State:
@@ -27,7 +32,9 @@ def adapt_pretrained(cfg: Config) -> Callable[[State], State]:
                 state[f"final_mlp.1.{leaf}"] = value[1:2] - value[0:1]
         if network.PARTIAL_PRETRAIN_SEGMB_INIT:
             if TOKEN_TYPES not in state:
-                raise ValueError(f"NETWORK.PARTIAL_PRETRAIN_SEGMB_INIT: the renamed checkpoint has no {TOKEN_TYPES}")
+                raise CheckpointError(
+                    f"NETWORK.PARTIAL_PRETRAIN_SEGMB_INIT: the renamed checkpoint has no {TOKEN_TYPES}"
+                )
             types = state[TOKEN_TYPES].float().clone()
             types[1] = types[0]
             state[TOKEN_TYPES] = types

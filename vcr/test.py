@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import guarded_on
-from vcr.two_nets import (
-    Half,
-    add_arguments,
-    load_halves,
-    start_group,
-)
+from vcr.two_nets import Half, NetFlags, add_arguments, load_halves, net_flags, start_group
 
 BATCH_KEY = "TEST.BATCH_IMAGES"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line. result_name: stem of the result files, None for MODEL_PREFIX."""
+
+    nets: tuple[NetFlags, NetFlags]
+    result_path: Path
+    result_name: str | None
+    use_cache: bool
 
 
 def main() -> None:
@@ -29,39 +35,44 @@ def main() -> None:
     args = parser.parse_args()
     if not args.a_cfg and not args.r_cfg:
         parser.error("give --a-cfg, --r-cfg or both")
-    sys.exit(guarded_on(args.gpus, _run, args))
+    flags = Flags(
+        nets=net_flags(args, BATCH_KEY, {"DATASET.TEST_ANNOTATION_FILE": args.test_file or None}),
+        result_path=Path(args.result_path),
+        result_name=args.result_name,
+        use_cache=args.use_cache,
+    )
+    sys.exit(guarded_on(args.gpus, _run, flags))
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(flags: Flags) -> None:
     from common import distributed
     from vcr.result_table import Q2AR, merge_tables
 
-    overrides = [f"DATASET.TEST_ANNOTATION_FILE={args.test_file}"] if args.test_file else []
-    halves = load_halves(args, BATCH_KEY, overrides)
+    halves = load_halves(flags.nets)
     start_group(halves)
-    paths = [_write(half, args) for half in halves]
+    paths = [_write(half, flags) for half in halves]
     if not distributed.is_main():
         return
     if len(paths) > 1:
-        stem = args.result_name or halves[0].cfg.MODEL_PREFIX
-        merged = Path(args.result_path) / f"{stem}_test_result_{Q2AR}.csv"
+        stem = flags.result_name or halves[0].cfg.MODEL_PREFIX
+        merged = flags.result_path / f"{stem}_test_result_{Q2AR}.csv"
         merge_tables(paths[0], paths[1], merged)
         paths.append(merged)
     print(*paths, sep="\n")
 
 
-def _write(half: Half, args: argparse.Namespace) -> Path:
-    """The result file of a half; with --use-cache the one that is there."""
+def _write(half: Half, flags: Flags) -> Path:
+    """The result file of a net. With --use-cache a file that is there is not written again."""
     from common import distributed
     from common.task import load_task
     from common.train.run import run_test
 
-    task, folder = load_task("vcr"), Path(args.result_path)
-    path = folder / task.result_name(half.cfg, args.result_name or task.result_stem(half.cfg, half.cfg_path.stem))
+    task, folder, name = load_task("vcr"), flags.result_path, flags.result_name
+    path = folder / task.result_name(half.cfg, name or task.result_stem(half.cfg, half.cfg_path.stem))
     # The first process decides: it may have written the file before another one looks.
-    if distributed.broadcast_object(args.use_cache and path.is_file()):
+    if distributed.broadcast_object(flags.use_cache and path.is_file()):
         return path
-    return run_test(task, half.cfg, half.cfg_path, half.ckpt, folder, args.result_name).path
+    return run_test(task, half.cfg, half.cfg_path, half.ckpt, folder, name).path
 
 
 if __name__ == "__main__":

@@ -11,8 +11,19 @@ from typing import NamedTuple
 from common.data.text import BertTokenizer
 
 GENDER_NEUTRAL_NAMES = (
-    *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton"),
-    *("Kerry", "Jody", "Kendall", "Frankie", "Pat", "Quinn"),
+    "Casey",
+    "Riley",
+    "Jessie",
+    "Jackie",
+    "Avery",
+    "Jaime",
+    "Peyton",
+    "Kerry",
+    "Jody",
+    "Kendall",
+    "Frankie",
+    "Pat",
+    "Quinn",
 )
 PERSON = "person"
 Q2A, QA2R = "Q2A", "QA2R"  # the halves of the task: question to answer, question and answer to rationale

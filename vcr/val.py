@@ -2,30 +2,37 @@
 
 python vcr/val.py --a-cfg A.yaml --a-ckpt A.model --r-cfg R.yaml --r-ckpt R.model
 
-The scores of a net are kept as <result-name>_{a,r}_pred.npy, float64 [n, 4] before the softmax, with the ids of their
-rows in a .json of the same name.
+Writes the scores of a net to <result-name>_{a,r}_pred.npy, float64 [n, 4] before the softmax, and the annot_id of each
+row to a .json of the same name.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.cli import guarded_on
-from vcr.two_nets import (
-    LETTERS,
-    Half,
-    add_arguments,
-    load_halves,
-    start_group,
-)
+from vcr.two_nets import LETTERS, Half, NetFlags, add_arguments, load_halves, net_flags, start_group
 
 if TYPE_CHECKING:
     from vcr.scores import Predictions
 
 BATCH_KEY = "VAL.BATCH_IMAGES"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line. annot: annotations with the labels, None for those of the config."""
+
+    nets: tuple[NetFlags, NetFlags]
+    result_path: Path
+    result_name: str
+    annot: Path | None
+    use_cache: bool
+    cudnn: bool
 
 
 def main() -> None:
@@ -40,22 +47,30 @@ def main() -> None:
     args = parser.parse_args()
     if not args.a_cfg and not args.r_cfg and not (args.use_cache and args.annot):
         parser.error("give --a-cfg, --r-cfg or both, or --use-cache with --annot")
-    sys.exit(guarded_on(args.gpus, _run, args))
+    flags = Flags(
+        nets=net_flags(args, BATCH_KEY),
+        result_path=Path(args.result_path),
+        result_name=args.result_name,
+        annot=Path(args.annot) if args.annot else None,
+        use_cache=args.use_cache,
+        cudnn=not args.cudnn_off,
+    )
+    sys.exit(guarded_on(args.gpus, _run, flags))
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(flags: Flags) -> None:
     import torch
 
     from common import distributed
     from vcr.annotations import Annotations
     from vcr.scores import format_scores
 
-    torch.backends.cudnn.enabled = not args.cudnn_off
-    halves = load_halves(args, BATCH_KEY, [])
+    torch.backends.cudnn.enabled = flags.cudnn
+    halves = load_halves(flags.nets)
     start_group(halves)
-    annotations = Annotations(args.annot or _val_file(halves[-1]), with_labels=True)
+    annotations = Annotations(flags.annot or _val_file(halves[-1]), with_labels=True)
     by_letter = {half.letter: half for half in halves}
-    predictions = {letter: _predictions(by_letter.get(letter), letter, args) for letter in LETTERS}
+    predictions = {letter: _predictions(by_letter.get(letter), letter, flags) for letter in LETTERS}
     if distributed.is_main():
         print(format_scores(annotations, predictions["a"], predictions["r"]))
 
@@ -64,16 +79,16 @@ def _val_file(half: Half) -> Path:
     return Path(half.cfg.DATASET.DATASET_PATH) / half.cfg.DATASET.VAL_ANNOTATION_FILE
 
 
-def _predictions(half: Half | None, letter: str, args: argparse.Namespace) -> Predictions | None:
-    """Of a half, from the cache or computed and kept there; None where there is neither cache nor config.
+def _predictions(half: Half | None, letter: str, flags: Flags) -> Predictions | None:
+    """Predictions of a net from the cache, or computed and kept there; None where there is neither cache nor config.
 
-    All processes must call it; only the first one gets what was computed.
+    All processes must call it. Only the first one returns what was computed.
     """
     from common import distributed
     from vcr.scores import Predictions
 
-    path = Path(args.result_path) / f"{args.result_name}_{letter}_pred.npy"
-    if distributed.broadcast_object(args.use_cache and Predictions.exist(path)):
+    path = flags.result_path / f"{flags.result_name}_{letter}_pred.npy"
+    if distributed.broadcast_object(flags.use_cache and Predictions.exist(path)):
         return Predictions.load(path)
     if half is None:
         return None

@@ -35,6 +35,11 @@ class VLBertForVQA(nn.Module):
         self.vlbert = vlbert
         self.final_mlp = classifier
 
+    @property
+    def language_model(self) -> VisualLinguisticBert:
+        """The part that language weights are loaded into."""
+        return self.vlbert
+
     def forward(self, batch: Batch) -> ModelOutput:
         """Needs boxes, features or images, and text; with a target `label` [B, V] of soft scores also gives the loss.
 

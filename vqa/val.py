@@ -9,11 +9,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.cli import add_config_arguments, guarded_on, load_run_config
+from common.cli import add_config_arguments, gpu_key, guarded_on, load_run_config, overrides
 from common.config import Config
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line. result: a file to score, None to run the model of `ckpt`. out: a JSON file to write."""
+
+    cfg: Path
+    overrides: tuple[str, ...]
+    model_dir: str | None
+    ckpt: Path | None
+    result: Path | None
+    out: Path | None
 
 
 def main() -> None:
@@ -28,24 +41,31 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", metavar="GPU", help="overrides GPUS")
     parser.add_argument("--out", metavar="FILE", help="also write the scores as JSON")
     args = parser.parse_args()
-    args.set += [f"DATASET.VAL_IMAGE_SET={args.split}"] if args.split else []
-    args.set += [f"VAL.BATCH_IMAGES={args.bs}"] if args.bs is not None else []
-    args.split = args.bs = None  # flags of test.py with another meaning
-    sys.exit(guarded_on(None if args.result else args.gpus, _run, args))
+    gpus = None if args.result else args.gpus
+    keys = {"DATASET.VAL_IMAGE_SET": args.split or None, "VAL.BATCH_IMAGES": args.bs, "GPUS": gpu_key(args.gpus)}
+    flags = Flags(
+        cfg=Path(args.cfg),
+        overrides=overrides(args.set, keys),
+        model_dir=args.model_dir,
+        ckpt=Path(args.ckpt) if args.ckpt else None,
+        result=Path(args.result) if args.result else None,
+        out=Path(args.out) if args.out else None,
+    )
+    sys.exit(guarded_on(gpus, _run, flags))
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(flags: Flags) -> None:
     from common import distributed
     from common.errors import DataError
     from common.files.atomic import write_text
     from vqa.accuracy import evaluate_answers
     from vqa.annotations import parse_image_sets, read_list
 
-    cfg = load_run_config("vqa", args)
+    cfg = load_run_config("vqa", flags.cfg, flags.overrides, flags.model_dir)
     root = Path(cfg.DATASET.DATASET_PATH)
     sets = parse_image_sets(cfg.DATASET.VAL_IMAGE_SET)
     annotations = [a for s in sets for a in read_list(root / s.annotations_file, "annotations")]
-    answers = _read_result(Path(args.result)) if args.result else _predict(cfg, args)
+    answers = _predict(cfg, flags) if flags.result is None else _read_result(flags.result)
     if not distributed.is_main():
         return
     try:
@@ -53,23 +73,23 @@ def _run(args: argparse.Namespace) -> None:
     except (KeyError, TypeError) as error:
         raise DataError(f"the annotations of {cfg.DATASET.VAL_IMAGE_SET}: an entry lacks {error}") from error
     print(format_scores(scores))
-    if args.out:
-        write_text(Path(args.out), json.dumps(scores, indent=2) + "\n")
+    if flags.out is not None:
+        write_text(flags.out, json.dumps(scores, indent=2) + "\n")
 
 
-def _predict(cfg: Config, args: argparse.Namespace) -> list[dict[str, Any]]:
+def _predict(cfg: Config, flags: Flags) -> list[dict[str, Any]]:
+    """Results of the model on DATASET.VAL_IMAGE_SET, in the format of a result file."""
     from common.task import load_task
     from common.train.run import predict
     from common.weights.restore import load_trained
 
     task = load_task("vqa")
-    loaded = load_trained(task, cfg, Path(args.cfg), Path(args.ckpt) if args.ckpt else None)
-    records, _ = predict(task, cfg, loaded, "val")
+    records, _ = predict(task, cfg, load_trained(task, cfg, flags.cfg, flags.ckpt), "val")
     return [{"question_id": r["id"], "answer": r["answer"]} for r in records]
 
 
 def _read_result(path: Path) -> list[dict[str, Any]]:
-    """A result file. Raises DataError naming the entry that is not {question_id, answer}."""
+    """The entries of a result file. Raises DataError naming an entry without question_id or answer."""
     from common.errors import DataError
 
     if not path.is_file():
@@ -88,16 +108,15 @@ def _read_result(path: Path) -> list[dict[str, Any]]:
 
 def format_scores(scores: dict[str, Any]) -> str:
     """Accuracy in percent and number of questions, by answer type, by question type, and overall."""
-    rows = [("answer type", "questions", "accuracy %")]
-    rows += (
-        _rows(scores["answer_type"]) + [("question type", "questions", "accuracy %")] + _rows(scores["question_type"])
-    )
+    rows = [("answer type", "questions", "accuracy %"), *_rows(scores["answer_type"])]
+    rows += [("question type", "questions", "accuracy %"), *_rows(scores["question_type"])]
     rows += _rows({"overall": scores["overall"]})
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"{name:<{width}}  {count:>9}  {accuracy:>10}" for name, count, accuracy in rows)
 
 
 def _rows(part: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, number of questions and accuracy of each entry, by name."""
     return [(name, str(s["count"]), f"{s['accuracy']:.2f}") for name, s in sorted(part.items())]
 
 

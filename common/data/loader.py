@@ -50,16 +50,9 @@ class BatchLoader:
         image_keys = dataset.image_keys if images else None
         if images and training and image_keys is None:
             raise DataError("TRAIN.GROUP_PICTURES true: samples with precomputed features share no pixels")
-        self.batch_sampler = BatchSampler(
-            EpochSampler(
-                *(len(dataset), shuffle, rank, world),
-                pad=training,
-                images=image_keys,
-            ),
-            batch_size,
-            dataset.group_ids if aspect_grouping else None,
-            base_seed,
-        )
+        order = EpochSampler(len(dataset), shuffle, rank, world, pad=training, images=image_keys)
+        group_ids = dataset.group_ids if aspect_grouping else None
+        self.batch_sampler = BatchSampler(order, batch_size, group_ids, base_seed)
         self._buffers = Buffers()
         self._loader = DataLoader(
             dataset,

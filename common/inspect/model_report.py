@@ -34,7 +34,8 @@ from common.files.atomic import write_text
 from common.nn import linear, resnet
 from common.precision import Precision, resolve_precision
 from common.task import Task, load_task
-from common.train.optim import RunPlan, build_optimizer, clip_grad_norm
+from common.train.optim import build_optimizer, clip_grad_norm
+from common.train.plan import RunPlan
 from common.weights.restore import build_precision, pick_device
 
 log = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ def training_step(model: nn.Module, batch: Batch, cfg: Config, precision: Precis
         precision.backward(output.loss)
         precision.unscale(optimizer)
         if cfg.TRAIN.CLIP_GRAD_NORM > 0:
-            clip_grad_norm(model.parameters(), cfg.TRAIN.CLIP_GRAD_NORM, optimizer)
+            clip_grad_norm(model.parameters(), cfg.TRAIN.CLIP_GRAD_NORM)
         precision.step(optimizer)
     return cost.step(model), {name: value.detach() for name, value in {"loss": output.loss, **output.losses}.items()}
 
@@ -318,9 +319,15 @@ def render(reports: Sequence[ModelReport]) -> str:
     """Markdown tables of sizes, of FLOPs and of what the steps gave, then the problems."""
     sizes = [
         [
-            *(r.name, f"{r.parameters:,}", f"{r.trained:,}", str(r.entries)),
+            r.name,
+            f"{r.parameters:,}",
+            f"{r.trained:,}",
+            str(r.entries),
             f"{r.samples} x {r.choices} choices" if r.choices > 1 else str(r.samples),
-            *(str(r.tokens), str(r.boxes), str(r.sequence), f"{r.image[0]} x {r.image[1]}" if r.image else "features"),
+            str(r.tokens),
+            str(r.boxes),
+            str(r.sequence),
+            f"{r.image[0]} x {r.image[1]}" if r.image else "features",
         ]
         for r in reports
     ]
@@ -334,9 +341,14 @@ def render(reports: Sequence[ModelReport]) -> str:
     ]
     steps = [
         [
-            *(r.name, r.device, r.precision if r.precision == r.configured else f"{r.precision} for {r.configured}"),
-            *(f"{r.loss:.4g}", str(len(r.problems)), f"{r.trained_tensors - len(r.idle)} of {r.trained_tensors}"),
-            *(f"{r.training.seconds:.2f}", f"{r.inference.seconds:.2f}"),
+            r.name,
+            r.device,
+            r.precision if r.precision == r.configured else f"{r.precision} for {r.configured}",
+            f"{r.loss:.4g}",
+            str(len(r.problems)),
+            f"{r.trained_tensors - len(r.idle)} of {r.trained_tensors}",
+            f"{r.training.seconds:.2f}",
+            f"{r.inference.seconds:.2f}",
         ]
         for r in reports
     ]

@@ -109,7 +109,8 @@ class UserImages:
         keys = [(_box_key(box), outline, context) for box, outline in zip(boxes, outlines, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in image.features]
         if new:
-            assert self.encode_regions is not None, "a model without regions asks for none"
+            if self.encode_regions is None:
+                raise ValueError("these images have no encoder of regions, because the model takes none")
             rows = self.encode_regions(
                 [image.pixels],
                 [boxes[new]],

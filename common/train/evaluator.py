@@ -1,4 +1,4 @@
-"""The loop without gradients: metrics over a split, and one record for each of its samples."""
+"""The evaluation loop: metrics over a split, and records of its samples."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Record = dict[str, Any]
 
 
 class Interrupted(Exception):  # noqa: N818 - a request to stop, not an error
-    """Evaluation was asked to stop."""
+    """Evaluation ended early because `should_stop` returned True."""
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, the mode of before afterwards."""
+    """Context in which `model` is in eval mode. Its mode is restored at the end."""
     training = model.training
     model.eval()
     try:
@@ -44,10 +44,11 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     title: str = "evaluate",
 ) -> tuple[dict[str, float], list[Record]]:
-    """Run `model` over `loader` once.
+    """Run `model` over `loader` once, in eval mode and without gradients.
 
-    Returns the metrics by name, reduced over all ranks, and the records of `to_records` in the order of the dataset (on
-    rank 0; other ranks get an empty list). Raises Interrupted when `should_stop` says so.
+    Returns the metrics by name, reduced over all ranks, and on rank 0 the records of `to_records` from all ranks, in
+    the order of rank and batch. Other ranks return an empty list.
+    Raises Interrupted on all ranks after `should_stop` returned True on one of them.
     """
     records: list[Record] = []
     stopped = False
@@ -66,14 +67,12 @@ def evaluate(
                 metrics.update(output.values(batch.targets))
             if to_records is not None:
                 records += to_records(output, batch)
-    if distributed.any_rank(
-        stopped
-    ):  # asked by all: the others may not have got the signal, and would wait for this one
+    if distributed.any_rank(stopped):  # every rank must call this: only some of them may have stopped
         raise Interrupted
     return metrics.compute() if metrics is not None else {}, _gathered(records)
 
 
 def _gathered(records: list[Record]) -> list[Record]:
-    """Records of all ranks on rank 0. Ranks hold contiguous parts of the dataset, so joining them keeps its order."""
+    """Records of all ranks, by rank, on rank 0; an empty list on the others."""
     parts = distributed.gather_objects(records)
     return [record for part in parts for record in part] if parts is not None else []

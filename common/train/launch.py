@@ -1,9 +1,10 @@
-"""Starting processes: local ones for an evaluation, torchrun for training, and what SLURM says about its own."""
+"""Starts processes: local ones for an evaluation, torchrun for training. Reads the environment of SLURM."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,21 +12,24 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.multiprocessing import start_processes
 from torch.multiprocessing.spawn import ProcessExitedException
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for what a process has to say about its end
-SHUTDOWN_SECONDS = 120  # for a process that was told to stop: it finishes a batch and writes a checkpoint
+from common.errors import ConfigError
+
+if TYPE_CHECKING:  # only the launcher imports torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # names the file in which torchrun expects the report of a failed process
+SHUTDOWN_SECONDS = 120  # between SIGTERM and SIGKILL: a process finishes its batch and writes a checkpoint
 SLURM_PORT = 29500
-LOST_PEER = ("closed by peer", "reset by peer", "NCCL error", "DistBackendError", "recv, got 0 bytes", "/gloo/")
-CONSEQUENCE_SECONDS = 3600
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens now."""
+    """A port of this machine on which no process listens now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -43,11 +47,12 @@ def run_elastic(
     port: int = 0,
     restarts: int = 0,
 ) -> int:
-    """A Python script in `processes` processes on this machine, one of `nodes`, under torchrun; returns its status.
+    """Run a Python script in `processes` processes on this machine, one of `nodes`, under torchrun.
 
-    command: path of the script and its arguments. node: number of this machine. host, port: where machine 0 listens; 0
-    takes a free port, on a single machine. restarts: how often all processes start again after one failed.
-    Raises ValueError where this machine has fewer GPUs than processes.
+    command: path of the script and its arguments. node: number of this machine, from 0. host, port: where machine 0
+    listens; port 0 takes a free one, on a single machine. restarts: how often all processes start again.
+    Returns the exit status: 0, that of the process that failed first, or 128 + its signal.
+    Raises ConfigError where this machine has GPUs, but fewer than processes.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -55,22 +60,22 @@ def run_elastic(
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and processes > gpus:
-        raise ValueError(f"{processes} processes on this machine, which has {gpus} GPUs that this program may use")
-    # Beside each other as many threads as there are cores; torchrun would give each process a single one.
+        raise ConfigError(f"{processes} processes on this machine, which has {gpus} GPUs that this program may use")
+    # All processes together have a thread for each core. The default of torchrun is one thread for each process.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    if restarts:  # the store of the agents would tell the addresses of the processes that are gone
+    if restarts:  # a shared store would still hold the addresses of the processes that are gone
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "--rdzv-backend=c10d"]
     options += [f"--nnodes={nodes}", f"--rdzv-endpoint={host}:{port}", "--rdzv-id=vl-bert"]
-    if nodes > 1:  # otherwise every agent that finds `host` to be its own name would want to listen there
+    if nodes > 1:  # by default every agent listens whose machine has the name `host`
         options.append(f"--rdzv-conf=is_host={int(node == 0)}")
     parser = get_args_parser()
-    if "--shutdown-timeout" in parser._option_string_actions:
+    if "--shutdown-timeout" in parser.format_help():  # not every PyTorch has it
         options.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")
     try:
         run(parser.parse_args([*options, *command]))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = first_failure(error.failures)
         print(f"rank {rank} on {socket.gethostname()} failed first: {_reason(failure)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
@@ -79,27 +84,46 @@ def run_elastic(
     return 0
 
 
-def _reason(failure: Any) -> str:
-    """What a process left for us about its end, a traceback or a line; else the signal or exit status."""
-    if isinstance(failure.message, dict):
-        return failure.message["extraInfo"]["py_callstack"] or failure.message["message"]
-    return f"exit status {failure.exitcode}" if failure.exitcode > 0 else str(failure.message)
+def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """Rank and failure of the process that failed first; the others failed because they lost this one.
+
+    A process that was killed leaves no report and comes before those that left one. SIGABRT is the exception, because
+    nccl aborts a process that lost another one. Reports are in the order of their time.
+    """
+
+    def order(failure: ProcessFailure) -> tuple[bool, float]:
+        reported = failure.error_file_data.get("time") if isinstance(failure.error_file_data, dict) else None
+        consequence = reported is not None or failure.exitcode == -signal.SIGABRT
+        return consequence, float(failure.timestamp if reported is None else reported)
+
+    rank = min(failures, key=lambda rank: order(failures[rank]))
+    return rank, failures[rank]
+
+
+def _reason(failure: ProcessFailure) -> str:
+    """The traceback or line that a process reported, else its signal or exit status."""
+    message: Any = failure.message  # a text without a report
+    if isinstance(message, dict):
+        return message["extraInfo"]["py_callstack"] or message["message"]
+    return f"exit status {failure.exitcode}" if failure.exitcode > 0 else str(message)
 
 
 def report_failure(error: BaseException, line: str = "") -> bool:
-    """Leave an error to the launcher, which prints only that of the process that failed first; False without torchrun.
+    """Write an error to the file that torchrun reads. Returns False, and writes nothing, without torchrun.
 
-    line: what to print of an error that is no fault of the program, instead of its traceback.
+    The launcher prints the report of the process that failed first. line: printed instead of the traceback, for errors
+    that the user can mend.
     """
     if ERROR_FILE not in os.environ:
         return False
     stack = "" if line else "".join(traceback.format_exception(error))
-    # torchrun takes the earliest, to the second, for the cause: a process that lost another one is none.
-    late = CONSEQUENCE_SECONDS if any(text in str(error) for text in LOST_PEER) else 0
-    extra = {"py_callstack": stack, "timestamp": str(int(time.time()) + late)}
+    # The format of torch.distributed.elastic's ErrorHandler with a time of its own. ErrorHandler always writes a
+    # traceback, and its timestamp in whole seconds does not tell which of two processes failed first.
+    now = time.time()
+    message = {"message": line or str(error), "extraInfo": {"py_callstack": stack, "timestamp": str(int(now))}}
     path = Path(os.environ[ERROR_FILE])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"message": {"message": line or str(error), "extraInfo": extra}}), encoding="utf-8")
+    path.write_text(json.dumps({"message": message, "time": now}), encoding="utf-8")
     return True
 
 
@@ -107,14 +131,14 @@ def report_failure(error: BaseException, line: str = "") -> bool:
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would say of the process, from what SLURM says: address, port, sizes and ranks (spec 03 §14).
+    """The variables that torchrun would set, from those of SLURM: address, port, world size and ranks (spec 03 §14).
 
     environment: SLURM_PROCID, SLURM_NTASKS and SLURM_NODELIST are needed; MASTER_ADDR and MASTER_PORT are kept.
-    Raises ValueError naming what is missing.
+    Raises ConfigError naming missing variables.
     """
     missing = [name for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST") if name not in environment]
     if missing:
-        raise ValueError(f"--slurm: {', '.join(missing)} not set; start with srun, or scripts/dist_run_slurm.sh")
+        raise ConfigError(f"--slurm: {', '.join(missing)} not set; start with srun, or scripts/dist_run_slurm.sh")
     rank = environment["SLURM_PROCID"]
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     local = int(rank) % gpus if gpus else int(environment.get("SLURM_LOCALID", "0"))
@@ -134,7 +158,7 @@ def _first_host(nodes: str) -> str:
     try:
         hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"--slurm: scontrol cannot expand SLURM_NODELIST {nodes!r} ({error}); set MASTER_ADDR"
         ) from error
     return hosts.stdout.split()[0]
@@ -143,11 +167,11 @@ def _first_host(nodes: str) -> str:
 # ---------------------------------------------------------------------------------------------- evaluation
 
 
-def run_local(gpus: Sequence[int], run: Callable[..., int], *args: Any) -> int:
-    """`run(*args)` in one process for each entry of `gpus`; returns the first exit status that is not 0.
+def run_local(gpus: Sequence[int], run: Callable[..., int], *args: object) -> int:
+    """Call `run(*args)` in one process for each entry of `gpus`. Returns the first exit status that is not 0.
 
-    The processes find each other in the environment as under torchrun. Process r sees the GPUs that `gpus` lists, in
-    this order; without CUDA they share the cores of the CPU.
+    The processes have the environment variables of torchrun. They see the GPUs that `gpus` lists, in this order.
+    Without CUDA they share the cores of the CPU. Raises ConfigError for a GPU that is not there.
     """
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(gpus))}
     if torch.cuda.is_available():
@@ -161,19 +185,21 @@ def run_local(gpus: Sequence[int], run: Callable[..., int], *args: Any) -> int:
 
 
 def visible_devices(gpus: Sequence[int]) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES must list for `gpus`, which count within what it lists now.
+    """The entries of CUDA_VISIBLE_DEVICES for `gpus`, which are indices into what it lists now.
 
-    Raises ValueError for a number that this process has no device for.
+    Raises ConfigError for an index without a device.
     """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
     missing = [gpu for gpu in gpus if not 0 <= gpu < len(devices)]
     if missing:
-        raise ValueError(f"--gpus {missing[0]}: there are {len(devices)} GPUs, counted from 0")
+        raise ConfigError(f"--gpus {missing[0]}: there are {len(devices)} GPUs, counted from 0")
     return [devices[gpu] for gpu in gpus]
 
 
-def _process(rank: int, environment: Mapping[str, str], threads: int, run: Callable[..., int], args: Any) -> None:
+def _process(
+    rank: int, environment: Mapping[str, str], threads: int, run: Callable[..., int], args: tuple[object, ...]
+) -> None:
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(threads)
     status = run(*args)

@@ -47,7 +47,11 @@ def log_forecast(task_name: str, cfg: Config, model: nn.Module, precision: Preci
     kept = kept_bytes(model, cfg.TRAIN.OPTIMIZER)
     log.info(
         "peak memory about %.1f of %.1f GiB: %.1f for a step on %s, %.1f for optimizer and exchanges",
-        *((step + kept) / GIB, total / GIB, step / GIB, what, kept / GIB),
+        (step + kept) / GIB,
+        total / GIB,
+        step / GIB,
+        what,
+        kept / GIB,
     )
     if step + kept > total:
         log.warning("%s will not fit: %s", what, ADVICE)

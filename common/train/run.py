@@ -1,4 +1,4 @@
-"""Runs from a config: put the parts together, then train, test or evaluate."""
+"""Training and testing from a config: builds the parts and runs them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from common import distributed
 from common.config import Config
-from common.data.loader import build_loader
+from common.data.dataset import TaskDataset
+from common.data.loader import Loader, build_loader
+from common.data.sample import Batch, ModelOutput
 from common.log import RunWriter, setup_logging
 from common.nn.cpu.memory import keep_freed_memory
+from common.precision import Precision
 from common.task import Record, Task
 from common.train.evaluator import evaluate
 from common.train.memory import log_forecast
-from common.train.optim import RunPlan, build_optimizer, build_schedule
-from common.train.trainer import Trainer, TrainerSettings
+from common.train.metrics import MetricGroup
+from common.train.optim import build_optimizer
+from common.train.plan import RunPlan
+from common.train.schedules import build_schedule
+from common.train.settings import TrainerSettings
+from common.train.trainer import Trainer
 from common.weights import checkpoint
 from common.weights.foreign import load_initial_weights
 from common.weights.loaded import Loaded
@@ -38,9 +46,11 @@ log = logging.getLogger(__name__)
 
 
 def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True) -> Path:
-    """Train by a config, resuming where TRAIN.RESUME or AUTO_RESUME says so. Returns the folder of the run.
+    """Train by a config, resuming where TRAIN.RESUME or AUTO_RESUME is set. Returns the folder of the run.
 
-    Raises what its parts raise for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
+    log_dir: folder of the TensorBoard files; None for one inside the folder of the run.
+    Raises UserError or FileNotFoundError for bad input, Stopped after a signal, FloatingPointError for a loss that is
+    not finite.
     """
     torch.backends.cudnn.enabled = cudnn
     distributed.init_from_env(cuda=wants_cuda(cfg))
@@ -53,33 +63,17 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
         keep_config(cfg, cfg_path, folder)
 
     train_set, val_set = task.build_dataset(cfg, "train"), task.build_dataset(cfg, "val")
-    place: dict[str, Any] = {
-        "rank": distributed.rank(),
-        "world": distributed.world_size(),
-        "cuda": device.type == "cuda",
-    }
-    loader = build_loader(train_set, cfg, "train", base_seed, **place)
-    val_loader = build_loader(val_set, cfg, "val", base_seed, **place)
+    loader = rank_loader(train_set, cfg, "train", device, base_seed)
+    val_loader = rank_loader(val_set, cfg, "val", device, base_seed)
     plan = RunPlan.from_config(cfg, distributed.world_size(), len(loader))
     precision = build_precision(task, cfg, device)
-
-    model = task.build_model(cfg)
-    load_initial_weights(model, cfg, task.adapt_pretrained(cfg))
-    task.after_loading(model, train_set, cfg)
-    model.to(device)
-    log.info(
-        "%s on %s in %s; %d train and %d val samples",
-        model_size(model),
-        device,
-        precision.name,
-        len(loader.dataset),
-        len(val_loader.dataset),
-    )
+    model = initial_model(task, cfg, train_set).to(device)
+    size, train_count, val_count = model_size(model), len(loader.dataset), len(val_loader.dataset)
+    log.info("%s on %s in %s; %d train and %d val samples", size, device, precision.name, train_count, val_count)
     log.info("%s", plan.describe())
 
     optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
     log_forecast(task.name, cfg, model, precision)
-    val_metrics = task.build_metrics(cfg, False)
     writer = RunWriter(folder, Path(log_dir) if log_dir else None)
     trainer = Trainer(
         model=distributed.wrap(model, device),
@@ -89,12 +83,10 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
         loader=loader,
         metrics=task.build_metrics(cfg, True),
         device=device,
-        settings=trainer_settings(cfg, plan, task.main_metric(cfg)),
+        settings=TrainerSettings.from_config(cfg, plan, task.main_metric(cfg)),
         directory=folder,
         prefix=cfg.MODEL_PREFIX,
-        validate=lambda stop: evaluate(
-            model, val_loader, device, precision, val_metrics, should_stop=stop, title="validate"
-        )[0],
+        validate=validation(model, val_loader, device, precision, task.build_metrics(cfg, False)),
         writer=writer,
         config=cfg.to_dict(),
         task=task.name,
@@ -107,26 +99,42 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     return folder
 
 
-def trainer_settings(cfg: Config, plan: RunPlan, main_metric: str) -> TrainerSettings:
-    return TrainerSettings(
-        begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
-        end_epoch=cfg.TRAIN.END_EPOCH,
-        accumulate=plan.micro_batches,
-        clip_norm=cfg.TRAIN.CLIP_GRAD_NORM,
-        nonfinite=cfg.TRAIN.NONFINITE,
-        log_every=cfg.LOG_FREQUENT,
-        validate_every=cfg.VAL_FREQUENT,
-        save_every=cfg.CHECKPOINT_FREQUENT,
-        save_updates=cfg.CHECKPOINT_STEPS,
-        max_updates=cfg.TRAIN.MAX_STEPS,
-        main_metric=main_metric,
-    )
+def rank_loader(
+    dataset: TaskDataset | list[TaskDataset],
+    cfg: Config,
+    split: str,
+    device: torch.device,
+    base_seed: int = 0,
+    in_order: bool = False,
+) -> Loader:
+    """The loader of this process's share of "train", "val" or "test". in_order: ignore SHUFFLE."""
+    rank, world, cuda = distributed.rank(), distributed.world_size(), device.type == "cuda"
+    return build_loader(dataset, cfg, split, base_seed, rank=rank, world=world, cuda=cuda, in_order=in_order)
+
+
+def initial_model(task: Task, cfg: Config, dataset: TaskDataset | list[TaskDataset]) -> nn.Module:
+    """The model with the weights that training starts from. dataset: that of "train", for Task.after_loading."""
+    model = task.build_model(cfg)
+    load_initial_weights(model, cfg, task.adapt_pretrained(cfg))
+    task.after_loading(model, dataset, cfg)
+    return model
+
+
+def validation(
+    model: nn.Module, loader: Loader, device: torch.device, precision: Precision, metrics: MetricGroup
+) -> Callable[[Callable[[], bool]], dict[str, float]]:
+    """The `validate` of a Trainer: evaluates `model` on `loader`."""
+
+    def validate(should_stop: Callable[[], bool]) -> dict[str, float]:
+        return evaluate(model, loader, device, precision, metrics, should_stop=should_stop, title="validate")[0]
+
+    return validate
 
 
 def resume(trainer: Trainer, cfg: Config) -> None:
-    """Load the checkpoint to go on from: with RESUME epoch BEGIN_EPOCH - 1, with AUTO_RESUME the furthest one.
+    """Load the checkpoint to go on from: with RESUME that of epoch BEGIN_EPOCH - 1, with AUTO_RESUME the furthest one.
 
-    Every rank loads the one that rank 0 finds. Raises FileNotFoundError where it is not on every machine.
+    Rank 0 finds the checkpoint, every rank loads it. Raises FileNotFoundError where it is not on every machine.
     """
     begin = cfg.TRAIN.BEGIN_EPOCH
     content: dict[str, Any] | None = None
@@ -156,19 +164,14 @@ def resume(trainer: Trainer, cfg: Config) -> None:
 def predict(task: Task, cfg: Config, loaded: Loaded, split: str) -> tuple[list[Record], Any]:
     """Records of every sample of "val" or "test" in the order of the dataset, and the dataset.
 
-    Several processes share the samples; rank 0 gets the records of all, the others none.
+    Several processes share the samples. Rank 0 returns the records of all, the others return none.
     """
     dataset = task.build_dataset(cfg, split)
-    loader = build_loader(
-        dataset,
-        cfg,
-        split,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-        cuda=loaded.device.type == "cuda",
-        in_order=True,
-    )
-    to_records: Callable[..., list[Record]] = lambda output, batch: task.to_records(output, batch, dataset)  # noqa: E731
+    loader = rank_loader(dataset, cfg, split, loaded.device, in_order=True)
+
+    def to_records(output: ModelOutput, batch: Batch) -> list[Record]:
+        return task.to_records(output, batch, dataset)
+
     _, records = evaluate(
         loaded.model, loader, loaded.device, loaded.precision, to_records=to_records, title=f"predict {split}"
     )
@@ -177,7 +180,7 @@ def predict(task: Task, cfg: Config, loaded: Loaded, split: str) -> tuple[list[R
 
 @dataclass(frozen=True)
 class WrittenResults:
-    """path: the result file. summary: what the task tells about it, maybe nothing."""
+    """path: the result file. summary: the task's text about it, may be empty."""
 
     path: Path
     summary: str
@@ -191,9 +194,9 @@ def run_test(
     result_path: Path | None = None,
     result_name: str | None = None,
 ) -> WrittenResults:
-    """Write the result file of DATASET.TEST_IMAGE_SET, and the checkpoint that it came from beside it.
+    """Write the result file of DATASET.TEST_IMAGE_SET, and a link to its checkpoint beside it.
 
-    Every process of a group calls this; rank 0 writes, the others return an empty summary.
+    Every process of a group must call this. Rank 0 writes, the others return an empty summary.
     """
     loaded = load_trained(task, cfg, cfg_path, ckpt)
     records, dataset = predict(task, cfg, loaded, "test")
@@ -212,11 +215,15 @@ def run_test(
 
 
 def seed_everything(seed: int) -> int:
-    """Seed Python, NumPy and torch; below 0 draws a seed. Returns that of the samples, the same on every rank."""
+    """Seed Python, NumPy and PyTorch with seed + rank, so that ranks draw different dropout masks.
+
+    seed: below 0 draws one, the same for all ranks. Returns the seed without the rank, which samples are seeded with.
+    """
     if seed < 0:
         seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31))
-    # Ranks draw different dropout masks; initial weights are made equal when the model is wrapped.
-    local = seed + distributed.rank()
+    local = (
+        seed + distributed.rank()
+    )  # initial weights then differ too, until `distributed.wrap` copies those of rank 0
     random.seed(local)
     np.random.seed(local % 2**32)
     torch.manual_seed(local)
@@ -224,7 +231,7 @@ def seed_everything(seed: int) -> int:
 
 
 def keep_config(cfg: Config, cfg_path: Path, folder: Path) -> None:
-    """The YAML as it was given, and the complete config it led to."""
+    """Write the given YAML and the complete config (config.yaml) into the folder of a run."""
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)

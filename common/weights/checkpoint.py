@@ -1,7 +1,7 @@
-"""Files of our own: checkpoints written atomically and read without running any code from them.
+"""Checkpoint files: written atomically, read without running code from them.
 
-A checkpoint is the original's dict (state_dict, optimizer, validation_monitor; spec 03 §8.3) with three more
-entries: `run`, the exact position and state of the run, `config` and `task`, so that one path is enough to rebuild the
+A checkpoint is the dict of the original (state_dict, optimizer, validation_monitor; spec 03 §8.3) with three more
+entries. `run` is the exact position and state of the run. With `config` and `task` one file is enough to rebuild the
 model.
 """
 
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 def save_file(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint to `path` completely or not at all.
 
-    The pre-1.6 serialisation is used because the original's PyTorch reads no other.
+    Uses the serialisation of PyTorch before 1.6, which the PyTorch of the original can read.
     """
     with atomic_write(path) as f:
         torch.save(dict(content), f, _use_new_zipfile_serialization=False)
 
 
 def link(path: Path, second: Path) -> None:
-    """Give a finished file a second name, replacing what had it; a copy where the file system has no hard links."""
+    """Link a finished file under a second name, replacing a file of that name. Copies without hard links."""
     temporary = second.with_name(f".{second.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -45,9 +45,9 @@ def link(path: Path, second: Path) -> None:
 
 
 def load_file(path: Path) -> Any:
-    """Read a file of tensors and plain containers; weights-only, so nothing in it is executed.
+    """Read a file of tensors and plain containers, weights-only.
 
-    Raises FileNotFoundError, or CheckpointError for a truncated file or one that holds code.
+    Raises FileNotFoundError without the file, CheckpointError for a truncated file or one that holds code.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
@@ -59,7 +59,7 @@ def load_file(path: Path) -> Any:
 
 
 def strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the `module.` that parallel wrappers put before every key."""
+    """Remove the prefix `module.` of parallel wrappers from every key."""
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -92,24 +92,24 @@ def best_path(directory: Path, prefix: str) -> Path:
 
 
 def latest_path(directory: Path, prefix: str) -> Path:
-    """Where a run in the middle of an epoch keeps its position."""
+    """The checkpoint of a position inside an epoch."""
     return directory / f"{prefix}-latest.model"
 
 
 def previous_path(directory: Path, prefix: str) -> Path:
-    """The position before the latest one, for a latest one that turns out damaged."""
+    """The position before the latest one, used where the latest file is damaged."""
     return directory / f"{prefix}-previous.model"
 
 
 def keep_previous(directory: Path, prefix: str) -> None:
-    """Give the latest position its second place, before it is written anew."""
+    """Link the latest position as the previous one, before it is written again."""
     latest = latest_path(directory, prefix)
     if latest.is_file():
         link(latest, previous_path(directory, prefix))
 
 
 def remove_positions(directory: Path, prefix: str) -> None:
-    """Positions inside an epoch whose end was saved."""
+    """Delete the positions inside an epoch, after the end of the epoch was saved."""
     for path in (latest_path(directory, prefix), previous_path(directory, prefix)):
         path.unlink(missing_ok=True)
 
@@ -121,10 +121,10 @@ def epoch_of(path: Path, prefix: str) -> int | None:
 
 
 def find_resume(directory: Path, prefix: str, begin_epoch: int, end_epoch: int) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint with the furthest position that can be read, and its content; None without any.
+    """Path and content of the readable checkpoint with the furthest position, None without any.
 
-    Looks at the epochs begin_epoch .. end_epoch - 1 and at the positions inside an epoch. Broken files are named in the
-    log and passed over.
+    Candidates are the epochs begin_epoch .. end_epoch - 1 and the positions inside an epoch. Damaged files are logged
+    and skipped.
     """
     epochs = {epoch_of(p, prefix): p for p in directory.glob(f"{prefix}-*.model")} if directory.is_dir() else {}
     path, latest = latest_path(directory, prefix), None
@@ -148,7 +148,7 @@ def _position(content: dict[str, Any]) -> tuple[int, int]:
 
 
 def _readable(path: Path, *also: str) -> dict[str, Any] | None:
-    """The content of a checkpoint that can be loaded and has `state_dict` and the entries `also`; else None, logged."""
+    """The content of a checkpoint with `state_dict` and the entries `also`. Logs other files and returns None."""
     try:
         content = load_file(path)
     except CheckpointError as error:

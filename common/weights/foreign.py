@@ -1,6 +1,6 @@
-"""Other people's files into our modules: language models, ResNets, VL-BERT checkpoints (spec 02 §5 to 7, 03 §11).
+"""Loads weight files of other code: language models, ResNets, VL-BERT checkpoints (spec 02 §5 to 7, 03 §11).
 
-Every loader returns a LoadReport and raises when nothing useful matched. Files are read weights-only.
+Every loader returns a LoadReport and raises CheckpointError when nothing useful matched. Files are read weights-only.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.config import Config
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
 from common.weights.checkpoint import load_file
@@ -28,7 +27,7 @@ State = dict[str, Tensor]
 
 @dataclass
 class LoadReport:
-    """What a file gave to a model. loaded: model keys. unused: file keys. kept: model keys that stay as they were."""
+    """Result of loading a file. loaded, kept: keys of the model, filled and unchanged. unused: keys of the file."""
 
     source: str
     loaded: list[str]
@@ -44,7 +43,10 @@ class LoadReport:
 
 
 def read_tensors(path: Path) -> State:
-    """A flat dict of tensors from .safetensors or a torch file (also one with a top-level `state_dict`)."""
+    """A flat dict of tensors from .safetensors or a torch file, which may have them under `state_dict`.
+
+    Raises FileNotFoundError without the file, CheckpointError where it cannot be read or holds anything else.
+    """
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise FileNotFoundError(f"weights {path}: no such file")
@@ -66,8 +68,11 @@ def read_tensors(path: Path) -> State:
 # ---------------------------------------------------------------------------------------------- language weights
 
 
-def find_language_weights(network: Any) -> Path | None:
-    """The language file of NETWORK: BERT_PRETRAINED-%04d.model, or one in the folder BERT_MODEL_NAME, or None."""
+def find_language_weights(network: Config) -> Path | None:
+    """The language file of the section NETWORK: BERT_PRETRAINED-%04d.model, or one in the folder BERT_MODEL_NAME.
+
+    Returns None where there is neither.
+    """
     if network.BERT_PRETRAINED:
         return Path(f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model")
     folder = Path(network.BERT_MODEL_NAME)
@@ -75,10 +80,7 @@ def find_language_weights(network: Any) -> Path | None:
 
 
 def language_keys(state: Mapping[str, Tensor]) -> State:
-    """Keys of any BERT file in one form: `encoder.`, `embeddings.`, `pooler.` without prefix, heads as they are named.
-
-    Removes `bert.` and `roberta.`, and turns gamma and beta into weight and bias.
-    """
+    """The state dict with the keys of a BERT without heads: removes `bert.` and `roberta.`, renames gamma and beta."""
     renamed = {}
     for key, value in state.items():
         name = key.removeprefix("bert.").removeprefix("roberta.")
@@ -112,13 +114,14 @@ def load_language(model: VisualLinguisticBert, state: Mapping[str, Tensor], sour
 
 
 def _token_types(model: VisualLinguisticBert, given: Tensor) -> Tensor:
-    """The file's rows over the first of ours; a RoBERTa file has one row, which the text segments share.
+    """The token type table of the model with the first rows replaced by those of the file.
 
-    The published pretraining class leaves the row of the regions random in that case (spec 02 §12 no. 9).
+    A RoBERTa file has one row, which all segments get. For the pretraining class only the two text segments get it, as
+    in the original, and that of the regions stays random (spec 02 §12 no. 9).
     """
     table = model.token_type_embeddings.weight.detach().clone()
     if given.shape[1:] != table.shape[1:] or len(given) > len(table):
-        return given  # _assign names the difference
+        return given  # _assign raises for the shape
     if len(given) == 1:
         rows = 2 if isinstance(model, VisualLinguisticBertForPretraining) else len(table)
         table[:rows] = given
@@ -134,16 +137,16 @@ def _head_weights(model: VisualLinguisticBertForPretraining, given: State, words
         new |= _complete(given, {f"cls.seq_relationship.{x}": f"{target}.{x}" for x in ("weight", "bias")}, source)
     if model.mlm_head is not None:
         _name_roberta_head(given)
-        given.pop("cls.predictions.decoder.bias", None)  # a second name of cls.predictions.bias
+        given.pop("cls.predictions.decoder.bias", None)  # the same tensor as cls.predictions.bias
         if "cls.predictions.bias" in given:
-            given.setdefault("cls.predictions.decoder.weight", words)  # files of today leave the tied tensor out
+            given.setdefault("cls.predictions.decoder.weight", words)  # newer files leave the tied tensor out
         keys = [k.removeprefix("mlm_head.") for k in model.state_dict() if k.startswith("mlm_head.")]
         new |= _complete(given, {f"cls.{key}": f"mlm_head.{key}" for key in keys}, source)
     return new
 
 
 def _name_roberta_head(given: State) -> None:
-    """lm_head.* under the names that BERT gives the same tensors."""
+    """Rename lm_head.* to the names of the same tensors in BERT."""
     names = {
         "lm_head.dense.weight": "transform.dense.weight",
         "lm_head.dense.bias": "transform.dense.bias",
@@ -211,12 +214,15 @@ Adapt = Callable[[State], State]
 
 
 def rename_prefixes(state: Mapping[str, Tensor], rules: Sequence[str]) -> State:
-    """Apply "old->new" prefix rules; the first that matches a key wins (spec 03 §11.1). Else ValueError."""
+    """Rename keys by "old->new" rules of their prefixes. The first rule that matches a key wins (spec 03 §11.1).
+
+    Raises ConfigError for a rule of another form.
+    """
     pairs = []
     for rule in rules:
         old, arrow, new = rule.partition("->")
         if not arrow:
-            raise ValueError(f'NETWORK.PARTIAL_PRETRAIN_PREFIX_CHANGES: {rule!r} is not of the form "old->new"')
+            raise ConfigError(f'NETWORK.PARTIAL_PRETRAIN_PREFIX_CHANGES: {rule!r} is not of the form "old->new"')
         pairs.append((old, new))
     renamed = {}
     for key, value in state.items():
@@ -228,9 +234,9 @@ def rename_prefixes(state: Mapping[str, Tensor], rules: Sequence[str]) -> State:
 def load_partial(
     model: nn.Module, state: Mapping[str, Tensor], rules: Sequence[str], source: str, adapt: Adapt | None = None
 ) -> LoadReport:
-    """Fill what a VL-BERT checkpoint has of `model` (spec 03 §11.1).
+    """Copy the tensors of a VL-BERT checkpoint whose names `model` has (spec 03 §11.1).
 
-    rules: prefix changes. adapt: a task's own change of the renamed state dict, whose keys have no `module.`.
+    rules: see `rename_prefixes`. adapt: a task's own change of the renamed state dict, whose keys have no `module.`.
     Raises CheckpointError when no encoder layer matched or a shape differs.
     """
     given = {k.removeprefix("module."): v for k, v in rename_prefixes(state, rules).items()}
@@ -269,39 +275,52 @@ def _assign(model: nn.Module, new: Mapping[str, Tensor], source: str) -> LoadRep
 # ---------------------------------------------------------------------------------------------- all of it, by config
 
 
-def load_initial_weights(model: Any, cfg: Config, adapt: Adapt | None = None) -> list[LoadReport]:
-    """What a training run starts from: language, backbone, then PARTIAL_PRETRAIN; each report is logged.
+def load_initial_weights(model: nn.Module, cfg: Config, adapt: Adapt | None = None) -> list[LoadReport]:
+    """Load what a training run starts from: language weights, backbone, then PARTIAL_PRETRAIN. Logs each report.
 
-    Raises FileNotFoundError where a file that the config names, or should name, is missing.
+    model: of a task, with the properties `language_model` and, unless it sees no image, `image_feature_extractor`.
+    adapt: see `load_partial`. Raises FileNotFoundError where a file that the config names, or should name, is missing.
     """
     network = cfg.NETWORK
-    reports: list[LoadReport] = []
-    vlbert = getattr(model.vlbert, "_module", model.vlbert)
-    language = find_language_weights(network)
-    if getattr(network.VLBERT, "from_scratch", False):
+    found = [_language_weights(model, cfg), _backbone_weights(model, cfg)]
+    reports = [report for report in found if report is not None]
+    if network.PARTIAL_PRETRAIN:
+        path, rules = network.PARTIAL_PRETRAIN, network.PARTIAL_PRETRAIN_PREFIX_CHANGES
+        reports.append(load_partial(model, read_tensors(Path(path)), rules, path, adapt))
+    for report in reports:
+        log.info("%s", report)
+    return reports
+
+
+def _language_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
+    network = cfg.NETWORK
+    if network.VLBERT.get("from_scratch", False):
         log.info("NETWORK.VLBERT.from_scratch: no language weights")
-    elif language is not None:
-        reports.append(load_language(vlbert, read_tensors(language), str(language)))
-    elif not network.BERT_RANDOM_INIT and not network.PARTIAL_PRETRAIN:
+        return None
+    path = find_language_weights(network)
+    if path is None:
+        if network.BERT_RANDOM_INIT or network.PARTIAL_PRETRAIN:
+            return None
         raise FileNotFoundError(
             f"language weights: NETWORK.BERT_PRETRAINED is empty and the folder NETWORK.BERT_MODEL_NAME "
             f"{network.BERT_MODEL_NAME!r} has none of {', '.join(LANGUAGE_FILES)}. Put them there, name "
             f"another folder, or set NETWORK.BERT_RANDOM_INIT true to start from random weights"
         )
-    extractor = getattr(model, "image_feature_extractor", None)
-    if extractor is not None and not network.IMAGE_FEAT_PRECOMPUTED:
-        if network.IMAGE_PRETRAINED:
-            path = f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model"
-            reports.append(load_backbone(extractor, path))
-        elif not network.IMAGE_RANDOM_INIT and not network.PARTIAL_PRETRAIN:
-            raise FileNotFoundError(
-                "backbone weights: NETWORK.IMAGE_PRETRAINED is empty. Name the prefix of a ResNet file "
-                "(<prefix>-0000.model), or set NETWORK.IMAGE_RANDOM_INIT true to start from random weights"
-            )
-    if network.PARTIAL_PRETRAIN:
-        path = network.PARTIAL_PRETRAIN
-        rules = network.PARTIAL_PRETRAIN_PREFIX_CHANGES
-        reports.append(load_partial(model, read_tensors(Path(path)), rules, path, adapt))
-    for report in reports:
-        log.info("%s", report)
-    return reports
+    language_model = model.language_model
+    if not isinstance(language_model, VisualLinguisticBert):
+        raise TypeError(f"{type(model).__name__}.language_model is a {type(language_model).__name__}")
+    return load_language(language_model, read_tensors(path), str(path))
+
+
+def _backbone_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
+    network, extractor = cfg.NETWORK, getattr(model, "image_feature_extractor", None)
+    if not isinstance(extractor, FastRCNN) or network.IMAGE_FEAT_PRECOMPUTED:
+        return None
+    if network.IMAGE_PRETRAINED:
+        return load_backbone(extractor, f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model")
+    if network.IMAGE_RANDOM_INIT or network.PARTIAL_PRETRAIN:
+        return None
+    raise FileNotFoundError(
+        "backbone weights: NETWORK.IMAGE_PRETRAINED is empty. Name the prefix of a ResNet file "
+        "(<prefix>-0000.model), or set NETWORK.IMAGE_RANDOM_INIT true to start from random weights"
+    )

@@ -1,4 +1,4 @@
-"""A trained model with what it takes to run it."""
+"""A trained model with its device and precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.precision import Precision
 
 @dataclass
 class Loaded:
-    """A trained model ready to run. source: the checkpoint file."""
+    """A trained model in eval mode on `device`. source: the checkpoint file."""
 
     model: nn.Module
     device: torch.device

@@ -20,7 +20,10 @@ from common.weights.loaded import Loaded
 
 
 def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = None) -> Loaded:
-    """The model of a config with the weights of `ckpt`, by default the best checkpoint of the config's training run."""
+    """The model of a config with the weights of `ckpt`; None takes the best checkpoint of the config's training run.
+
+    Raises FileNotFoundError without that file, CheckpointError where it does not fit the config.
+    """
     distributed.init_from_env(cuda=wants_cuda(cfg))
     source = ckpt or checkpoint.best_path(train_folder(cfg, cfg_path), cfg.MODEL_PREFIX)
     state = checkpoint.load_file(source)
@@ -31,7 +34,10 @@ def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = No
 
 
 def restore(task: Task, cfg: Config, state: Mapping[str, torch.Tensor], source: Path) -> Loaded:
-    """The model of a config with a complete state dict. source: the file that it is from."""
+    """The model of a config with a complete state dict, in eval mode. source: the file that the state dict is from.
+
+    Raises CheckpointError where the keys or shapes differ from those of the model.
+    """
     model = task.build_model(cfg)
     checkpoint.load_model(model, state, str(source))
     device = pick_device(cfg)
@@ -44,11 +50,15 @@ def train_folder(cfg: Config, cfg_path: Path) -> Path:
 
 
 def wants_cuda(cfg: Config) -> bool:
+    """Whether a run of this config computes on a GPU of this machine."""
     return cfg.DEVICE != "cpu" and torch.cuda.is_available()
 
 
 def pick_device(cfg: Config) -> torch.device:
-    """DEVICE auto is this process's GPU where there is one. Raises ConfigError for cuda without one."""
+    """The device of this process. DEVICE auto takes a GPU where there is one.
+
+    Raises ConfigError for DEVICE cuda without a GPU.
+    """
     if not wants_cuda(cfg):
         if cfg.DEVICE == "cuda":
             raise ConfigError("DEVICE cuda: PyTorch finds no CUDA device")
@@ -59,15 +69,13 @@ def pick_device(cfg: Config) -> torch.device:
 
 
 def build_precision(task: Task, cfg: Config, device: torch.device) -> Precision:
+    """The precision of a config with the loss scales of its task. Raises ConfigError where `device` lacks it."""
     low, high = task.loss_scale_range
-    try:
-        return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
 
 
 def model_size(model: nn.Module) -> str:
-    """ "12.3 M parameters, 10.1 M trained" """
+    """For the log: "12.3 M parameters, 10.1 M trained"."""
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained"

@@ -59,8 +59,9 @@ from data.scenes.regions import (
 
 MARKER = "world.json"
 FORMAT = 3  # of the files; a folder of another format is not this world
-FOLDERS: tuple[str, ...] = ("train2014", "val2014", "test2015", "annotations", "bert")
-FOLDERS += ("vqa", "vcr", "refcoco+", "captions", "corpus", REGION_FOLDER)
+IMAGE_FOLDERS = ("train2014", "val2014", "test2015")
+TASK_FOLDERS = ("vqa", "vcr", "refcoco+", "captions", "corpus")
+FOLDERS = (*IMAGE_FOLDERS, *TASK_FOLDERS, "annotations", "bert", REGION_FOLDER)
 SENTENCES = 2  # of the corpus, for each image
 
 

@@ -14,7 +14,8 @@ from benchmarks.steps import WORKLOADS
 from common.config import load_config
 from common.data.collate import collate
 from common.task import load_task
-from common.train.optim import AdamW, clip_grad_norm
+from common.train.adamw import AdamW
+from common.train.optim import clip_grad_norm
 from tests.test_imports import ROOT
 from tests.tiny import tiny_vqa, write_settings
 

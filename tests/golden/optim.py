@@ -7,16 +7,10 @@ import re
 import torch
 from torch import nn
 
-from common.train.optim import (
-    AdamW,
-    LinearSchedule,
-    MultiStepSchedule,
-    RunPlan,
-    Schedule,
-    build_optimizer,
-    build_schedule,
-    clip_grad_norm,
-)
+from common.train.adamw import AdamW
+from common.train.optim import build_optimizer, clip_grad_norm
+from common.train.plan import RunPlan
+from common.train.schedules import LinearSchedule, MultiStepSchedule, Schedule, build_schedule
 from tests.golden.core import REPOSITORY, Case, Report
 
 LR_TABLE = {"atol": 1e-9, "rtol": 0.0}

@@ -11,13 +11,9 @@ from common.config import replace
 from common.data.collate import clip_pad
 from common.data.sample import ModelOutput
 from common.task import load_task
-from common.train.optim import (
-    RunPlan,
-    apply_lr,
-    build_optimizer,
-    build_schedule,
-    clip_grad_norm,
-)
+from common.train.optim import apply_lr, build_optimizer, clip_grad_norm
+from common.train.plan import RunPlan
+from common.train.schedules import build_schedule
 from tests.golden.batches import to_batch
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import build_task_model, case_config, check_gradients, tolerance, without_dropout

@@ -13,7 +13,7 @@ import torch
 
 from common.config import load_config
 from common.data.collate import collate
-from common.train.optim import AdamW
+from common.train.adamw import AdamW
 from common.train.run import run_test
 from tests.task_check import PIXELS, TaskCheck
 from vcr.result_table import find_problems, read_table

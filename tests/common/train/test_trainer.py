@@ -13,13 +13,10 @@ import torch
 
 from common.errors import CheckpointError
 from common.precision import Precision
-from common.train.optim import PlateauSchedule
-from common.train.trainer import (
-    Stopped,
-    Trainer,
-    rng_state,
-    set_rng_state,
-)
+from common.train.schedules import PlateauSchedule
+from common.train.signals import Stopped
+from common.train.trainer import Trainer
+from common.train.trainer_state import rng_state, set_rng_state
 from common.weights import checkpoint
 from common.weights.checkpoint import (
     best_path,

@@ -11,7 +11,8 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from common import distributed
-from common.train.trainer import Stopped, Trainer
+from common.train.signals import Stopped
+from common.train.trainer import Trainer
 from common.weights.checkpoint import latest_path, load_file
 from tests.common.test_distributed import run_on_two
 from tests.common.train.toy import (

@@ -15,8 +15,9 @@ from common.data.loader import BatchLoader
 from common.data.sample import Batch, ModelOutput, Sample
 from common.precision import Precision
 from common.train.metrics import Mean, MetricGroup
-from common.train.optim import Schedule
-from common.train.trainer import Trainer, TrainerSettings
+from common.train.schedules import Schedule
+from common.train.settings import TrainerSettings
+from common.train.trainer import Trainer
 
 PREFIX = "toy"
 LR = 0.1

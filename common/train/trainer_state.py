@@ -1,0 +1,180 @@
+"""What a checkpoint holds of a run, and the exact way back into it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from common import distributed
+from common.data.loader import Loader
+from common.errors import CheckpointError
+from common.precision import Precision
+from common.train.metrics import MetricGroup
+from common.train.optim import apply_lr
+from common.train.schedules import PlateauSchedule, Schedule
+from common.train.settings import TrainerSettings
+from common.weights import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """How far a run is.
+
+    epoch, batch: the next batch to train on. step, updates: batches and optimizer steps of the whole run.
+    skipped: updates left out because a loss or gradient was not finite.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+
+
+@dataclass(kw_only=True)
+class TrainerState:
+    """The parts of a run that training changes and a checkpoint keeps.
+
+    model: the module that is called, in a wrapper where there are several processes. schedule: update number ->
+    learning rate factor. config, task: stored with the weights, so that one file is enough to rebuild the model.
+    best_epoch, best_value: of the validation with the largest main metric; -1 before the first.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    precision: Precision
+    loader: Loader
+    metrics: MetricGroup
+    settings: TrainerSettings
+    config: dict[str, Any] = field(default_factory=dict)
+    task: str = ""
+    position: Position = field(default_factory=Position)
+    best_epoch: int = -1
+    best_value: float = -1.0
+
+    @property
+    def module(self) -> nn.Module:
+        """The model without the wrapper of several processes."""
+        return distributed.unwrap(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint. Every rank must call it; that of rank 0 is complete."""
+        return {
+            "state_dict": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "validation_monitor": {"best_epoch": self.best_epoch, "best_val": self.best_value},
+            "run": {
+                "position": vars(self.position).copy(),
+                "batches_per_epoch": len(self.loader),
+                "base_seed": self.loader.base_seed,
+                "accumulate": self.settings.accumulate,
+                "precision": self.precision.state_dict(),
+                "plateau": self.schedule.state_dict() if isinstance(self.schedule, PlateauSchedule) else None,
+                "metrics": self.metrics.state_dict(),
+                "gradients": self._open_gradients(),
+                "rng": distributed.gather_objects(rng_state()),  # one entry for each rank
+            },
+            "config": self.config,
+            "task": self.task,
+        }
+
+    def _open_gradients(self) -> dict[str, torch.Tensor]:
+        """Gradients by parameter name that the next update will use; empty right after an update."""
+        if self.position.step % self.settings.accumulate == 0:
+            return {}
+        return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+
+    def load_state_dict(self, state: dict[str, Any], source: str, epoch: int | None = None) -> None:
+        """Go on where a checkpoint was written.
+
+        source: the file, for errors and the log. epoch: of the file's name, for files of the original, which hold no
+        position. The loader takes over the seed of the checkpoint.
+        Raises CheckpointError when weights or optimizer do not fit, or when the checkpoint stands inside an epoch whose
+        batches are not the same now.
+        """
+        checkpoint.load_model(self.module, state["state_dict"], source)
+        self._load_optimizer(state, source)
+        monitor = state.get("validation_monitor") or {}
+        self.best_epoch, self.best_value = int(monitor.get("best_epoch", -1)), float(monitor.get("best_val", -1.0))
+        if "run" in state:
+            self._load_run(state["run"], source)
+        elif epoch is not None:
+            step = (epoch + 1) * len(self.loader)
+            self.position = Position(epoch + 1, 0, step, step // self.settings.accumulate)
+        apply_lr(self.optimizer, self.schedule(self.position.updates))
+
+    def _load_optimizer(self, state: dict[str, Any], source: str) -> None:
+        if "optimizer" not in state:
+            raise CheckpointError(f"{source} has no optimizer to go on with: give it as PARTIAL_PRETRAIN")
+        initial = [group["initial_lr"] for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{source}: its optimizer is not the configured one ({error}); TRAIN.OPTIMIZER and LR_MULT must stay"
+            ) from error
+        for group, lr in zip(self.optimizer.param_groups, initial, strict=True):
+            group["initial_lr"] = lr  # the learning rate of the config, not that of the file
+
+    def _load_run(self, run: dict[str, Any], source: str) -> None:
+        position = Position(**run["position"])
+        now = (len(self.loader), self.settings.accumulate)
+        then = (run["batches_per_epoch"], run["accumulate"])
+        if position.batch and now != then:
+            raise CheckpointError(
+                f"{source} stands inside epoch {position.epoch}, at batch {position.batch}; an epoch had {then[0]} "
+                f"batches and {then[1]} batches an update, now {now[0]} and {now[1]}. Use the same batch size "
+                f"and processes, or start from the epoch's checkpoint"
+            )
+        self.position = position
+        self.loader.base_seed = run["base_seed"]
+        self.precision.load_state_dict(run["precision"])
+        if isinstance(self.schedule, PlateauSchedule) and run["plateau"]:
+            self.schedule.load_state_dict(run["plateau"])
+        self.metrics.load_state_dict(run["metrics"])
+        parameters = dict(self.module.named_parameters())
+        for name, grad in run["gradients"].items():
+            parameters[name].grad = grad.to(parameters[name].device)
+        if len(run["rng"]) == distributed.world_size():
+            set_rng_state(run["rng"][distributed.rank()])
+        else:
+            log.warning("%s is of %d processes: random numbers start anew", source, len(run["rng"]))
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every generator a model may draw from, in types that load weights-only."""
+    kind, keys, pos, has_gauss, gauss = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(pos),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, pos, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), pos, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
