@@ -91,7 +91,8 @@ def guarded_on(gpus: Sequence[int] | None, run: Any, *args: Any) -> int:
 def guarded(run: Any, *args: Any) -> int:
     """Run an entry point; what the user can mend ends in one line instead of a traceback.
 
-    Exit status: 0, 1 for an error, 128 + signal for a run that a signal stopped after it saved its position.
+    Exit status: what `run` returns (None is 0), 1 for an error, 128 + signal for a run that a signal stopped after it
+    saved its position.
     """
     import yaml
 
@@ -103,7 +104,7 @@ def guarded(run: Any, *args: Any) -> int:
 
     setup_logging()
     try:
-        run(*args)
+        return int(run(*args) or 0)
     except Stopped as stop:
         log.warning("%s", stop)
         report_failure(stop, str(stop))
@@ -127,7 +128,6 @@ def guarded(run: Any, *args: Any) -> int:
         return 1
     finally:
         distributed.shutdown()
-    return 0
 
 
 def one_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import Config
+from common.config.derived import backbone_path
 from common.errors import CheckpointError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
@@ -290,9 +291,8 @@ def load_initial_weights(model: Any, cfg: Config, adapt: Adapt | None = None) ->
         )
     extractor = getattr(model, "image_feature_extractor", None)
     if extractor is not None and not network.IMAGE_FEAT_PRECOMPUTED:
-        if network.IMAGE_PRETRAINED:
-            path = f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model"
-            reports.append(load_backbone(extractor, path))
+        if backbone := backbone_path(cfg):
+            reports.append(load_backbone(extractor, backbone))
         elif not network.IMAGE_RANDOM_INIT and not network.PARTIAL_PRETRAIN:
             raise FileNotFoundError(
                 "backbone weights: NETWORK.IMAGE_PRETRAINED is empty. Name the prefix of a ResNet file "
