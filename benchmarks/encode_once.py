@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from common.config import load_config
-from common.predict.predictor import Predictor, build_predictor
-from common.predict.user_images import UserImages
+from common.predict.load import build_predictor
+from common.predict.predictor import Predictor
 from common.weights.loaded import Loaded
 from common.weights.restore import build_precision, pick_device
 from vqa.predictor import VQAPredictor
@@ -42,15 +42,14 @@ def main() -> None:
     boxes = np.concatenate([corner, corner + rng.uniform(0.1, 0.4, (args.boxes, 2)) * (640, 480)], axis=1)
     questions = [" ".join(rng.choice(WORDS, 8)) for _ in range(args.questions)]
 
-    encode = predictor.images.encode_regions
     seconds: dict[str, list[float]] = {"each question": [], "once": []}
     for _ in range(args.rounds):
         for name, times in seconds.items():
-            predictor.images = UserImages(encode)
+            predictor.images.forget()
             start = time.perf_counter()
             for question in questions:
                 if name == "each question":
-                    predictor.images = UserImages(encode)
+                    predictor.images.forget()
                 predictor(image, question=question, boxes=boxes)
             times.append((time.perf_counter() - start) / len(questions))
     device = "CPU" if predictor.device.type == "cpu" else torch.cuda.get_device_name(predictor.device)

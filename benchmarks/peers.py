@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.boxes import FEATURE_DIM
 from common.config import Config
 from common.data.sample import Batch
 from common.nn.losses import binary_cross_entropy_sum
 from common.precision import Precision
-
-FEATURE_DIM = 2048
 
 
 class Peer(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FEATURE_DIM = 2048  # of a region's appearance vector
+
 # The coordinate embedding: values run to 100 over the image, wavelengths from 1 to 1000 (spec 02 §6.3).
 COORDINATE_SCALE = 100.0
 WAVE_BASE = 1000.0

@@ -161,7 +161,7 @@ def load_run_config(
 # ---------------------------------------------------------------------------------------------- errors
 
 
-def guarded_on(gpus: Sequence[int] | None, run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
+def guarded_on(gpus: Sequence[int] | None, run: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> int:
     """`guarded`, in one process for each entry of `gpus` where there are several.
 
     The processes form a group on this machine, and process r has GPU gpus[r]. Without CUDA they run on the CPU.
@@ -180,11 +180,11 @@ def guarded_on(gpus: Sequence[int] | None, run: Callable[P, object], *args: P.ar
         return 1
 
 
-def guarded(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
+def guarded(run: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> int:
     """Call an entry point. Errors that the user can mend are logged as one line, others keep their traceback.
 
-    Returns the exit status: 0, 1 for an error, 128 + signal for a run that a signal stopped after its position was
-    saved.
+    Returns the exit status: what `run` returns (None is 0), 1 for an error, 128 + signal for a run that a signal
+    stopped after it saved its position.
     """
     import yaml
 
@@ -196,7 +196,7 @@ def guarded(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
 
     setup_logging()
     try:
-        run(*args, **kwargs)
+        return int(run(*args, **kwargs) or 0)
     except Stopped as stop:
         log.warning("%s", stop)
         report_failure(stop, str(stop))
@@ -211,7 +211,6 @@ def guarded(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
         return 1
     finally:
         distributed.shutdown()
-    return 0
 
 
 def one_line(error: Exception) -> str:

@@ -1,10 +1,37 @@
-"""Command `python -m common.export`. The code is in common/predict/export_cli.py."""
+"""A trained model of precomputed features as a file that runs without this code: ONNX, or a torch.export program.
+
+python -m common.export --ckpt FILE -o model.onnx          or -o model.pt2
+
+Inputs and outputs are named; batch, words and regions may be of any number (INPUTS in common/predict/export.py).
+A file <name>.json beside it lists the inputs, the outputs, the task and the scales of images.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from common.predict.export_cli import main
+from common.cli import guarded
+from common.predict.cli import PredictorOptions, add_predictor_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m common.export", description=__doc__.split("\n")[0])
+    add_predictor_arguments(parser)
+    parser.add_argument("--task", help="task of a checkpoint that does not name it")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a name in .onnx or .pt2")
+    args = parser.parse_args(argv)
+    return guarded(_export, PredictorOptions.from_args(args, args.task), args.output)
+
+
+def _export(options: PredictorOptions, output: Path) -> None:
+    from common.predict.export import export
+
+    about = export(options.load(), output)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {', '.join(about['inputs'])} -> {about['outputs']}")
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The data sets of pretraining from a config."""
+"""The datasets of pretraining from a config."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 from common.config import Config
 from common.config.sections import dataset_sections
+from common.data.build import build_transform
 from common.data.dataset import TaskDataset
 from common.data.text import BertTokenizer, load_tokenizer
-from common.data.transforms import Transform
 from common.errors import DataError
 from pretrain.captions import CaptionSettings, COCOCaptions, ConceptualCaptions
 from pretrain.corpus import GeneralCorpus
@@ -19,7 +19,7 @@ SPLITS = ("train", "val")
 def build_dataset(cfg: Config, split: str) -> TaskDataset | list[TaskDataset]:
     """The dataset of a config for "train", "val" or "test", or a list of them where DATASET is a list.
 
-    There is nothing to test: that split has its masked words and regions too.
+    Pretraining has no test. The split "test" has masked words and regions like the others.
     """
     tokenizer = load_tokenizer(cfg.NETWORK.BERT_MODEL_NAME)
     datasets = [build_one(cfg, entry, split, tokenizer) for entry in dataset_sections(cfg)]
@@ -34,7 +34,7 @@ def build_one(cfg: Config, entry: Any, split: str, tokenizer: BertTokenizer) -> 
         return GeneralCorpus(files, tokenizer, entry.SEQ_LEN, entry.MIN_SEQ_LEN, network.WITH_MLM_LOSS)
     settings = CaptionSettings(
         tokenizer=tokenizer,
-        transform=Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[split.upper()].FLIP_PROB),
+        transform=build_transform(cfg, split),
         seq_len=entry.SEQ_LEN,
         num_classes=network.VLBERT.visual_region_classes,
         precomputed=network.IMAGE_FEAT_PRECOMPUTED,

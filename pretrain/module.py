@@ -14,7 +14,7 @@ from common.data.collate import clip_pad
 from common.data.sample import Batch, ModelOutput
 from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
-from common.weights.build import build_region_encoder, build_vlbert, build_vlbert_for_pretraining
+from common.weights.build import build_fast_rcnn, build_vlbert, build_vlbert_for_pretraining
 from pretrain.losses import masked_region_loss, masked_word_loss
 
 
@@ -278,14 +278,14 @@ def build_attention_vis(cfg: Config) -> VLBertForAttention:
     """The module that shows its attention, with random weights; reads no file."""
     network = cfg.NETWORK
     return VLBertForAttention(
-        build_region_encoder(cfg), build_vlbert(cfg), _masks_features(network), network.WITH_MVRC_LOSS, True
+        build_fast_rcnn(cfg), build_vlbert(cfg), _masks_features(network), network.WITH_MVRC_LOSS, True
     )
 
 
 def _build(cfg: Config, multitask: bool) -> VLBertForPretraining:
     network = cfg.NETWORK
     return VLBertForPretraining(
-        build_region_encoder(cfg),
+        build_fast_rcnn(cfg),
         build_vlbert_for_pretraining(cfg, network.WITH_REL_LOSS, network.WITH_MLM_LOSS, network.WITH_MVRC_LOSS),
         _masks_features(network),
         multitask,

@@ -74,7 +74,7 @@ def write_dataset(cfg: Config, loaded: Loaded, folder: Path) -> int:
     from common.data.loader import BatchLoader
     from common.errors import ConfigError
     from common.nn.recording import recorded
-    from common.predict.predictor import region_names, sequence_slots
+    from common.predict.prediction import region_names, sequence_slots
     from common.train.evaluator import evaluate
     from pretrain.captions import CaptionDataset, Subset
     from pretrain.task import TASK
@@ -130,7 +130,8 @@ def write_own(cfg: Config, loaded: Loaded, args: argparse.Namespace) -> int:
     Raises DataError naming the line that cannot be used.
     """
     from common.errors import DataError
-    from common.predict.predictor import INPUT_ERRORS, build_predictor
+    from common.predict.load import build_predictor
+    from common.predict.predictor import INPUT_ERRORS
     from pretrain.predictor import CaptionPredictor
 
     predictor = build_predictor(CaptionPredictor, loaded, cfg, args.boxes)

@@ -1,4 +1,4 @@
-"""RefCOCO+, RefCOCO and RefCOCOg: an expression and the boxes it may mean (spec 40 §2 and 4)."""
+"""RefCOCO+, RefCOCO and RefCOCOg: an expression and the boxes that it may refer to (spec 40 §2 and 4)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from common.boxes import iou
 from common.config import Config
+from common.config.derived import usable_positions
+from common.data.build import build_transform
 from common.data.dataset import TaskDataset
 from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
@@ -37,14 +39,14 @@ log = logging.getLogger(__name__)
 DETECTIONS_FILE = "proposal/res101_coco_minus_refer_notime_dets.json"
 REGION_FOLDER = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
 
-POSITIVE_IOU = 0.5  # a candidate above it is labelled as the referent
-# Positions that an expression cannot have: [CLS], [SEP], the regions' and END's.
+POSITIVE_IOU = 0.5  # a candidate with a larger IoU is labelled as the referent
+# Positions that an expression cannot use: [CLS], [SEP], the regions' and END's.
 RESERVED_POSITIONS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Expression:
-    """One sentence and what it means. box: of the target annotation, xyxy in pixels of the original image."""
+    """One sentence and its referent. box: of the annotation, xyxy in pixels of the original image."""
 
     sent_id: int
     ref_id: int
@@ -57,9 +59,9 @@ class Expression:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What a prediction for an expression is one of: the boxes of its sample, the whole image included.
+    """The boxes of a sample, one of which a prediction chooses; the whole image may be one of them.
 
-    boxes: float32 [R, 4], xyxy in pixels of the original image, inside of it. ann_ids: the annotation that a box is,
+    boxes: float32 [R, 4], xyxy in pixels of the original image, clipped to it. ann_ids: the annotation of each box,
     None for a detection or the whole image.
     """
 
@@ -67,55 +69,79 @@ class Choices:
     ann_ids: tuple[int | None, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class ExpressionFiles:
+    """Where the expressions and images of a dataset lie.
+
+    root: DATASET_PATH. image_sets: splits joined by +. dataset: "refcoco+", "refcoco" or "refcocog". split_by: whose
+    split, "unc", "google" or "umd". zip_mode: images and region files lie in zips.
+    """
+
+    root: Path
+    image_sets: str
+    dataset: str = "refcoco+"
+    split_by: str = "unc"
+    zip_mode: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateSettings:
+    """Which boxes of an image an expression may refer to.
+
+    boxes: "gt", "proposal", "proposal+gt" or "gt+proposal". proposal_source: "official" detections or "vg" regions.
+    region_path: folder, zip or packed store of the latter; None for the folder of the data layout. precomputed: take
+    features from region_path, and open no image; for "gt", or "proposal" from "vg". image_box: the whole image is
+    candidate 0.
+
+    Raises DataError for boxes without precomputed features.
+    """
+
+    boxes: str = "gt"
+    proposal_source: str = "official"
+    region_path: str | None = None
+    precomputed: bool = False
+    image_box: bool = True
+
+    def __post_init__(self) -> None:
+        """A region store has the features of one set of boxes only."""
+        if self.precomputed and self.boxes != "gt" and (self.boxes, self.proposal_source) != ("proposal", "vg"):
+            raise DataError(
+                f"box mode {self.boxes!r} with PROPOSAL_SOURCE {self.proposal_source!r} and "
+                "NETWORK.IMAGE_FEAT_PRECOMPUTED: expected 'gt', or 'proposal' with 'vg', because a region store has "
+                "the features of one set of boxes"
+            )
+
+
 class RefCOCODataset(TaskDataset):
     """The expressions of one or several splits, in the order of the references and of the sentences in them.
 
-    root: DATASET_PATH. image_sets: splits joined by +. dataset, split_by: which expressions, under whose split.
-    boxes: the candidates, one of "gt", "proposal", "proposal+gt", "gt+proposal". proposal_source: "official" detections
-    or "vg" regions. region_path: folder, zip or packed store of the latter; None for the folder of the data layout.
-    precomputed: features of the regions at region_path instead of images; with "gt", or "proposal" from "vg".
-    with_labels: targets {"label": float32 [R]}, 1 for a candidate whose IoU with the target is above POSITIVE_IOU.
-    image_box: the whole image is candidate 0.
+    with_labels: whether samples have targets {"label": float32 [R]}, 1 for a candidate whose IoU with the referent is
+    above POSITIVE_IOU. max_positions: positions of the encoder's sequence.
 
     Raises FileNotFoundError and DataError for files that are missing or cannot be used together.
     """
 
     def __init__(
         self,
-        root: Path | str,
-        image_sets: str,
+        files: ExpressionFiles,
+        candidates: CandidateSettings,
         tokenizer: BertTokenizer,
         transform: Transform,
-        dataset: str = "refcoco+",
-        split_by: str = "unc",
-        boxes: str = "gt",
-        proposal_source: str = "official",
-        region_path: str | None = None,
-        precomputed: bool = False,
         with_labels: bool = True,
-        image_box: bool = True,
-        zip_mode: bool = False,
         max_positions: int = 512,
     ) -> None:
-        check_features(boxes, proposal_source, precomputed)
-        self.root = Path(root)
-        self.name, self.image_sets, self.boxes = dataset, image_sets, boxes
+        self.root, self.zip_mode = files.root, files.zip_mode
+        self.name, self.image_sets, self.boxes = files.dataset, files.image_sets, candidates.boxes
         self.tokenizer = tokenizer
         self.transform = transform
-        self.precomputed = precomputed
+        self.precomputed = candidates.precomputed
         self.with_labels = with_labels
-        self.image_box = image_box
-        self.zip_mode = zip_mode
+        self.image_box = candidates.image_box
         self.max_expression = max_positions - RESERVED_POSITIONS
-        self.expressions = load_expressions(self.root, dataset, split_by, image_sets)
+        self.expressions = load_expressions(self.root, files.dataset, files.split_by, files.image_sets)
         image_ids = {e.image_id for e in self.expressions}
         self.images = load_annotations(self.root / f"annotations/instances_{IMAGE_FOLDER}.json", image_ids)
-        detections = regions = None
-        if precomputed or ("proposal" in boxes and proposal_source == "vg"):
-            regions = open_regions(region_path or self.root / REGION_FOLDER, zip_mode)
-        elif "proposal" in boxes:
-            detections = load_detections(self.root / dataset / DETECTIONS_FILE, image_ids)
-        self.candidates = CandidateSource(self.images, boxes, detections, regions, precomputed)
+        self.candidates = self._candidate_source(files, candidates, image_ids)
         self._check_empty(image_ids)
 
     def __len__(self) -> int:
@@ -154,7 +180,7 @@ class RefCOCODataset(TaskDataset):
         return [0 if image.width >= image.height else 1 for image in images]
 
     def choices(self, index: int) -> Choices:
-        """What sample `index` offers, in the frame of a prediction: resized, clipped and back."""
+        """The boxes of sample `index` in pixels of the original image, after resizing, clipping and scaling back."""
         image_id = self.expressions[index].image_id
         candidates = self._with_image_box(image_id, features=False)
         upright = dataclasses.replace(self.transform, flip_prob=0.0)
@@ -192,10 +218,21 @@ class RefCOCODataset(TaskDataset):
         tokenizer = self.tokenizer
         tokens = tokenizer.tokenize(" ".join(expression.tokens))
         tokens = swap_left_right(tokens) if flipped else tokens
-        return expression_row(tokenizer.real_ids(tokens)[: self.max_expression], tokenizer)
+        return expression_sequence(tokenizer.real_ids(tokens)[: self.max_expression], tokenizer)
+
+    def _candidate_source(
+        self, files: ExpressionFiles, settings: CandidateSettings, image_ids: set[int]
+    ) -> CandidateSource:
+        proposals = "proposal" in settings.boxes
+        detections = regions = None
+        if settings.precomputed or (proposals and settings.proposal_source == "vg"):
+            regions = open_regions(settings.region_path or self.root / REGION_FOLDER, files.zip_mode)
+        elif proposals:
+            detections = load_detections(self.root / files.dataset / DETECTIONS_FILE, image_ids)
+        return CandidateSource(self.images, settings.boxes, detections, regions, settings.precomputed)
 
     def _check_empty(self, image_ids: set[int]) -> None:
-        """Without candidates the whole image is left to choose, where that is a box (spec 40 §12 no. 15)."""
+        """Raises DataError if an image has no candidate and no image box, else logs a warning (spec 40 §12 no. 15)."""
         empty = sorted(i for i in image_ids if self.candidates.is_empty(i))
         if not empty:
             return
@@ -207,19 +244,10 @@ class RefCOCODataset(TaskDataset):
         log.warning("%s; they have only the whole image", what)
 
 
-def expression_row(ids: list[int], tokenizer: BertTokenizer) -> tuple[Tensor, Tensor]:
-    """`[CLS] expression [SEP]` and its segment ids, of the expression's word pieces."""
+def expression_sequence(ids: list[int], tokenizer: BertTokenizer) -> tuple[Tensor, Tensor]:
+    """Token ids [T] of `[CLS] expression [SEP]` and segment ids [T], from the expression's word-piece ids."""
     text_ids, segment_ids = join_segments([ids], tokenizer.cls_id, tokenizer.sep_id)
     return torch.tensor(text_ids), torch.tensor(segment_ids)
-
-
-def check_features(boxes: str, proposal_source: str, precomputed: bool) -> None:
-    """Raises DataError for a box mode that cannot have precomputed features."""
-    if precomputed and boxes != "gt" and (boxes, proposal_source) != ("proposal", "vg"):
-        raise DataError(
-            f"box mode {boxes!r} with PROPOSAL_SOURCE {proposal_source!r} and NETWORK.IMAGE_FEAT_PRECOMPUTED: expected "
-            "'gt', or 'proposal' with 'vg', because a region store has the features of one set of boxes"
-        )
 
 
 def load_expressions(root: Path, dataset: str, split_by: str, image_sets: str) -> list[Expression]:
@@ -260,29 +288,33 @@ def build_dataset(cfg: Config, split: str) -> RefCOCODataset:
 
     Raises ConfigError for box modes that features or results cannot have, and what RefCOCODataset raises.
     """
-    dataset, network, upper = cfg.DATASET, cfg.NETWORK, split.upper()
-    boxes = dataset[f"{upper}_BOXES"]
+    dataset, upper = cfg.DATASET, split.upper()
     try:
-        check_features(boxes, dataset.PROPOSAL_SOURCE, network.IMAGE_FEAT_PRECOMPUTED)
+        candidates = CandidateSettings(
+            boxes=dataset[f"{upper}_BOXES"],
+            proposal_source=dataset.PROPOSAL_SOURCE,
+            region_path=dataset.REGION_PATH or None,
+            precomputed=cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED,
+            image_box=dataset.ADD_IMAGE_AS_A_BOX,
+        )
     except DataError as error:
         raise ConfigError(f"DATASET.{upper}_BOXES: {error}") from error
     if split == "test" and cfg.TEST.FLIP_PROB:
         raise ConfigError(
             f"TEST.FLIP_PROB = {cfg.TEST.FLIP_PROB}: expected 0, boxes of mirrored images would be written as results"
         )
-    return RefCOCODataset(
-        dataset.DATASET_PATH,
+    files = ExpressionFiles(
+        Path(dataset.DATASET_PATH),
         dataset[f"{upper}_IMAGE_SET"],
-        load_tokenizer(network.BERT_MODEL_NAME),
-        Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[upper].FLIP_PROB),
         dataset=dataset.DATASET or "refcoco+",
         split_by=dataset.SPLIT_BY,
-        boxes=boxes,
-        proposal_source=dataset.PROPOSAL_SOURCE,
-        region_path=dataset.REGION_PATH or None,
-        precomputed=network.IMAGE_FEAT_PRECOMPUTED,
-        with_labels=split != "test",
-        image_box=dataset.ADD_IMAGE_AS_A_BOX,
         zip_mode=dataset.ZIP_MODE,
-        max_positions=network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 1,
+    )
+    return RefCOCODataset(
+        files,
+        candidates,
+        load_tokenizer(cfg.NETWORK.BERT_MODEL_NAME),
+        build_transform(cfg, split),
+        with_labels=split != "test",
+        max_positions=usable_positions(cfg),
     )

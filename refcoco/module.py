@@ -11,7 +11,7 @@ from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import RegionHeadTransform, init_classifier
 from common.nn.vl_bert import VisualLinguisticBert
-from common.weights.build import build_region_encoder, build_vlbert
+from common.weights.build import build_fast_rcnn, build_vlbert
 
 PADDED_LOGIT = -10000.0
 
@@ -89,5 +89,5 @@ def build_model(cfg: Config) -> VLBertForReferring:
     """The module of a RefCOCO+ config with random weights; reads no file."""
     network = cfg.NETWORK
     return VLBertForReferring(
-        build_region_encoder(cfg), build_vlbert(cfg), network.CLASSIFIER_DROPOUT, network.SCORE_PADDING
+        build_fast_rcnn(cfg), build_vlbert(cfg), network.CLASSIFIER_DROPOUT, network.SCORE_PADDING
     )

@@ -1,9 +1,7 @@
 """Find what an expression means: python -m refcoco.predict --ckpt FILE --image a.jpg --expression "the left one" """
 
-from common.predict.cli import predict
-from common.predict.fields import Field
-
-FIELDS = (Field("expression", "words for one of the boxes"),)
+from common.predict.cli import predict_main
+from refcoco.fields import FIELDS
 
 if __name__ == "__main__":
-    predict("refcoco", FIELDS)
+    predict_main("refcoco", FIELDS)

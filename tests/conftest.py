@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from common.config import load_config
-from common.predict.predictor import Predictor, load_predictor
+from common.predict.load import load_predictor
+from common.predict.predictor import Predictor
 from common.task import load_task
 from common.weights import checkpoint
 from data.scenes.generate import World, write_world

@@ -26,7 +26,7 @@ from common.errors import DataError, InputError
 from common.files.images import load_image
 from common.precision import Precision
 from common.predict.export import export
-from common.predict.predictor import load_predictor
+from common.predict.load import load_predictor
 from common.task import Task
 from common.train.adamw import AdamW
 from common.train.run import predict, run_test, run_training

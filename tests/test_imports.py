@@ -40,7 +40,7 @@ RULES = {
     "common.cli": EVERYTHING,
     "common.doctor": {"common.inspect"},
     "common.model_report": {"common.inspect"},
-    "common.export": {"common.predict"},
+    "common.export": {"common.cli", "common.predict"},
     "common.inference": {"common.errors", "common.predict"},
 }
 

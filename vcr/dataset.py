@@ -7,33 +7,31 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.config import Config
+from common.data.build import build_transform
 from common.data.dataset import TaskDataset
 from common.data.sample import Sample
-from common.data.text import BertTokenizer, load_tokenizer
+from common.data.text import load_tokenizer
 from common.data.transforms import Transform
 from common.errors import ConfigError, DataError
-from common.regions.regions import open_regions, with_image_box
+from common.regions.regions import RegionStore, open_regions, with_image_box
 from vcr.annotations import CATEGORY_IDS, Annotation, Annotations, Metadata, read_metadata
 from vcr.masks import instance_mask
-from vcr.sequence import ANSWER_FIRST, ONE_SENTENCE, RowBuilder
-from vcr.text import GENDER_NEUTRAL_NAMES, MAX_TOKENS, PERSON, Q2A, QA2R, replacement_names
+from vcr.sequence import TextSequenceBuilder
+from vcr.text import GENDER_NEUTRAL_NAMES, MAX_TOKENS, PERSON, Q2A, replacement_names
 
 MAX_BOX_ERROR = 1.0  # pixels between a box of the metadata and that of its precomputed feature
-# Positions that a row of text cannot have: the regions' and END's.
-RESERVED_POSITIONS = 2
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """The boxes of a sample in pixels of the original image, the whole image first where it is one.
+    """The boxes of a sample in pixels of the original image; the whole image is the first one if it counts as a box.
 
-    boxes: float32 [R, 4]. classes: int64 [R]. masks: float32 [R, S, S]; or features: float32 [R, 2048].
+    boxes: float32 [R, 4]. classes: int64 [R]. masks: float32 [R, S, S], or features: float32 [R, 2048].
     """
 
     boxes: Tensor
@@ -45,68 +43,43 @@ class Boxes:
 class VCRDataset(TaskDataset):
     """The questions of an annotation file.
 
-    images: folder of images and metadata, which may be inside of a zip ("<archive>.zip@/<folder>").
-    task: "Q2A" gives the four answers of the question; "QA2R" the four rationales of question and right answer.
-    with_labels: targets {"label": int64 []}. Without labels (test) QA2R has all four answers as queries: 16 rows of
-        text, row 4 * answer + rationale, never truncated.
-    layout: "" is [CLS] query [SEP] choice [SEP]; "answer first" and "one sentence" as in spec 20 §5.3.
-    image_box: the whole image is box 0, category 0, and the region of words; else words are tied to detection 0.
-    relevant_only: leave out detections that no text mentions. basic_align: see `tokenize_with_tags`.
-    no_question: the query of QA2R is the answer alone. mask_size: side of the instance masks.
-    walk_names: take names where the last sample stopped, as the original does, so that a sample depends on those
-        before it; otherwise the first name is chosen by the annotation id.
-    region_path: region store of precomputed features, by the stems of images; no image is opened then. zip_mode:
-        take a zip there rather than a folder.
-    seq_len: most word pieces of query and choice. max_positions: most positions of a row of text and what follows.
+    annotations: read with labels for the targets {"label": int64 []}. Without labels (test) QA2R has each of the four
+        answers as a query: 16 sequences, number 4 * answer + rationale, never truncated.
+    images: folder of images and metadata, which may lie in a zip ("<archive>.zip@/<folder>").
+    sequences: builds the text sequences, and names the task. "Q2A" has the four answers of the question as choices,
+        "QA2R" the four rationales of the question and the right answer.
+    mask_size: side of the instance masks. walk_names: take names where the last sample stopped, as the original does,
+        so that a sample depends on the samples before it; otherwise the annotation id chooses the first name.
+    regions: store of precomputed features, by the stems of images; no image is opened then.
 
-    Raises FileNotFoundError and DataError for files that are missing or cannot be used.
+    Raises DataError if `regions` is given and two images have the same stem.
     """
 
     def __init__(
         self,
-        annotations: Path | str,
+        annotations: Annotations,
         images: str,
-        tokenizer: BertTokenizer,
+        sequences: TextSequenceBuilder,
         transform: Transform,
-        task: str = Q2A,
-        with_labels: bool = True,
-        layout: str = "",
-        image_box: bool = True,
-        relevant_only: bool = False,
-        basic_align: bool = False,
-        no_question: bool = False,
         mask_size: int = 14,
         walk_names: bool = False,
-        region_path: str | None = None,
-        zip_mode: bool = False,
-        seq_len: int = MAX_TOKENS,
-        max_positions: int = 512,
+        regions: RegionStore | None = None,
     ) -> None:
-        if task not in (Q2A, QA2R):
-            raise DataError(f"DATASET.TASK {task!r}: expected {Q2A} or {QA2R}")
-        self.annotations = Annotations(annotations, with_labels)
+        self.annotations = annotations
         self.images = images
+        self.sequences = sequences
         self.transform = transform
-        self.task = task
-        self.with_labels = with_labels
-        self.image_box = image_box
-        self.rows = RowBuilder(
-            tokenizer,
-            task,
-            layout,
-            image_box,
-            relevant_only,
-            basic_align,
-            no_question,
-            seq_len,
-            max_positions - RESERVED_POSITIONS,
-        )
         self.mask_size = mask_size
         self.walk_names = walk_names
         self.next_name = 0  # of the walk
-        self._regions = open_regions(region_path, zip_mode) if region_path else None
-        if self._regions is not None:
-            _check_stems(self.annotations)
+        self._regions = regions
+        if regions is not None:
+            _check_stems(annotations)
+
+    @property
+    def task(self) -> str:
+        """Q2A or QA2R."""
+        return self.sequences.task
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -133,12 +106,13 @@ class VCRDataset(TaskDataset):
             opened = self.image_reader.read(f"{self.images}/{everything.img_fn}")
             image, known = opened.image, opened.pixels
             width, height = image.size
-        annotation, keep = self.rows.relevant(everything)
+        annotation, keep = self.sequences.relevant(everything)
         boxes = self._boxes(annotation, metadata, keep, width, height)
-        rows = self.rows.build(annotation, self.rows.queries(annotation, self._names(annotation)))
+        queries = self.sequences.queries(annotation, self._names(annotation))
+        sequences = self.sequences.build(annotation, queries)
         im_info = torch.tensor([width, height, 1.0, 1.0])
         state = self.transform(image, boxes.boxes, im_info, boxes.masks, rng, known)
-        text_ids, segment_ids, text_tags = ([torch.tensor(row[i]) for row in rows] for i in range(3))
+        text_ids, segment_ids, text_tags = ([torch.tensor(sequence[i]) for sequence in sequences] for i in range(3))
         return Sample(
             id=annotation.annot_id,
             im_info=state.im_info,
@@ -150,17 +124,17 @@ class VCRDataset(TaskDataset):
             text_ids=text_ids,
             segment_ids=segment_ids,
             text_tags=text_tags,
-            targets={"label": torch.tensor(self._label(annotation))} if self.with_labels else {},
+            targets={"label": torch.tensor(self._label(annotation))} if self.annotations.with_labels else {},
         )
 
     def _label(self, annotation: Annotation) -> int | None:
         return annotation.answer_label if self.task == Q2A else annotation.rationale_label
 
     def _names(self, annotation: Annotation) -> list[str]:
-        """What each detection is called; moves the walk on.
+        """The name of each detection; moves the walk on.
 
-        The first name is a hash of the id: always the same one would make the later names rare in training, and tell
-        how many persons came before. Both halves of the task call a person alike.
+        A hash of the id chooses the first name. If it were the same in every image, the later names would be rare in
+        training and would count the persons before them. Q2A and QA2R give a person the same name.
         """
         first = zlib.crc32(annotation.annot_id.encode()) % len(GENDER_NEUTRAL_NAMES)
         if self.walk_names:
@@ -171,7 +145,7 @@ class VCRDataset(TaskDataset):
     # ------------------------------------------------------------------------------------------ boxes
 
     def metadata(self, annotation: Annotation) -> Metadata:
-        """All detections of the image. annotation: with all of its objects. Raises what `read_metadata` raises."""
+        """All detections of the image. annotation: with all of its objects. Raises the errors of `read_metadata`."""
         return read_metadata(f"{self.images}/{annotation.metadata_fn}", len(annotation.objects), annotation.where)
 
     def _boxes(self, annotation: Annotation, metadata: Metadata, keep: list[int], width: int, height: int) -> Boxes:
@@ -183,7 +157,7 @@ class VCRDataset(TaskDataset):
         else:
             features, whole = self._features(annotation, metadata.boxes[:, :4])
             features = features[keep]
-        if self.image_box:
+        if self.sequences.image_box:
             boxes, features = with_image_box(boxes, features, whole, width, height)
             classes = [0, *classes]
             masks = None if masks is None else torch.cat([torch.ones(1, *masks.shape[1:]), masks])
@@ -203,9 +177,9 @@ class VCRDataset(TaskDataset):
         return masks
 
     def _features(self, annotation: Annotation, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [n, 2048] of all detections, and [2048] of the whole image or their mean.
+        """Features [n, 2048] of all detections, and [2048] of the whole image, by default their mean.
 
-        Raises DataError when the entry of the store is not of these boxes [n, 4].
+        Raises DataError if the entry of the store has other boxes than `boxes` [n, 4].
         """
         assert self._regions is not None
         name = PurePosixPath(annotation.img_fn).stem
@@ -228,7 +202,7 @@ class VCRDataset(TaskDataset):
 
 
 def _check_stems(annotations: Annotations) -> None:
-    """Region stores know an image by its stem. Raises DataError for two images with the same one."""
+    """Raises DataError for two images with the same stem, by which region stores name images."""
     stems: dict[str, str] = {}
     for image in annotations.images:
         other = stems.setdefault(PurePosixPath(image).stem, image)
@@ -236,39 +210,25 @@ def _check_stems(annotations: Annotations) -> None:
             raise DataError(f"{annotations.path}: {other} and {image} have the same stem, which names their regions")
 
 
-def row_layout(network: Any) -> str:
-    """The layout of a row that the switches of NETWORK ask for."""
-    return ANSWER_FIRST if network.ANSWER_FIRST else ONE_SENTENCE if network.QA_ONE_SENT else ""
-
-
 def build_dataset(cfg: Config, split: str, seq_len: int = MAX_TOKENS) -> VCRDataset:
-    """The dataset of a config for "train", "val" or "test"; test has no labels.
+    """The dataset of a config for "train", "val" or "test"; test has no labels. seq_len: see TextSequenceBuilder.
 
-    Raises ConfigError for switches at odds, and what VCRDataset raises.
+    Raises ConfigError for switches that exclude each other, FileNotFoundError and DataError for files that are missing
+    or cannot be used.
     """
     dataset, network, upper = cfg.DATASET, cfg.NETWORK, split.upper()
-    if network.ANSWER_FIRST and network.QA_ONE_SENT:
-        raise ConfigError("NETWORK.ANSWER_FIRST and NETWORK.QA_ONE_SENT: expected one of them at most")
     file, folder = dataset[f"{upper}_ANNOTATION_FILE"], dataset[f"{upper}_IMAGE_SET"]
     if not file:
         raise ConfigError(f"DATASET.{upper}_ANNOTATION_FILE is empty: expected a file under DATASET.DATASET_PATH")
+    sequences = TextSequenceBuilder.from_config(cfg, load_tokenizer(network.BERT_MODEL_NAME), seq_len)
     root = Path(dataset.DATASET_PATH)
+    region_path = dataset.REGION_PATH if network.IMAGE_FEAT_PRECOMPUTED else ""
     return VCRDataset(
-        root / file,
+        Annotations(root / file, with_labels=split != "test"),
         f"{root}/{folder}.zip@/{folder}" if dataset.ZIP_MODE else f"{root}/{folder}",
-        load_tokenizer(network.BERT_MODEL_NAME),
-        Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[upper].FLIP_PROB, fixed_padding=True),
-        task=dataset.TASK,
-        with_labels=split != "test",
-        layout=row_layout(network),
-        image_box=dataset.ADD_IMAGE_AS_A_BOX,
-        relevant_only=dataset.ONLY_USE_RELEVANT_DETS,
-        basic_align=dataset.BASIC_ALIGN,
-        no_question=dataset.QA2R_NOQ,
+        sequences,
+        build_transform(cfg, split, fixed_padding=True),
         mask_size=dataset.MASK_SIZE,
         walk_names=dataset.PERSON_NAMES == "walk",
-        region_path=dataset.REGION_PATH if network.IMAGE_FEAT_PRECOMPUTED else None,
-        zip_mode=dataset.ZIP_MODE,
-        seq_len=seq_len,
-        max_positions=network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 1,
+        regions=open_regions(region_path, dataset.ZIP_MODE) if region_path else None,
     )

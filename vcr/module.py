@@ -16,7 +16,7 @@ from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import NUM_CLASSES, ROI_SIZE, FastRCNN
 from common.nn.heads import RegionHeadTransform, build_classifier
 from common.nn.vl_bert import VisualLinguisticBert, VLBertOutput
-from common.weights.build import build_region_encoder, build_vlbert
+from common.weights.build import build_fast_rcnn, build_vlbert
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def build_model(cfg: Config) -> VLBertForVCR:
     bottom = regulariser and not network.CNN_LOSS_TOP
     _check_regions(cfg, bottom)
     return VLBertForVCR(
-        None if network.BLIND else build_region_encoder(cfg, class_regulariser=bottom),
+        None if network.BLIND else build_fast_rcnn(cfg, class_regulariser=bottom),
         build_vlbert(cfg),
         classifier,
         object_word_embed_mode=network.VLBERT.object_word_embed_mode,

@@ -1,4 +1,4 @@
-"""Answers and the reasons for them, chosen from a list, for any image."""
+"""The best answer, or the best rationale for an answer, of a list of choices, for any image."""
 
 from __future__ import annotations
 
@@ -11,29 +11,24 @@ from torch import Tensor
 
 from common.data.sample import ModelOutput
 from common.errors import InputError
-from common.predict.predictor import (
-    Prediction,
-    Predictor,
-    Prepared,
-    ranked,
-)
-from common.predict.user_images import UserImage, whole_box
+from common.predict.prediction import Prediction, Prepared, ranked
+from common.predict.predictor import Predictor
+from common.predict.user_images import UserImage
 from vcr.annotations import CATEGORY_IDS, Annotation, Text
-from vcr.dataset import RESERVED_POSITIONS, row_layout
+from vcr.fields import FIELDS
 from vcr.masks import instance_mask
-from vcr.predict import FIELDS
-from vcr.sequence import RowBuilder
+from vcr.sequence import TextSequenceBuilder
 from vcr.text import MAX_TOKENS, QA2R, replacement_names
 
 _REFERENCE = re.compile(r"\[\s*\d+(?:\s*,\s*\d+)*\s*\]")
 
 
 class VCRPredictor(Predictor):
-    """predictor(image, boxes=..., objects=..., question=..., answers=[...]): the choices with their softmax
-    probabilities, "index" from 0. A model of QA2R chooses among `rationales` instead, for the one answer, or for
-    number `answer` of them.
+    """predictor(image, boxes=..., objects=..., question=..., answers=[...]): the choices, best first.
 
-    Texts are strings in which [2] stands for box 2, or lists as in the annotations of VCR, whose numbers are from 0.
+    "index" is the number of a choice, from 0. Probabilities are softmax probabilities. A model of QA2R chooses among
+    `rationales`, for the only answer, or for number `answer` of the answers.
+    A text is a string, in which [2] stands for box 2, or a list as in the annotations of VCR, whose numbers start at 0.
     """
 
     task = "vcr"
@@ -42,18 +37,7 @@ class VCRPredictor(Predictor):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        dataset, network = self.cfg.DATASET, self.cfg.NETWORK
-        self.builder = RowBuilder(
-            self.tokenizer,
-            dataset.TASK,
-            row_layout(network),
-            self.image_box,
-            dataset.ONLY_USE_RELEVANT_DETS,
-            dataset.BASIC_ALIGN,
-            dataset.QA2R_NOQ,
-            MAX_TOKENS,
-            self.max_positions - RESERVED_POSITIONS,
-        )
+        self.builder = TextSequenceBuilder.from_config(self.cfg, self.inputs.tokenizer)
 
     @property
     def sees_regions(self) -> bool:
@@ -61,52 +45,48 @@ class VCRPredictor(Predictor):
 
     def build(self, image: UserImage, boxes: Any, asked: dict[str, Any]) -> Prepared:
         found = self.images.regions(image, boxes).boxes
-        everything = self._annotation(asked, len(found))
-        annotation, keep = self.builder.relevant(everything)
-        names = replacement_names(annotation.objects)
-        queries = self.builder.queries(annotation, names)
+        annotation, keep = self.builder.relevant(self._annotation(asked, len(found)))
+        called = replacement_names(annotation.objects)
+        queries = self.builder.queries(annotation, called)
         notes = []
-        if queries != replace(self.builder, seq_len=len(str(asked))).queries(annotation, names):
+        if queries != replace(self.builder, seq_len=len(str(asked))).queries(annotation, called):
             notes.append(f"question and choices cut to {MAX_TOKENS} word pieces together, as in training")
-        rows = self.builder.build(annotation, queries)
-        masks = self._masks(asked.get("polygons"), found)
-        classes = [CATEGORY_IDS[name] for name in annotation.objects]
-        shown, numbers, masks = found[keep], [str(i + 1) for i in keep], masks[keep]
-        if self.image_box:
-            shown, classes, numbers = torch.cat([whole_box(image), shown]), [0, *classes], ["image", *numbers]
-            masks = torch.cat([torch.ones(1, *masks.shape[1:]), masks])
-        if not len(shown):
+        sequences = self.builder.build(annotation, queries)
+        if not keep and not self.inputs.image_box:
             raise InputError("boxes: no box is mentioned, and this model does not see the whole image as one")
-        ids, segments, tags = ([torch.tensor(row[i]) for row in rows] for i in range(3))
-        sample = self.sample(
+        seen, features = self._regions(image, found, keep, self._masks(asked.get("polygons"), found))
+        of_image = [0] if self.inputs.image_box else []
+        ids, segments, tags = ([torch.tensor(sequence[i]) for sequence in sequences] for i in range(3))
+        sample = self.inputs.sample(
             image,
-            shown,
-            self._features(image, found, shown, masks),
-            box_classes=torch.tensor(classes),
+            seen,
+            features,
+            box_classes=torch.tensor([*of_image, *(CATEGORY_IDS[name] for name in annotation.objects)]),
             text_ids=ids,
             segment_ids=segments,
             text_tags=tags,
         )
         asked = {**asked, "choices": asked["rationales"] if self.builder.task == QA2R else asked["answers"]}
-        tokens = [row[0] for row in rows]
-        return Prepared(sample, image.pixels.size, shown, numbers, tokens, asked, notes, group=len(tokens))
+        names = [*("image" for _ in of_image), *(str(i + 1) for i in keep)]
+        tokens = [sequence[0] for sequence in sequences]
+        return Prepared(sample, image.pixels.size, seen, names, tokens, asked, notes, group=len(tokens))
 
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         best = ranked(output.predictions["label_logits"][index].float().softmax(-1), top_k)
         choices = prepared.asked["choices"]
         answers = [{"answer": _as_string(choices[i]), "probability": p, "index": i} for i, p in best]
-        return self.prediction(prepared, answers), best[0][0]
+        return prepared.prediction(answers), best[0][0]
 
-    def _features(self, image: UserImage, found: Tensor, boxes: Tensor, masks: Tensor) -> Tensor | None:
-        """Features [R, 2048] of the boxes that are shown; precomputed ones know no masks. found: [n, 4], all boxes."""
-        if self.images.encode_regions is None:
-            return None
+    def _regions(self, image: UserImage, found: Tensor, keep: list[int], masks: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Boxes [R, 4] and features [R, 2048] of the sequence. found: all boxes [n, 4]; keep: those that are used.
+
+        masks: [n, S, S]; precomputed features do not depend on them.
+        """
         if not self.cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
-            return self.images.encode(image, boxes, masks)
-        if not self.image_box:
-            return self.images.encode(image, boxes)
-        whole = self.images.whole(image, self.images.encode(image, found))
-        return torch.cat([whole[None], self.images.encode(image, boxes[1:])]) if len(boxes) > 1 else whole[None]
+            return self.inputs.encoder_regions(image, found[keep], masks[keep])
+        # The whole image has the mean of all boxes, also of those that no text mentions.
+        whole = self.images.stored_whole_feature(image, found) if self.inputs.image_box else None
+        return self.inputs.encoder_regions(image, found[keep], whole=whole)
 
     def _annotation(self, asked: dict[str, Any], count: int) -> Annotation:
         objects = _list(asked, "objects")

@@ -1,13 +1,13 @@
-"""What the viewer shows: one prediction with its attention, as JSON (spec 11 §4).
+"""The input of the viewer: one prediction with its attention, as JSON (spec 11 §4).
 
 format     1
-title, task, model, text     for reading
-image      {"src": data URI, "width", "height"} in pixels of the image; no src where the page has it
+title, task, model, text     shown as they are
+image      {"src": data URI, "width", "height"} in pixels of the image; src is null if the page has the image
 boxes      [R, 4] xyxy in pixels of the image; names: of each
 slots      the sequence of the encoder: {"kind", "text", "word", "box"}, see common.inference.Slot
 layers, heads, size          of the attention, size = number of slots
 attention  base64 of uint16, little-endian, [layers, heads, size, size]: round(65535 * weight); axis 2 is the slot
-           that attends, axis 3 the one attended to
+           that attends, axis 3 the slot that is attended to
 answers    as in Prediction
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from common.predict.predictor import Prediction
+from common.predict.prediction import Prediction
 
 FORMAT = 1
 SCALE = 65535
@@ -31,7 +31,7 @@ SHOWN_SIDE = 800  # pixels of the longer side of the image in a report
 def make_capture(
     prediction: Prediction, image: Image.Image | None, title: str, task: str = "", model: str = "", text: str = ""
 ) -> dict[str, Any]:
-    """The capture of a prediction with attention. image: put inside, None leaves it out.
+    """The capture of a prediction with attention. image: goes into the capture; None leaves it out.
 
     Raises ValueError for a prediction without attention.
     """
@@ -59,13 +59,13 @@ def make_capture(
 
 
 def quantise(attention: Tensor) -> str:
-    """Weights in [0, 1] as base64 of uint16; the error is at most 1 / (2 * 65535)."""
+    """Weights in [0, 1] as base64 of uint16, with an error of at most 1 / (2 * 65535)."""
     numbers = np.rint(attention.numpy() * SCALE).astype("<u2")
     return base64.b64encode(numbers.tobytes()).decode()
 
 
 def data_uri(image: Image.Image) -> str:
-    """The image, not larger than SHOWN_SIDE, as a JPEG inside a URI."""
+    """The image, reduced to at most SHOWN_SIDE pixels a side, as a JPEG inside a URI."""
     shown = image.convert("RGB")
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: the capture, the viewer and its style; nothing is loaded from elsewhere."""
+"""One HTML file with the captures, the viewer and its style. It loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ VIEWER = '<section class="viewer"></section>\n<script type="application/json">{d
 
 
 def render_report(captures: Sequence[dict[str, Any]]) -> str:
-    """The page of one capture, or of several below each other."""
-    # A "</script>" inside of the data would end it.
+    """The page with the captures below each other."""
+    # A "</script>" inside the data would end the script.
     parts = [VIEWER.format(data=json.dumps(capture).replace("<", "\\u003c")) for capture in captures]
     return PAGE.format(
         title=html.escape(captures[0]["title"] or "attention"),

@@ -1,8 +1,8 @@
-"""A page in the browser: give it an image, boxes and a text; see answers, what they depend on, and the attention.
+"""A page in the browser: from an image, boxes and a text to answers, what they depend on, and the attention.
 
 python -m viz.serve --ckpt FILE            then open the address that it prints
 
-It listens on this machine alone unless --host says otherwise. Images stay in memory, the newest ones only.
+It listens on this machine alone, unless --host names another address. The newest images stay in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli import guarded
-from common.predict.cli import add_predictor_arguments, open_predictor
+from common.predict.cli import PredictorOptions, add_predictor_arguments
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_UPLOAD = 20 * 2**20  # bytes of a file
-MAX_PIXELS = 50_000_000  # of an image before it is made smaller
-MAX_SIDE = 1600  # pixels of an image as it is kept; models see less
+MAX_PIXELS = 50_000_000  # of an image before it is reduced
+MAX_SIDE = 1600  # pixels of a kept image; models resize it further
 MIN_SIDE = 8
-MAX_PICTURES = 32
+MAX_IMAGES = 32
 MAX_BODY = 2**20  # bytes of a question
 MAX_WORDS = 100
 MAX_BOXES = 100
 MAX_SLOTS = 220  # beyond that the attention is not sent: 12 x 12 maps of 220 slots are 14 MB
-MAX_WAITING = 8  # questions that wait for the model
+MAX_WAITING = 8  # questions in the queue of the model
 TOP_ANSWERS = 5
 
 
 class RequestError(Exception):
-    """What a user can mend. status: of HTTP."""
+    """A request that cannot be answered as it is. status: of HTTP."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -51,9 +51,9 @@ class RequestError(Exception):
 
 
 class Gallery:
-    """The newest images by name, bounded in number; safe for threads."""
+    """The newest images by name, at most `limit`. Safe for threads."""
 
-    def __init__(self, limit: int = MAX_PICTURES) -> None:
+    def __init__(self, limit: int = MAX_IMAGES) -> None:
         self._limit, self._lock = limit, threading.Lock()
         self._images: OrderedDict[str, bytes] = OrderedDict()
 
@@ -67,7 +67,7 @@ class Gallery:
         return name
 
     def get(self, name: Any) -> bytes:
-        """The PNG of an image. Raises RequestError for one that is gone."""
+        """The PNG of an image. Raises RequestError for an image that is no longer kept."""
         with self._lock:
             if not isinstance(name, str) or name not in self._images:
                 raise RequestError(404, "this image is no longer kept here: give it again")
@@ -76,7 +76,7 @@ class Gallery:
 
 
 class Turnstile:
-    """One question at a time goes to the model; few wait, the others are sent away at once."""
+    """Passes one question at a time to the model. A few wait; entering with a full queue raises RequestError."""
 
     def __init__(self, waiting: int = MAX_WAITING) -> None:
         self._places, self._model = threading.BoundedSemaphore(waiting), threading.Lock()
@@ -92,7 +92,7 @@ class Turnstile:
 
 
 def read_image(data: bytes) -> bytes:
-    """An upload as the PNG that is kept: upright, RGB, the first frame, at most MAX_SIDE. Raises RequestError."""
+    """The PNG to keep of an upload: upright, RGB, the first frame, at most MAX_SIDE. Raises RequestError."""
     from PIL import Image, ImageOps
 
     if not data:
@@ -102,7 +102,7 @@ def read_image(data: bytes) -> bytes:
         if image.width * image.height > MAX_PIXELS:
             raise RequestError(413, f"an image of {image.width} x {image.height} pixels: at most 50 million fit here")
         frames = getattr(image, "n_frames", 1)
-        image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG is decoded small where that is enough
+        image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG may be decoded at a reduced size
         image = ImageOps.exif_transpose(image)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
@@ -110,7 +110,7 @@ def read_image(data: bytes) -> bytes:
         image = image.convert("RGB")
     except RequestError:
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged files
+    except Exception as error:  # decoders raise errors of any type on damaged files
         log.info("upload of %d bytes: %s", len(data), error)
         raise RequestError(
             415, f"this file of {len(data)} bytes is no image that can be read here, or it is cut off"
@@ -121,16 +121,16 @@ def read_image(data: bytes) -> bytes:
         )
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     if min(image.size) < 2:
-        raise RequestError(400, "this image is too narrow: made small enough, nothing is left of it")
+        raise RequestError(400, "this image is too narrow: nothing is left of it after resizing")
     if frames > 1:
-        log.info("an animation of %d frames: the first is taken", frames)
+        log.info("an animation of %d frames: taking the first", frames)
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 class Service:
-    """What the page asks for, without HTTP."""
+    """The requests of the page, without HTTP."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -148,7 +148,7 @@ class Service:
         }
 
     def add(self, data: bytes) -> dict[str, Any]:
-        """Keep an upload; its name, its size, and boxes where there is a source of them."""
+        """Keep an upload. Returns its name and size, and boxes if there is a source of boxes."""
         from common.predict.predictor import INPUT_ERRORS
 
         png = read_image(data)
@@ -170,8 +170,10 @@ class Service:
         }
 
     def ask(self, body: Any) -> dict[str, Any]:
-        """body: {"image", "boxes", "fields": {...}, "attention": bool, "also": [keys]}: the best answers, those of
-        `also` whatever their rank, and the capture for the viewer."""
+        """The best answers, the answers with the keys `also` at any rank, and the capture for the viewer.
+
+        body: {"image", "boxes", "fields": {...}, "attention": bool, "also": [keys]}. Raises RequestError.
+        """
         from common.predict.predictor import INPUT_ERRORS
         from viz.capture import make_capture
 
@@ -212,7 +214,7 @@ class Service:
 
 
 def answer_key(answer: dict[str, Any]) -> str:
-    """Equal for the same answer of two questions that differ in boxes or words."""
+    """A key of an answer. The same answer to two questions, which differ in boxes or words, has the same key."""
     if "box" in answer:
         return json.dumps([round(x) for x in answer["box"]])
     if "index" in answer:
@@ -221,7 +223,7 @@ def answer_key(answer: dict[str, Any]) -> str:
 
 
 def _best(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first TOP_ANSWERS, for each mask."""
+    """The first TOP_ANSWERS answers for each mask."""
     best: list[dict[str, Any]] = []
     for answer in answers:
         if sum(a.get("mask") == answer.get("mask") for a in best) < TOP_ANSWERS:
@@ -230,8 +232,11 @@ def _best(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def create_app(service: Service, hosts: Sequence[str] = ("localhost", "127.0.0.1")) -> Flask:
-    """The page and its interface. hosts: names that a request may be addressed to, against pages elsewhere that point a
-    name of theirs at this machine; empty for any."""
+    """The page and its interface.
+
+    hosts: host names that requests may use, empty for any. The check stops DNS rebinding, where a foreign page points a
+    name of its own at this machine.
+    """
     from flask import Flask, Response, jsonify, request, send_from_directory
     from werkzeug.exceptions import HTTPException
 
@@ -253,18 +258,18 @@ def create_app(service: Service, hosts: Sequence[str] = ("localhost", "127.0.0.1
         return response
 
     @app.errorhandler(RequestError)
-    def tell(error: RequestError) -> tuple[Response, int]:
+    def request_error(error: RequestError) -> tuple[Response, int]:
         return jsonify(error=str(error)), error.status
 
     @app.errorhandler(HTTPException)
-    def tell_http(error: HTTPException) -> tuple[Response, int]:
+    def http_error(error: HTTPException) -> tuple[Response, int]:
         text = f"more than {MAX_UPLOAD // 2**20} MB: too large" if error.code == 413 else str(error.description)
         return jsonify(error=text), error.code or 500
 
     @app.errorhandler(Exception)
-    def tell_fault(error: Exception) -> tuple[Response, int]:
+    def server_error(error: Exception) -> tuple[Response, int]:
         log.exception("request failed")
-        return jsonify(error="something failed here; the log of the server says what"), 500
+        return jsonify(error="something failed here; see the log of the server"), 500
 
     @app.get("/")
     def page() -> Response:
@@ -294,13 +299,15 @@ def create_app(service: Service, hosts: Sequence[str] = ("localhost", "127.0.0.1
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m viz.serve", description=__doc__.split("\n")[0])
     add_predictor_arguments(parser)
-    parser.add_argument("--task", help="task of a checkpoint that does not say it")
+    parser.add_argument("--task", help="task of a checkpoint that does not name it")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000)
-    return guarded(_main, parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    return guarded(serve, PredictorOptions.from_args(args, args.task), args.host, args.port)
 
 
-def _main(args: argparse.Namespace) -> None:
+def serve(options: PredictorOptions, host: str, port: int) -> None:
+    """Serve the page until the process ends. Raises ConfigError without flask and waitress, or for a port in use."""
     from common.errors import ConfigError
 
     try:
@@ -309,16 +316,16 @@ def _main(args: argparse.Namespace) -> None:
         raise ConfigError("the page needs flask and waitress: pip install flask waitress") from error
 
     logging.getLogger().setLevel(logging.INFO)
-    service = Service(open_predictor(args.task, args))
-    local = args.host in ("127.0.0.1", "localhost", "::1")
+    service = Service(options.load())
+    local = host in ("127.0.0.1", "localhost", "::1")
     app = create_app(service, ("localhost", "127.0.0.1", "::1") if local else ())
     try:
-        server = create_server(app, host=args.host, port=args.port, threads=8, max_request_body_size=2 * MAX_UPLOAD)
+        server = create_server(app, host=host, port=port, threads=8, max_request_body_size=2 * MAX_UPLOAD)
     except OSError as error:
-        raise ConfigError(f"--host {args.host} --port {args.port}: {error}") from error
+        raise ConfigError(f"--host {host} --port {port}: {error}") from error
     about = service.about()
     print(
-        f"{about['task']} {about['model']} on {about['device']}: http://{args.host}:{server.effective_port}/",
+        f"{about['task']} {about['model']} on {about['device']}: http://{host}:{server.effective_port}/",
         flush=True,
     )
     server.run()

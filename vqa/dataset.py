@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from common.config import Config
+from common.config.derived import usable_positions
+from common.data.build import build_transform
 from common.data.dataset import TaskDataset
 from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
@@ -20,51 +23,67 @@ from common.regions.regions import Regions, open_regions, with_image_box
 from vqa.annotations import BOX_SETS, ImageSet, Question, load_questions, parse_image_sets, read_list
 from vqa.answers import AnswerVocabulary, soft_target
 
-# Positions that a question cannot have: [CLS], [SEP], [MASK], [SEP], the regions' and END's.
+# Positions that a question cannot use: [CLS], [SEP], [MASK], [SEP], the regions' and END's.
 RESERVED_POSITIONS = 6
+
+
+@dataclass(frozen=True)
+class VQAFiles:
+    """Where the data of a split lie.
+
+    root: DATASET_PATH. image_sets: names joined by +, see vqa/annotations.py. boxes: number of boxes an image, a key of
+    BOX_SETS. region_path: folder, zip or packed store of the region files; None for the folder that `boxes` names.
+    zip_mode: images and region files lie in zips. from_imdb: questions and answers come from imdb files.
+    """
+
+    root: Path
+    image_sets: str
+    boxes: str = "36"
+    region_path: str | None = None
+    zip_mode: bool = False
+    from_imdb: bool = False
 
 
 class VQADataset(TaskDataset):
     """Questions of one or several image sets.
 
-    root: DATASET_PATH. precomputed: region features from files instead of images. with_answers: soft targets too.
-    region_path: folder, zip or packed store of the region files; None for the folder that BOXES names.
+    with_answers: whether samples have soft targets {"label": float32 [V]}. precomputed: region features from files
+    instead of images. image_box: the whole image is region 0. max_positions: positions of the encoder's sequence.
+
+    Raises FileNotFoundError and DataError for files that are missing or cannot be used.
     """
 
     def __init__(
         self,
-        root: Path | str,
-        image_sets: str,
+        files: VQAFiles,
         vocabulary: AnswerVocabulary,
         tokenizer: BertTokenizer,
         transform: Transform,
         with_answers: bool = True,
         precomputed: bool = True,
-        boxes: str = "36",
-        region_path: str | None = None,
         image_box: bool = True,
-        zip_mode: bool = False,
-        from_imdb: bool = False,
         max_positions: int = 512,
     ) -> None:
-        if boxes not in BOX_SETS:
-            raise DataError(f"DATASET.BOXES {boxes!r}: expected one of {', '.join(BOX_SETS)}")
-        self.root = Path(root)
-        self.image_sets = parse_image_sets(image_sets)
+        if files.boxes not in BOX_SETS:
+            raise DataError(f"DATASET.BOXES {files.boxes!r}: expected one of {', '.join(BOX_SETS)}")
+        self.root, self.zip_mode = files.root, files.zip_mode
+        self.image_sets = parse_image_sets(files.image_sets)
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self.transform = transform
         self.with_answers = with_answers
         self.precomputed = precomputed
         self.image_box = image_box
-        self.zip_mode = zip_mode
         self.max_question = max_positions - RESERVED_POSITIONS
         self.questions: list[Question] = []
         for image_set in self.image_sets:
-            self.questions += load_questions(self.root, image_set, with_answers, from_imdb)
+            self.questions += load_questions(self.root, image_set, with_answers, files.from_imdb)
         if not self.questions:
-            raise DataError(f"image sets {image_sets!r} under {root} have no question")
-        self._regions = {s: open_regions(region_path or self._region_path(s, boxes), zip_mode) for s in self.image_sets}
+            raise DataError(f"image sets {files.image_sets!r} under {self.root} have no question")
+        self._regions = {
+            image_set: open_regions(files.region_path or self._region_path(image_set, files.boxes), files.zip_mode)
+            for image_set in self.image_sets
+        }
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -111,7 +130,7 @@ class VQADataset(TaskDataset):
         return f"{self.root}/{base}/COCO_{folder}_{question.image_id:012d}.jpg"
 
     def image_size(self, question: Question) -> tuple[int, int]:
-        """Width and height in pixels by the COCO metadata. Raises DataError for an image that it does not list."""
+        """Width and height in pixels from the COCO metadata. Raises DataError for an image that they do not list."""
         sizes = self._sizes[question.image_set.metadata]
         if question.image_id not in sizes:
             path = self.root / question.image_set.metadata
@@ -152,7 +171,7 @@ class VQADataset(TaskDataset):
         else:
             tokens = self.tokenizer.tokenize(words)
             tokens = swap_left_right(tokens) if flipped else tokens
-        return question_row(self.tokenizer.real_ids(tokens)[: self.max_question], self.tokenizer)
+        return question_sequence(self.tokenizer.real_ids(tokens)[: self.max_question], self.tokenizer)
 
     def _target(self, question: Question, flipped: bool) -> Tensor:
         answers: Sequence[str] = question.answers
@@ -161,14 +180,14 @@ class VQADataset(TaskDataset):
         return soft_target(answers, self.vocabulary)
 
 
-def question_row(ids: list[int], tokenizer: BertTokenizer) -> tuple[Tensor, Tensor]:
-    """`[CLS] question [SEP] [MASK] [SEP]` and its segment ids, of the question's word pieces."""
+def question_sequence(ids: list[int], tokenizer: BertTokenizer) -> tuple[Tensor, Tensor]:
+    """Token ids [T] of `[CLS] question [SEP] [MASK] [SEP]` and segment ids [T], from the question's word-piece ids."""
     text_ids, segment_ids = join_segments([ids, [tokenizer.mask_id]], tokenizer.cls_id, tokenizer.sep_id)
     return torch.tensor(text_ids), torch.tensor(segment_ids)
 
 
 def load_answers(cfg: Config) -> AnswerVocabulary:
-    """The answers of a config. Raises FileNotFoundError, and DataError for another number of them."""
+    """The answer vocabulary of a config. Raises FileNotFoundError, and DataError for another ANSWER_VOCAB_SIZE."""
     dataset = cfg.DATASET
     vocabulary = AnswerVocabulary.load(dataset.ANSWER_VOCAB_FILE, processed=not dataset.USE_IMDB)
     if len(vocabulary) != dataset.ANSWER_VOCAB_SIZE:
@@ -184,19 +203,21 @@ def build_dataset(cfg: Config, split: str) -> VQADataset:
     dataset = cfg.DATASET
     if dataset.DATASET != "vqa":
         raise DataError(f"DATASET.DATASET {dataset.DATASET!r}: this task has vqa")
-    network = cfg.NETWORK
-    return VQADataset(
-        dataset.DATASET_PATH,
+    files = VQAFiles(
+        Path(dataset.DATASET_PATH),
         dataset[f"{split.upper()}_IMAGE_SET"],
-        load_answers(cfg),
-        load_tokenizer(network.BERT_MODEL_NAME),
-        Transform(cfg.SCALES, network.PIXEL_MEANS, network.PIXEL_STDS, cfg[split.upper()].FLIP_PROB),
-        with_answers=split != "test",
-        precomputed=network.IMAGE_FEAT_PRECOMPUTED,
         boxes=dataset.BOXES,
         region_path=dataset.REGION_PATH or None,
-        image_box=dataset.ADD_IMAGE_AS_A_BOX,
         zip_mode=dataset.ZIP_MODE,
         from_imdb=dataset.USE_IMDB,
-        max_positions=network.VLBERT.max_position_embeddings - network.VLBERT.position_padding_idx - 1,
+    )
+    return VQADataset(
+        files,
+        load_answers(cfg),
+        load_tokenizer(cfg.NETWORK.BERT_MODEL_NAME),
+        build_transform(cfg, split),
+        with_answers=split != "test",
+        precomputed=cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED,
+        image_box=dataset.ADD_IMAGE_AS_A_BOX,
+        max_positions=usable_positions(cfg),
     )

@@ -11,7 +11,7 @@ from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import build_classifier
 from common.nn.losses import binary_cross_entropy_sum
 from common.nn.vl_bert import VisualLinguisticBert
-from common.weights.build import build_region_encoder, build_vlbert
+from common.weights.build import build_fast_rcnn, build_vlbert
 
 
 class VLBertForVQA(nn.Module):
@@ -83,4 +83,4 @@ def build_model(cfg: Config) -> VLBertForVQA:
         network.CLASSIFIER_DROPOUT,
         network.VLBERT.hidden_act,
     )
-    return VLBertForVQA(build_region_encoder(cfg), build_vlbert(cfg), classifier, network.NO_GROUNDING)
+    return VLBertForVQA(build_fast_rcnn(cfg), build_vlbert(cfg), classifier, network.NO_GROUNDING)

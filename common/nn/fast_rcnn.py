@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from common.boxes import coordinate_embedding
+from common.boxes import FEATURE_DIM, coordinate_embedding
 from common.nn import recompute
 from common.nn.dropout import Dropout
 from common.nn.padding import real_rows, rows_back
 from common.nn.resnet import ResNetC4, build_c5, freeze
 
-FEATURE_DIM = 2048  # of a region's appearance, and of its coordinate embedding
 NUM_CLASSES = 81  # COCO categories and background
 CLASS_EMBEDDING_DIM = 128
 ROI_SIZE = 14

@@ -1,1 +1,1 @@
-"""One image of a user to an answer."""
+"""From an image, boxes and a text of a user to a prediction; imports nothing of common.train."""

@@ -1,11 +1,16 @@
-"""The command line of prediction, the same for all tasks: `predict("vqa", FIELDS)` is a whole entry point."""
+"""The command line of prediction, one for all tasks: `predict_main("vqa", FIELDS)` is a whole entry point.
+
+Heavy imports happen after the arguments are parsed, so that `--help` and a wrong flag answer at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -13,25 +18,78 @@ from common.cli import guarded
 from common.predict.fields import Field
 
 if TYPE_CHECKING:
-    from common.predict.predictor import Prediction, Predictor
+    from common.predict.prediction import Prediction
+    from common.predict.predictor import Predictor
 
 CONVERTERS: dict[str, Any] = {"text": str, "texts": str, "number": int, "numbers": int, "json": json.loads}
 
+Item = dict[str, Any]  # one input: "image", the fields of the task, maybe "boxes" and "id"
 
-def predict(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None = None) -> None:
-    """Entry point: answers for one image of the command line, or for every line of a JSON-lines file.
 
-    Exit status: 0, 1 where something could not be answered or read.
+@dataclass(frozen=True)
+class PredictorOptions:
+    """The arguments of `load_predictor`, as a command line gives them."""
+
+    ckpt: str
+    task: str | None
+    cfg: str | None
+    overrides: Sequence[str]
+    device: str
+    precision: str
+    boxes: str | None
+    encoder: str | None
+    labels: str | None
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, task: str | None) -> PredictorOptions:
+        """args: parsed by a parser with `add_predictor_arguments`. task: None for the task of the checkpoint."""
+        return cls(
+            args.ckpt, task, args.cfg, args.set, args.device, args.precision, args.boxes, args.encoder, args.labels
+        )
+
+    def load(self) -> Predictor:
+        from common.predict.load import load_predictor
+
+        return load_predictor(**vars(self))
+
+
+def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add the arguments of PredictorOptions but `task`. required: whether --ckpt is."""
+    parser.add_argument("--ckpt", required=required, metavar="FILE", help="checkpoint; one of ours carries its config")
+    parser.add_argument("--cfg", metavar="FILE", help="YAML of a checkpoint that carries none")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
+    )
+    parser.add_argument(
+        "--boxes",
+        metavar="SOURCE",
+        help="where boxes come from: regions:STORE, json:FILE, detector:FILE, grid:4x4, ...",
+    )
+    parser.add_argument("--encoder", metavar="SOURCE", help="what computes region features: resnet:FILE or module:NAME")
+    parser.add_argument("--labels", metavar="FILE", help="names of the region classes of pretraining, one a line")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
+
+
+def predict_main(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None = None) -> None:
+    """Entry point: predictions for one image of the command line, or for every line of a JSON-lines file.
+
+    Exit status: 0, 1 if an input could not be read or answered, 2 for a wrong command line.
     """
     parser = build_parser(task_name, fields)
     args = parser.parse_args(argv)
     if (args.input is None) == (args.image is None):
         parser.error("give either --image or --input")
-    if args.image is not None and (missing := [f.name for f in fields if f.required and getattr(args, f.name) is None]):
-        parser.error(f"--image needs {', '.join('--' + name for name in missing)}")
-    args.fields, args.failed = fields, 0
-    status = guarded(_predict, task_name, args)
-    sys.exit(status or bool(args.failed))
+    if args.image is not None:
+        asked = {f.name: value for f in fields if (value := getattr(args, f.name)) is not None}
+        if missing := [f.name for f in fields if f.required and f.name not in asked]:
+            parser.error(f"--image needs {', '.join('--' + name for name in missing)}")
+        items: Iterator[Item | Exception] = iter([{"image": args.image, "boxes": args.boxes_json, **asked}])
+    else:
+        items = _read_lines(args.input)  # reads when the first item is taken
+    as_json = (args.format or ("json" if args.input else "text")) == "json"
+    options = PredictorOptions.from_args(args, task_name)
+    sys.exit(guarded(write_predictions, options, items, args.output, as_json, args.batch, args.top_k))
 
 
 def build_parser(task_name: str, fields: Sequence[Field]) -> argparse.ArgumentParser:
@@ -56,89 +114,55 @@ def build_parser(task_name: str, fields: Sequence[Field]) -> argparse.ArgumentPa
     return parser
 
 
-def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The arguments of `load_predictor`."""
-    parser.add_argument("--ckpt", required=required, metavar="FILE", help="checkpoint; one of ours carries its config")
-    parser.add_argument("--cfg", metavar="FILE", help="YAML of a checkpoint that carries none")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"
-    )
-    parser.add_argument(
-        "--boxes",
-        metavar="SOURCE",
-        help="where boxes come from: regions:STORE, json:FILE, detector:FILE, grid:4x4, ...",
-    )
-    parser.add_argument("--encoder", metavar="SOURCE", help="what computes region features: resnet:FILE or module:NAME")
-    parser.add_argument("--labels", metavar="FILE", help="names of the region classes of pretraining, one a line")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
-
-
-def open_predictor(task_name: str | None, args: argparse.Namespace) -> Predictor:
-    """The predictor that the arguments describe. task_name: None for that of the checkpoint."""
-    from common.predict.predictor import load_predictor
-
-    return load_predictor(
-        args.ckpt,
-        task_name,
-        args.cfg,
-        args.set,
-        args.device,
-        args.precision,
-        args.boxes,
-        args.encoder,
-        args.labels,
-    )
-
-
-def _predict(task_name: str, args: argparse.Namespace) -> None:
+def write_predictions(
+    options: PredictorOptions,
+    items: Iterable[Item | Exception],
+    output: str | None,
+    as_json: bool,
+    batch_size: int,
+    top_k: int,
+) -> int:
+    """Answer every item and write a line or a block for each. output: None for stdout. Returns the exit status."""
     from tqdm import tqdm
 
-    predictor = open_predictor(task_name, args)
-    rows = list(_rows(args))
-    as_json = (args.format or ("json" if args.input else "text")) == "json"
-    items = [row for row in rows if not isinstance(row, Exception)]
-    answers = predictor.many(items, args.batch, top_k=args.top_k)
-    out: TextIO = open(args.output, "w", encoding="utf-8") if args.output else sys.stdout  # noqa: SIM115
-    try:
-        for row in tqdm(rows, unit="input", disable=len(rows) < 2 or not sys.stderr.isatty()):
-            answer = row if isinstance(row, Exception) else next(answers)
-            args.failed += isinstance(answer, Exception)
-            row = {} if isinstance(row, Exception) else row
-            print(_json_line(row, answer) if as_json else _text(row, answer), file=out, flush=True)
-    finally:
-        if args.output:
-            out.close()
+    predictor = options.load()
+    items = list(items)
+    predictions = predictor.many((i for i in items if isinstance(i, dict)), batch_size, top_k=top_k)
+    status = 0
+    with ExitStack() as stack:
+        out: TextIO = stack.enter_context(open(output, "w", encoding="utf-8")) if output else sys.stdout
+        for item in tqdm(items, unit="input", disable=len(items) < 2 or not sys.stderr.isatty()):
+            answer = next(predictions) if isinstance(item, dict) else item
+            status = 1 if isinstance(answer, Exception) else status
+            known = item if isinstance(item, dict) else {}
+            print(_json_line(known, answer) if as_json else _text(known, answer), file=out, flush=True)
+    return status
 
 
-def _rows(args: argparse.Namespace) -> Iterator[dict[str, Any] | Exception]:
-    """The inputs; an error in the place of a line that is none."""
+def _read_lines(path: str) -> Iterator[Item | Exception]:
+    """The items of a JSON-lines file, "-" for stdin; for a line that is no JSON object, its error."""
     from common.errors import DataError
     from common.files.json_files import parse_object
 
-    if args.image is not None:
-        asked = {f.name: getattr(args, f.name) for f in args.fields}
-        yield {"image": args.image, "boxes": args.boxes_json, **{k: v for k, v in asked.items() if v is not None}}
-        return
-    lines = sys.stdin if args.input == "-" else Path(args.input).read_text(encoding="utf-8").splitlines()
+    lines = sys.stdin if path == "-" else Path(path).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            yield parse_object(line, f"{args.input}, line {number}")
+            yield parse_object(line, f"{path}, line {number}")
         except DataError as error:
             yield error
 
 
-def _json_line(row: dict[str, Any], answer: Prediction | Exception) -> str:
-    about = {k: row[k] for k in ("id", "image") if k in row}
+def _json_line(item: Mapping[str, Any], answer: Prediction | Exception) -> str:
+    about = {k: item[k] for k in ("id", "image") if k in item}
     if isinstance(answer, Exception):
         return json.dumps({**about, "error": str(answer)})
     return json.dumps({**about, **answer.to_dict()})
 
 
-def _text(row: dict[str, Any], answer: Prediction | Exception) -> str:
-    title = str(row.get("image", "?"))
+def _text(item: Mapping[str, Any], answer: Prediction | Exception) -> str:
+    title = str(item.get("image", "?"))
     if isinstance(answer, Exception):
         return f"{title}\n  ERROR {answer}"
     lines = [title]

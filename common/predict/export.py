@@ -1,4 +1,4 @@
-"""Exporting models of precomputed features; the command line is common/export.py."""
+"""Export of models of precomputed features to ONNX and torch.export; the command line is common/export.py."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ from common.errors import ConfigError
 from common.files.atomic import atomic_write, write_text
 from common.predict.predictor import Predictor
 
-# Names as in Batch; axes: B batch, C choices (of vcr), T tokens, R regions. Padding is False in the masks.
+# Names as in Batch. Axes: B batch, T tokens, R regions. The masks are False at padding.
 INPUTS: dict[str, tuple[str, ...]] = {
     "boxes": ("B", "R", "4"),  # float32, xyxy in pixels of the resized image
     "box_mask": ("B", "R"),  # bool
     "im_info": ("B", "4"),  # float32, width, height of the resized image, two resize ratios
     "features": ("B", "R", "2048"),  # float32
-    "box_classes": ("B", "R"),  # int64, vcr
+    "box_classes": ("B", "R"),  # int64
     "text_ids": ("B", "T"),  # int64, with special tokens
     "segment_ids": ("B", "T"),  # int64
     "text_mask": ("B", "T"),  # bool
-    "text_tags": ("B", "T"),  # int64, vcr
+    "text_tags": ("B", "T"),  # int64
 }
+# A task with choices has an axis C of choices after B in these.
 OF_TEXT = ("text_ids", "segment_ids", "text_mask", "text_tags")
 
 
 class Positional(nn.Module):
-    """A task module as a function of tensors, for exporters. names: of the inputs, then of the predictions."""
+    """The module of a task as a function of tensors, for exporters.
+
+    inputs: names of the fields of Batch, in the order of the arguments. outputs: names of the predictions.
+    """
 
     def __init__(self, model: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
@@ -47,7 +51,7 @@ class Positional(nn.Module):
 
 
 def export(predictor: Predictor, path: Path) -> dict[str, Any]:
-    """Write the model of a predictor to `path`, .onnx or .pt2; returns what is told beside it.
+    """Write the model of a predictor to `path`, .onnx or .pt2, and its description beside it, which is returned.
 
     Raises ConfigError for another suffix, and for a model that computes its features from pixels.
     """
@@ -63,7 +67,10 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
         outputs = sorted(k for k, v in model(batch).predictions.items() if k != "pred_boxes" and isinstance(v, Tensor))
     function = Positional(model, names, outputs).eval()
     dims = {axis: torch.export.Dim(axis, min=1, max=4096) for axis in "BCTR"}
-    shapes = tuple({i: dims[axis] for i, axis in enumerate(axes_of(name, predictor)) if axis in dims} for name in names)
+    shapes = tuple(
+        {i: dims[axis] for i, axis in enumerate(axes_of(name, tensor)) if axis in dims}
+        for name, tensor in zip(names, tensors, strict=True)
+    )
     with torch.no_grad():
         program = torch.export.export(function, tensors, dynamic_shapes=(shapes,), strict=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +83,7 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
         "task": predictor.task,
         "model": predictor.source.name,
         "inputs": {
-            name: [str(t.dtype).removeprefix("torch."), *axes_of(name, predictor)]
+            name: [str(t.dtype).removeprefix("torch."), *axes_of(name, t)]
             for name, t in zip(names, tensors, strict=True)
         },
         "outputs": outputs,
@@ -86,14 +93,13 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
     return about
 
 
-def axes_of(name: str, predictor: Predictor) -> tuple[str, ...]:
-    """The axes of an input; texts of a task with choices have one more."""
-    axes = INPUTS[name]
-    return ("B", "C", "T") if name in OF_TEXT and predictor.task == "vcr" else axes
+def axes_of(name: str, tensor: Tensor) -> tuple[str, ...]:
+    """Names of the axes of an input."""
+    return ("B", "C", "T") if name in OF_TEXT and tensor.dim() == 3 else INPUTS[name]
 
 
 def example(predictor: Predictor) -> Batch:
-    """A batch with padding, for tracing; what is in it does not matter."""
+    """A batch with padding, for tracing. Its values do not matter."""
     batch = made_up_batch(predictor.task, predictor.cfg, samples=2, words=7, boxes=5, targets=False)
     return replace(batch, auxiliary=())
 
@@ -104,7 +110,7 @@ def write_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], out
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError("a .onnx file needs onnx and onnxscript: pip install onnx onnxscript") from error
-    for name in ("onnxscript", "onnx_ir", "torch.onnx"):  # they tell every step
+    for name in ("onnxscript", "onnx_ir", "torch.onnx"):  # they log every step
         logging.getLogger(name).setLevel(logging.WARNING)
     exported = torch.onnx.export(
         program, input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False

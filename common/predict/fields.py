@@ -1,4 +1,4 @@
-"""What a predictor of a task asks for, told once: for its keywords, its command line and its form on a page."""
+"""The inputs of a predictor beside the image and its boxes, declared once for keywords, command line and web form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Field:
-    """One thing to ask. kind: "text", "texts" (several), "number", "numbers" or "json" (any JSON value)."""
+    """One input. kind: "text", "texts" (several), "number", "numbers" or "json" (any JSON value)."""
 
     name: str
     help: str

@@ -1,7 +1,7 @@
-"""Images of users on their way into a model: opened, boxes found, every region encoded once.
+"""Images of users: opened, their boxes found, and the features of each region computed once.
 
-Boxes are xyxy in pixels of the image as it is shown, that is turned upright by its EXIF orientation; of the stored
-pixels where boxes come from a file that was made for those.
+Boxes are xyxy in pixels of the upright image, turned by its EXIF orientation. Boxes of files are made for the pixels as
+stored. With such a source the image is not turned.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from common.boxes import FEATURE_DIM
 from common.errors import BoxError, ImageError, RegionError
 from common.files.images import decode_image, load_image
 from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
@@ -30,13 +31,17 @@ CACHE_BYTES = 512 * 2**20
 MAX_BOXES = 1000
 
 
-# What computes region features, with the arguments of `RegionEncoder`: that, or a stand-in for it.
-Encode = Callable[..., list[Tensor]]
+# Computes region features: a RegionFeatureExtractor, or a stand-in with its arguments.
+Extractor = Callable[..., list[Tensor]]
 
 
 @dataclass
 class UserImage:
-    """An open image and what is known about it. pixels: RGB. name: its stem or a stand-in. path: for messages."""
+    """An open image with its known boxes and features.
+
+    pixels: RGB. name: stem of the file, or a hash of the content. path: for messages. found: regions of the box source,
+    None before it was asked. features: [2048] of each box, by box, mask and blanked boxes.
+    """
 
     pixels: Image.Image
     name: str
@@ -50,16 +55,16 @@ class UserImage:
 
 
 class UserImages:
-    """Opens images and encodes their regions, and remembers both, so that a second question costs neither.
+    """Opens images and computes region features. Keeps both, so that the next text about an image costs neither.
 
-    encode: region features, None for a model that takes none. source: boxes of images that come without them.
-    limit: bytes of images and features to keep; the ones used longest ago go first.
-    encoded: how many regions were encoded so far.
+    extractor: computes region features; None for a model that takes no regions. source: boxes of images that come
+    without boxes. limit: bytes of images and features to keep; the ones used longest ago are dropped first.
+    num_extracted: regions whose features were computed so far.
     """
 
-    def __init__(self, encode: Encode | None, source: BoxSource | None = None, limit: int = CACHE_BYTES) -> None:
-        self.encode_regions, self.source, self.limit = encode, source, limit
-        self.encoded = 0
+    def __init__(self, extractor: Extractor | None, source: BoxSource | None = None, limit: int = CACHE_BYTES) -> None:
+        self.extractor, self.source, self.limit = extractor, source, limit
+        self.num_extracted = 0
         self._kept: OrderedDict[Any, UserImage] = OrderedDict()
 
     def open(self, image: ImageLike) -> UserImage:
@@ -72,57 +77,65 @@ class UserImages:
             self._kept.popitem(last=False)
         return self._kept[key]
 
-    def regions(self, image: UserImage, boxes: Any = None) -> Regions:
-        """The given boxes [R, 4], or those of the source. Features come from `encode`.
+    def forget(self) -> None:
+        """Drop all images and features."""
+        self._kept.clear()
 
-        Raises BoxError for what is no list of boxes, and where there is no source.
+    def regions(self, image: UserImage, boxes: Any = None) -> Regions:
+        """The given boxes [R, 4], or the regions of the source.
+
+        Raises BoxError for a value that is no list of boxes, and if there are neither boxes nor a source.
         """
         if self.source is None and boxes is None:
             raise BoxError(
                 f"{image.path}: no boxes given, and no source of boxes: name one, such as detector:WEIGHTS.pth, "
                 "regions:STORE or grid:4x4"
             )
-        if boxes is None or isinstance(self.source, StoredBoxes):  # which has the features of the given ones too
+        if boxes is None or isinstance(self.source, StoredBoxes):  # a store has features of the given boxes, too
             self._find(image)
         if boxes is not None:
             return Regions(check_boxes(boxes, image.pixels.size))
         assert image.found is not None
         return image.found
 
-    def whole(self, image: UserImage, features: Tensor) -> Tensor:
-        """The feature [2048] of the whole image: the stored one, the mean of stored features [R, 2048] where a store
-        has none of it, else that of its box."""
-        if image.found is not None and image.found.features is not None:
-            stored = image.found.image_feature
-            return features.mean(0) if stored is None else stored
-        return self.encode(image, whole_box(image))[0]
-
-    def encode(
-        self, image: UserImage, boxes: Tensor, masks: Tensor | None = None, hidden: Tensor | None = None
+    def region_features(
+        self, image: UserImage, boxes: Tensor, masks: Tensor | None = None, blanked: Tensor | None = None
     ) -> Tensor:
-        """float32 [R, 2048] of boxes [R, 4]; only those that were not asked for before are computed.
+        """Features float32 [R, 2048] of boxes [R, 4]; computes only those that are not known yet.
 
-        masks: [R, S, S] on the RoI head's output. hidden: [n, 4], boxes whose pixels are blanked first.
+        masks: [R, S, S] on the output of the RoI head. blanked: [n, 4], boxes whose pixels are blanked first.
         """
-        context = b"" if hidden is None or not len(hidden) else hidden.numpy().tobytes()
+        if not len(boxes):
+            return torch.zeros(0, FEATURE_DIM)
+        context = b"" if blanked is None or not len(blanked) else blanked.numpy().tobytes()
         outlines = [b""] * len(boxes) if masks is None else [mask.numpy().tobytes() for mask in masks]
         keys = [(_box_key(box), outline, context) for box, outline in zip(boxes, outlines, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in image.features]
         if new:
-            if self.encode_regions is None:
-                raise ValueError("these images have no encoder of regions, because the model takes none")
-            rows = self.encode_regions(
+            if self.extractor is None:
+                raise ValueError("these images have no feature extractor, because the model takes no regions")
+            computed = self.extractor(
                 [image.pixels],
                 [boxes[new]],
                 None if masks is None else [masks[new]],
-                [hidden] if context and hidden is not None else None,
+                [blanked] if context and blanked is not None else None,
             )[0]
-            self.encoded += len(new)
-            image.features |= {keys[i]: row for i, row in zip(new, rows, strict=True)}
+            self.num_extracted += len(new)
+            image.features |= {keys[i]: feature for i, feature in zip(new, computed, strict=True)}
         return torch.stack([image.features[key] for key in keys])
 
+    def stored_whole_feature(self, image: UserImage, boxes: Tensor) -> Tensor | None:
+        """The feature [2048] of the whole image from a source with features, else None.
+
+        A source without a feature of the whole image stands for it by the mean over the features of boxes [R, 4].
+        """
+        if image.found is None or image.found.features is None:
+            return None
+        stored = image.found.image_feature
+        return self.region_features(image, boxes).mean(0) if stored is None else stored
+
     def _find(self, image: UserImage) -> None:
-        """Ask the source, once for each image, and take over the features that it has."""
+        """Ask the source for the regions of an image, once, and keep the features that it has."""
         if image.found is not None:
             return
         assert self.source is not None
@@ -132,8 +145,8 @@ class UserImages:
             raise BoxError(str(error)) from error
         found.boxes = check_boxes(found.boxes, image.pixels.size)
         if found.features is not None:
-            for box, row in zip(found.boxes, found.features, strict=True):
-                image.features[_box_key(box), b"", b""] = row
+            for box, feature in zip(found.boxes, found.features, strict=True):
+                image.features[_box_key(box), b"", b""] = feature
         image.found = found
 
     def _read(self, image: ImageLike, key: Any) -> UserImage:
@@ -151,7 +164,7 @@ class UserImages:
 
 
 def as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    """An RGB image, upright, of a PIL one or of an array uint8 [H, W, 3] or [H, W]. Raises ImageError."""
+    """The upright RGB image of a PIL image or of an array uint8 [H, W, 3] or [H, W]. Raises ImageError."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise ImageError(f"an array of {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3] or [H, W]")
@@ -160,22 +173,25 @@ def as_image(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
-    """Any list of boxes as float32 [R, 4]. Raises BoxError, also for a box outside of an image of `size` (width,
-    height); a model sees the part of a box that is inside."""
+    """Any list of boxes as float32 [R, 4]. size: width and height of the image in pixels.
+
+    Raises BoxError, also for a box without a part inside the image. A box may cross the border; the model gets the part
+    inside.
+    """
     try:
-        rows = torch.as_tensor(np.asarray(boxes, dtype=np.float32).copy())
+        checked = torch.as_tensor(np.asarray(boxes, dtype=np.float32).copy())
     except (TypeError, ValueError) as error:
         raise BoxError(f"boxes: expected a list of [x1, y1, x2, y2]: {error}") from error
-    if rows.numel() == 0:
+    if checked.numel() == 0:
         return torch.zeros(0, 4)
-    if rows.dim() != 2 or rows.shape[1] != 4 or len(rows) > MAX_BOXES:
-        raise BoxError(f"boxes: expected up to {MAX_BOXES} rows of [x1, y1, x2, y2], got {list(rows.shape)}")
-    for i, box in enumerate(rows):
+    if checked.dim() != 2 or checked.shape[1] != 4 or len(checked) > MAX_BOXES:
+        raise BoxError(f"boxes: expected up to {MAX_BOXES} rows of [x1, y1, x2, y2], got {list(checked.shape)}")
+    for i, box in enumerate(checked):
         if not box.isfinite().all() or box[0] > box[2] or box[1] > box[3]:
             raise BoxError(f"boxes[{i}] is {box.tolist()}: expected x1 <= x2 and y1 <= y2 in pixels")
         if (box[:2] >= torch.tensor(size)).any() or (box[2:] < 0).any():
             raise BoxError(f"boxes[{i}] is {box.tolist()}: outside of the image of {size[0]} x {size[1]} pixels")
-    return rows
+    return checked
 
 
 def whole_box(image: UserImage) -> Tensor:
@@ -183,10 +199,10 @@ def whole_box(image: UserImage) -> Tensor:
     return torch.tensor([[0.0, 0.0, image.pixels.width - 1.0, image.pixels.height - 1.0]])
 
 
-class ModuleEncoder:
+class ModuleFeatureExtractor:
     """Region features from the function `region_features(image, boxes)` of a Python module: an array [R, 2048].
 
-    Has no masks and hides nothing. Raises ValueError where there is no such module or function.
+    Takes neither masks nor blanked boxes. Raises ValueError if there is no such module or function.
     """
 
     def __init__(self, module: str) -> None:
@@ -200,18 +216,18 @@ class ModuleEncoder:
         images: Sequence[Image.Image],
         boxes: Sequence[Tensor],
         masks: Sequence[Tensor] | None = None,
-        hidden: Sequence[Tensor] | None = None,
+        blanked: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        if masks or hidden:
-            raise ValueError("a module's region features know no masks and no hidden regions")
+        if masks or blanked:
+            raise ValueError("region features of a module: masks and blanked boxes are not supported")
         return [
-            torch.as_tensor(self._features(image, rows.numpy()), dtype=torch.float32)
-            for image, rows in zip(images, boxes, strict=True)
+            torch.as_tensor(self._features(image, own.numpy()), dtype=torch.float32)
+            for image, own in zip(images, boxes, strict=True)
         ]
 
 
 def _key(image: ImageLike) -> tuple[Any, ...]:
-    """Equal for images that are the same: by path and time of change, or by content."""
+    """Equal for equal images: by path, time of change and size, or by content."""
     if isinstance(image, str | Path):
         path = Path(str(image))
         state = path.stat() if path.is_file() else None

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.boxes import FEATURE_DIM
 from common.errors import RegionError
 from common.files.atomic import atomic_write
 from common.files.images import exists, list_files, read_bytes
@@ -47,7 +48,6 @@ from common.regions.lazy_features import StoredRows
 
 logger = logging.getLogger(__name__)
 
-FEATURE_DIM = 2048
 FORMAT = 1
 _OPTIONAL = ("features", "image_feature", "class_scores")
 _FILES = {

@@ -38,8 +38,8 @@ def build_vlbert_for_pretraining(
     return model
 
 
-def build_region_encoder(cfg: Config, class_regulariser: bool = False, final_dim: int | None = None) -> FastRCNN:
-    """The region feature extractor of the section NETWORK. final_dim: default NETWORK.IMAGE_FINAL_DIM."""
+def build_fast_rcnn(cfg: Config, class_regulariser: bool = False, final_dim: int | None = None) -> FastRCNN:
+    """The module that embeds regions, from the section NETWORK. final_dim: default NETWORK.IMAGE_FINAL_DIM."""
     network = cfg.NETWORK
     if (network.ROI_CHUNK or network.CHECKPOINT_ROIS) and not network.IMAGE_FROZEN_BN:
         raise ConfigError("NETWORK.ROI_CHUNK and CHECKPOINT_ROIS need NETWORK.IMAGE_FROZEN_BN true")

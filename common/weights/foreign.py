@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import Config
+from common.config.derived import backbone_path
 from common.errors import CheckpointError, ConfigError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
@@ -316,8 +317,8 @@ def _backbone_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
     network, extractor = cfg.NETWORK, getattr(model, "image_feature_extractor", None)
     if not isinstance(extractor, FastRCNN) or network.IMAGE_FEAT_PRECOMPUTED:
         return None
-    if network.IMAGE_PRETRAINED:
-        return load_backbone(extractor, f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model")
+    if backbone := backbone_path(cfg):
+        return load_backbone(extractor, backbone)
     if network.IMAGE_RANDOM_INIT or network.PARTIAL_PRETRAIN:
         return None
     raise FileNotFoundError(

@@ -22,7 +22,7 @@ from common.data.transforms import Transform
 from common.errors import ImageError, RegionError
 from common.files.images import load_image
 from common.nn.fast_rcnn import FastRCNN
-from common.predict.image_features import RegionEncoder
+from common.predict.region_features import RegionFeatureExtractor
 from common.regions.box_sources import BoxSource, ImageEntry, build_source
 from common.regions.regions import (
     JsonRegions,
@@ -210,7 +210,7 @@ def run_extract(args: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-def build_encoder(args: argparse.Namespace) -> RegionEncoder:
+def build_encoder(args: argparse.Namespace) -> RegionFeatureExtractor:
     """The FastRCNN that the options describe. Raises FileNotFoundError without weights, unless --random-weights."""
     if not args.random_weights and not (args.weights and os.path.isfile(args.weights)):
         raise FileNotFoundError(
@@ -223,7 +223,7 @@ def build_encoder(args: argparse.Namespace) -> RegionEncoder:
     else:
         load_backbone(model, args.weights)
     transform = Transform(tuple(args.scales), PIXEL_MEANS, PIXEL_STDS)
-    return RegionEncoder(model, transform, args.device, getattr(torch, args.precision))
+    return RegionFeatureExtractor(model, transform, args.device, getattr(torch, args.precision))
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.text import load_tokenizer
-from common.weights.build import build_region_encoder, build_vlbert, build_vlbert_for_pretraining
+from common.weights.build import build_fast_rcnn, build_vlbert, build_vlbert_for_pretraining
 from common.weights.foreign import load_backbone, load_language, load_partial
 from tests.golden.core import Case, Report, fill_weights, rule_values
 from tests.golden.models import build_task_model, case_config
@@ -20,7 +20,7 @@ def run(case: Case, report: Report) -> None:
     cfg = case_config(case)
     name = case.json["class"]
     if name == "FastRCNN":
-        model: nn.Module = build_region_encoder(cfg, final_dim=_final_dim(case))
+        model: nn.Module = build_fast_rcnn(cfg, final_dim=_final_dim(case))
     elif name == "VisualLinguisticBert":
         model = build_vlbert(cfg)
     elif name == "VisualLinguisticBertForPretraining":

@@ -76,13 +76,13 @@ def _persons(sample: Sample) -> int:
 
 def _fields(dataset: VCRDataset, index: int, sample: Sample, first_name: int) -> dict[str, Any]:
     everything = dataset.annotations[index]
-    annotation, keep = dataset.rows.relevant(everything)
-    queries = dataset.rows.queries(annotation, replacement_names(annotation.objects, first_name))
+    annotation, keep = dataset.sequences.relevant(everything)
+    queries = dataset.sequences.queries(annotation, replacement_names(annotation.objects, first_name))
     asked = [_asked(dataset, query) for query in queries]
     _check_text(sample, asked, queries[0].choices)
     name = "answer" if dataset.task == Q2A else "rationale"
     scores = dataset.metadata(everything).boxes[keep, 4:]
-    scores = torch.cat([torch.ones(1, 1), scores]) if dataset.image_box else scores
+    scores = torch.cat([torch.ones(1, 1), scores]) if dataset.sequences.image_box else scores
     fields = {
         "image": sample.image,
         "boxes": torch.cat([sample.boxes, scores, sample.box_classes[:, None].float()], dim=1),
@@ -116,7 +116,7 @@ def _asked(dataset: VCRDataset, query: Query) -> list[list[TaggedToken]]:
     """Question and answer of the query, as far as they are in it."""
     if query.answer is None:
         return [query.question]
-    return [query.answer] if dataset.rows.no_question else [query.question, query.answer]
+    return [query.answer] if dataset.sequences.no_question else [query.question, query.answer]
 
 
 def _rows(*parts: Sequence[TaggedToken]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.nn.fast_rcnn import FastRCNN, RegionOutput
-from common.weights.build import build_region_encoder
+from common.weights.build import build_fast_rcnn
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import case_config, check_gradients, without_dropout
 
@@ -20,7 +20,7 @@ def run(case: Case, report: Report) -> None:
     if not case.json["average_pool"]:
         raise ValueError("average_pool False: no user of the extractor has it, and it gives no 2048-d feature")
     cfg = case_config(case)
-    model = build_region_encoder(cfg, case.json["enable_cnn_reg_loss"], case.json["final_dim"])
+    model = build_fast_rcnn(cfg, case.json["enable_cnn_reg_loss"], case.json["final_dim"])
     fill_weights(model)
     model.eval()
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 
 from common.config import load_config
 from common.errors import InputError
-from common.predict.predictor import load_predictor
+from common.predict.load import load_predictor
 from common.weights import checkpoint
 from pretrain.task import TASK
 from tests.pretrain.world import CLASSES, tiny_captions_only
@@ -71,9 +71,9 @@ def test_a_hidden_box_looks_different_to_the_model(from_features, image):
 
 def test_from_pixels_a_hidden_box_is_blanked(from_pixels, image):
     plain = from_pixels(image, caption="a [MASK] box", boxes=BOXES)
-    before = from_pixels.images.encoded
-    assert from_pixels(image, caption="the [MASK]", boxes=BOXES) and from_pixels.images.encoded == before
+    before = from_pixels.images.num_extracted
+    assert from_pixels(image, caption="the [MASK]", boxes=BOXES) and from_pixels.images.num_extracted == before
     hidden = from_pixels(image, caption="a [MASK] box", boxes=BOXES, hide=[2])
-    assert from_pixels.images.encoded == before + 3  # what an image with a hole in it looks like
+    assert from_pixels.images.num_extracted == before + 3  # what an image with a hole in it looks like
     assert plain.answers[0]["probability"] != hidden.answers[0]["probability"]
     assert from_pixels(image, caption="a [MASK] box", boxes=BOXES).answers == plain.answers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from common.regions.regions import (
     pack,
     save_regions,
 )
-from refcoco.dataset import DETECTIONS_FILE, RefCOCODataset
+from refcoco.dataset import DETECTIONS_FILE, CandidateSettings, ExpressionFiles, RefCOCODataset
 from tests.tiny import tiny_settings
 
 MEANS = (102.9801, 115.9465, 122.7717)
@@ -111,7 +112,14 @@ class World:
     def open(self, image_sets: str = "train", flip: float = 0.0, **options: Any) -> RefCOCODataset:
         tokenizer = load_tokenizer(self.root / "bert")
         transform = Transform(options.pop("scales", (600, 1000)), MEANS, (1.0, 1.0, 1.0), flip)
-        return RefCOCODataset(self.root, image_sets, tokenizer, transform, **{"dataset": self.dataset, **options})
+        of_files = {"dataset": self.dataset} | {k: options.pop(k) for k in _names(ExpressionFiles) & options.keys()}
+        of_candidates = {k: options.pop(k) for k in _names(CandidateSettings) & options.keys()}
+        files = ExpressionFiles(self.root, image_sets, **of_files)
+        return RefCOCODataset(files, CandidateSettings(**of_candidates), tokenizer, transform, **options)
+
+
+def _names(settings: type) -> set[str]:
+    return {field.name for field in fields(settings)}
 
 
 def golden_world(root: Path) -> World:

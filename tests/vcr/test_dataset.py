@@ -21,6 +21,7 @@ from tests.tiny import write_settings
 from tests.vcr.world import OBJECTS, read_annotations, tiny_vcr, write_annotations
 from vcr.annotations import CATEGORY_IDS
 from vcr.dataset import VCRDataset, build_dataset
+from vcr.sequence import TextSequenceBuilder
 from vcr.text import GENDER_NEUTRAL_NAMES, QA2R
 
 PIXELS = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "TRAIN.FLIP_PROB=0"]
@@ -42,7 +43,7 @@ def sample(dataset: VCRDataset, index: int = 0, seed: int = 0):
 
 
 def words(dataset: VCRDataset, ids: torch.Tensor) -> list[str]:
-    by_id = {i: word for word, i in dataset.rows.tokenizer.vocab.items()}
+    by_id = {i: word for word, i in dataset.sequences.tokenizer.vocab.items()}
     return [by_id[i] for i in ids.tolist()]
 
 
@@ -124,7 +125,9 @@ class TestText:
         change(world, example, question=["they,are", [0]])
         plain, basic = (build(f"DATASET.BASIC_ALIGN={flag}") for flag in ("false", "true"))
         assert torch.equal(sample(plain, example).text_ids[0], sample(basic, example).text_ids[0])
-        question = [d.rows.queries(d.annotations[example], ["a", "b", "c", "d"])[0].question for d in (plain, basic)]
+        question = [
+            d.sequences.queries(d.annotations[example], ["a", "b", "c", "d"])[0].question for d in (plain, basic)
+        ]
         assert [[t.align for t in q] for q in question] == [[0, 0, 0, 1], [0, 1, 2, 3]]
 
     def test_a_text_without_word_pieces(self, build, example, world):
@@ -417,4 +420,4 @@ def test_settings_that_name_no_file(build):
     with pytest.raises(ConfigError, match="DATASET.TRAIN_ANNOTATION_FILE is empty"):
         build("DATASET.TRAIN_ANNOTATION_FILE=''")
     with pytest.raises(DataError, match=r"DATASET.TASK 'Q2AR': expected Q2A or QA2R"):
-        VCRDataset("x", "y", None, None, task="Q2AR")
+        TextSequenceBuilder(None, task="Q2AR")

@@ -47,7 +47,7 @@ def test_all_items_of_the_published_configs(kit, split, half):
             assert split == "test" or len(ids) <= MAX_TOKENS + 3
         references = {o + 1 for token in annotation.question if isinstance(token, list) for o in token}
         assert references <= set(sample.text_tags[0].tolist()) or dataset.task == QA2R
-        assert not any((ids == dataset.rows.tokenizer.unk_id).any() for ids in sample.text_ids)
+        assert not any((ids == dataset.sequences.tokenizer.unk_id).any() for ids in sample.text_ids)
 
 
 def test_the_leaderboard_s_rows_repeat_the_rationales(kit):

@@ -9,7 +9,7 @@ import torch
 
 from common.config import load_config
 from common.errors import InputError
-from common.predict.predictor import load_predictor
+from common.predict.load import load_predictor
 from common.weights import checkpoint
 from vcr.predictor import _mixed
 from vcr.task import TASK

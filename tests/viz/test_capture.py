@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.predict.predictor import Prediction, Slot
+from common.predict.prediction import Prediction, Slot
 from tests.tiny import QUESTION
 from viz.attention import main
 from viz.capture import SCALE, make_capture

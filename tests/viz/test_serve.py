@@ -14,7 +14,7 @@ from PIL import Image
 pytest.importorskip("flask", reason="flask is not installed: the live page was not tested")
 
 from tests.tiny import QUESTION
-from viz.serve import MAX_PICTURES, Gallery, RequestError, Service, Turnstile, create_app, read_image
+from viz.serve import MAX_IMAGES, Gallery, RequestError, Service, Turnstile, create_app, read_image
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ class TestAnswers:
     def test_a_box_that_is_taken_away_costs_no_encoding(self, client, service, image):
         body = question(client, image)
         client.post("/api/ask", json=body)
-        before = service.predictor.images.encoded
+        before = service.predictor.images.num_extracted
         client.post("/api/ask", json={**body, "boxes": body["boxes"][:1]})
-        assert service.predictor.images.encoded == before
+        assert service.predictor.images.num_extracted == before
 
     def test_about(self, client):
         about = client.get("/api/about").get_json()
@@ -200,7 +200,7 @@ class TestManyUsers:
 
     def test_only_the_newest_images_are_kept(self):
         gallery = Gallery()
-        names = [gallery.add(bytes([i])) for i in range(MAX_PICTURES + 1)]
-        assert gallery.get(names[-1]) == bytes([MAX_PICTURES])
+        names = [gallery.add(bytes([i])) for i in range(MAX_IMAGES + 1)]
+        assert gallery.get(names[-1]) == bytes([MAX_IMAGES])
         with pytest.raises(RequestError, match="no longer kept"):
             gallery.get(names[0])

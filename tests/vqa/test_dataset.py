@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -31,7 +32,7 @@ from data.scenes import questions as scene_questions
 from tests.task_check import assert_same
 from tests.vqa.test_annotations import write_imdb
 from vqa.answers import AnswerVocabulary
-from vqa.dataset import VQADataset, build_dataset
+from vqa.dataset import VQADataset, VQAFiles, build_dataset
 
 REGIONS = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
 MEANS = (102.9801, 115.9465, 122.7717)
@@ -80,13 +81,15 @@ class World:
         path.write_text(json.dumps(content))
 
     def dataset(self, flip: float = 0.0, image_sets: str = "train2014", **options: Any) -> VQADataset:
+        of_files = {"boxes": "10-100ada"} | {
+            f.name: options.pop(f.name) for f in dataclasses.fields(VQAFiles) if f.name in options
+        }
         return VQADataset(
-            self.root,
-            image_sets,
-            AnswerVocabulary.load(self.root / "answers.txt", processed=not options.get("from_imdb")),
+            VQAFiles(self.root, image_sets, **of_files),
+            AnswerVocabulary.load(self.root / "answers.txt", processed=not of_files.get("from_imdb")),
             BertTokenizer({token: i for i, token in enumerate(VOCABULARY)}),
             Transform((600, 1000), MEANS, (1.0, 1.0, 1.0), flip),
-            **{"boxes": "10-100ada", **options},
+            **options,
         )
 
     def sample(self, index: int = 0, **options: Any) -> Sample:

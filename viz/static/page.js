@@ -1,10 +1,10 @@
 "use strict";
-/* The live page. State: the picture, its boxes, and what was last asked; `gone` are the words and boxes that the what-if
-   takes away. Boxes are xyxy in pixels of the picture. */
+/* The live page. State: the image, its boxes, and what was last asked; `gone` are the words and boxes that the what-if
+   takes away. Boxes are xyxy in pixels of the image. */
 (() => {
   const { element, percent } = VLBertViewer;
   const $ = id => document.getElementById(id);
-  const state = { about: null, picture: null, boxes: [], baseline: null, gone: { words: new Set(), boxes: new Set() }, turn: 0 };
+  const state = { about: null, image: null, boxes: [], baseline: null, gone: { words: new Set(), boxes: new Set() }, turn: 0 };
   const MIN_BOX = 4;
 
   async function call(path, options) {
@@ -16,29 +16,29 @@
 
   function say(text) { $("message").textContent = text; }
 
-  /* ------------------------------------------------------------------ the picture */
+  /* ------------------------------------------------------------------ the image */
 
   async function take(file) {
     if (!file) return;
     say("");
-    $("stage").replaceChildren(element("p", { class: "dim" }, "Reading the picture …"));
+    $("stage").replaceChildren(element("p", { class: "dim" }, "Reading the image …"));
     try {
-      const found = await call("api/picture", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
-      Object.assign(state, { picture: found, boxes: found.boxes, baseline: null });
+      const found = await call("api/image", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      Object.assign(state, { image: found, boxes: found.boxes, baseline: null });
       forget();
     } catch (error) {
-      state.picture = null;
+      state.image = null;
       say(error.message);
     }
     draw();
   }
 
   function draw() {
-    for (const id of ["add-box", "clear-boxes"]) $(id).disabled = !state.picture;
-    if (!state.picture) { $("stage").replaceChildren(element("p", { class: "dim" }, "No picture yet.")); return; }
-    const { picture: name, width, height } = state.picture;
-    const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "picture and boxes" },
-      element("svg:image", { href: `api/picture/${name}`, width, height }));
+    for (const id of ["add-box", "clear-boxes"]) $(id).disabled = !state.image;
+    if (!state.image) { $("stage").replaceChildren(element("p", { class: "dim" }, "No image yet.")); return; }
+    const { image: name, width, height } = state.image;
+    const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "image and boxes" },
+      element("svg:image", { href: `api/image/${name}`, width, height }));
     const area = b => (b[2] - b[0]) * (b[3] - b[1]);
     const order = state.boxes.map((_, i) => i).sort((a, b) => area(state.boxes[b]) - area(state.boxes[a]));
     for (const i of order) svg.append(drawnBox(i));
@@ -47,7 +47,7 @@
   }
 
   function drawnBox(i) {
-    const [x1, y1, x2, y2] = state.boxes[i], unit = Math.max(state.picture.width, state.picture.height) / 40;
+    const [x1, y1, x2, y2] = state.boxes[i], unit = Math.max(state.image.width, state.image.height) / 40;
     const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
     const handle = element("svg:rect", { class: "handle", x: x2 - unit / 2, y: y2 - unit / 2, width: unit, height: unit });
     const node = element("svg:g", { class: `drawn ${state.gone.boxes.has(i) ? "absent" : ""}`, tabindex: 0, role: "button",
@@ -62,7 +62,7 @@
   function point(event) {
     const svg = $("stage").querySelector("svg"), p = new DOMPoint(event.clientX, event.clientY);
     const { x, y } = p.matrixTransform(svg.getScreenCTM().inverse());
-    return [Math.min(Math.max(x, 0), state.picture.width - 1), Math.min(Math.max(y, 0), state.picture.height - 1)];
+    return [Math.min(Math.max(x, 0), state.image.width - 1), Math.min(Math.max(y, 0), state.image.height - 1)];
   }
 
   function follow(change, end) {
@@ -96,7 +96,7 @@
   }
 
   function shift(i, [x1, y1, x2, y2], dx, dy, resize) {
-    const { width, height } = state.picture, clamp = (v, low, high) => Math.min(Math.max(v, low), high);
+    const { width, height } = state.image, clamp = (v, low, high) => Math.min(Math.max(v, low), high);
     if (resize) {
       state.boxes[i] = [x1, y1, clamp(x2 + dx, x1 + MIN_BOX, width - 1), clamp(y2 + dy, y1 + MIN_BOX, height - 1)];
     } else {
@@ -107,7 +107,7 @@
   }
 
   function keyOnBox(event, i) {
-    const step = Math.max(state.picture.width, state.picture.height) / 100;
+    const step = Math.max(state.image.width, state.image.height) / 100;
     const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
     if (event.key === "Delete" || event.key === "Backspace") {
       state.boxes.splice(i, 1);
@@ -155,7 +155,7 @@
   }
 
   async function ask() {
-    if (!state.picture) { say("Give a picture first."); return; }
+    if (!state.image) { say("Give an image first."); return; }
     const asked = { fields: fields(), boxes: state.boxes.map(b => [...b]) };
     if (!String(asked.fields[state.about.text] ?? "").trim()) { say(`${state.about.text}: type something first.`); return; }
     state.gone.words.clear();
@@ -174,7 +174,7 @@
     $("answers").setAttribute("aria-busy", "true");
     try {
       const result = await call("api/ask", { method: "POST", headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ picture: state.picture.picture, fields, boxes, also, attention: true }) });
+        body: JSON.stringify({ image: state.image.image, fields, boxes, also, attention: true }) });
       if (turn !== state.turn) return null;
       for (const answer of [...result.answers, ...result.also]) if (answer.box) answer.answer = renumber(answer.answer, numbers);
       for (const slot of result.capture?.slots ?? []) if (slot.kind === "region") slot.text = renumber(slot.text, numbers);
@@ -225,7 +225,7 @@
 
   function showViewer(capture) {
     if (!capture) { $("viewer").replaceChildren(); return; }
-    capture.image.src = `api/picture/${state.picture.picture}`;
+    capture.image.src = `api/image/${state.image.image}`;
     capture.title = "Attention";
     const old = state.viewer?.state;
     state.viewer = VLBertViewer.mount($("viewer"), capture);
@@ -297,7 +297,7 @@
 
   $("file").addEventListener("change", e => take(e.target.files[0]));
   $("add-box").addEventListener("click", () => {
-    const { width, height } = state.picture;
+    const { width, height } = state.image;
     state.boxes.push([width * .375, height * .375, width * .625, height * .625]);
     changed();
     draw();

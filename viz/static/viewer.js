@@ -123,13 +123,13 @@ const VLBertViewer = (() => {
       this.roving(this.words.map(w => w.node));
       this.roving(this.boxes.map(b => b.node));
       this.readout = element("p", { class: "readout", role: "status", "aria-live": "polite" });
-      return element("div", {}, element("div", { class: "picture" }, svg), strip, this.readout);
+      return element("div", {}, element("div", { class: "image" }, svg), strip, this.readout);
     }
 
     drawing(src, boxes, live) {
       const { width, height } = this.capture.image, font = Math.max(width, height) / 34;
       const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "group",
-        "aria-label": "picture with its boxes" });
+        "aria-label": "image with its boxes" });
       if (src) svg.append(element("svg:image", { href: src, width, height, preserveAspectRatio: "none" }));
       // Large boxes first, so that small ones lie on top and can be reached.
       const area = i => { const [x1, y1, x2, y2] = this.capture.boxes[this.capture.slots[i].box]; return (x2 - x1) * (y2 - y1); };
@@ -289,7 +289,7 @@ const VLBertViewer = (() => {
       const strength = w => this.scale === "raw" ? w : top > 0 ? w / top : 0;
       for (const { node, face, label, slot: i } of boxes) {
         const w = all ? all[i] : 0, name = this.capture.slots[i].kind === "image" ? "image" : this.capture.slots[i].text;
-        // Not so strong that the picture's own colours are lost; the whole image would tint all of it.
+        // Not so strong that the image's own colours are lost; the whole image would tint all of it.
         face.style.fill = `rgba(var(--glow), ${name === "image" ? 0 : 0.5 * strength(w)})`;
         face.style.stroke = strength(w) > 0.1 ? "rgb(var(--glow))" : "";
         face.style.strokeWidth = `${1.5 + 4.5 * strength(w)}px`;

@@ -7,15 +7,15 @@ import json
 
 import pytest
 
-from common.predict.cli import build_parser, predict
+from common.predict.cli import build_parser, predict_main
 from common.task import load_task
 from tests.tiny import QUESTION
-from vqa.predict import FIELDS
+from vqa.fields import FIELDS
 
 
 def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
-        predict("vqa", FIELDS, ["--device", "cpu", *map(str, arguments)])
+        predict_main("vqa", FIELDS, ["--device", "cpu", *map(str, arguments)])
     return int(end.value.code or 0)
 
 
@@ -76,6 +76,6 @@ def test_what_cannot_be_read_is_one_line(vqa_ckpt, tmp_path, capsys):
 
 @pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco", "pretrain"])
 def test_command_line_and_predictor_ask_for_the_same(task):
-    fields = importlib.import_module(f"{task}.predict").FIELDS
+    fields = importlib.import_module(f"{task}.fields").FIELDS
     assert load_task(task).predictor.fields is fields and load_task(task).predictor.task == task
     build_parser(task, fields)

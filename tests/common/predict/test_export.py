@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from common.errors import ConfigError
+from common.export import main
 from common.predict.export import example, export
-from common.predict.export_cli import main
-from common.predict.predictor import load_predictor
+from common.predict.load import load_predictor
 
 
 def test_a_program_of_torch_export(vqa_ckpt, vqa_predictor, tmp_path):

@@ -12,12 +12,8 @@ from PIL import Image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from common.errors import BoxError, CheckpointError, ConfigError, ImageError, InputError
-from common.predict.predictor import (
-    Slot,
-    load_predictor,
-    ranked,
-    sequence_slots,
-)
+from common.predict.load import load_predictor
+from common.predict.prediction import Slot, ranked, sequence_slots
 from common.weights import checkpoint
 from tests.tiny import QUESTION
 
@@ -32,9 +28,9 @@ class TestLoad:
         foreign, cfg = tmp_path / "foreign.model", tmp_path / "own.yaml"
         checkpoint.save_file(foreign, {f"module.{k}": v for k, v in content["state_dict"].items()})
         cfg.write_text(yaml.safe_dump(content["config"]))
-        with pytest.raises(CheckpointError, match="does not say its task"):
+        with pytest.raises(CheckpointError, match="has no task"):
             load_predictor(foreign)
-        with pytest.raises(CheckpointError, match="carries no config"):
+        with pytest.raises(CheckpointError, match="has no config"):
             load_predictor(foreign, task="vqa")
         got = load_predictor(foreign, "vqa", cfg, device="cpu")(image, question=QUESTION)
         assert got.answers == load_predictor(vqa_ckpt, device="cpu")(image, question=QUESTION).answers
@@ -118,7 +114,7 @@ class TestAsk:
         texts = [QUESTION, "how many circles are there?", "where is the star?"] * 5
         list(predictor.many({"image": image, "question": t} for t in texts))
         found = predictor.images.regions(predictor.images.open(image))
-        assert predictor.images.encoded == len(found.boxes) + 1  # and the whole image
+        assert predictor.images.num_extracted == len(found.boxes) + 1  # and the whole image
 
     def test_one_bad_input_does_not_cost_the_others(self, vqa_predictor, image):
         items = [{"image": image, "question": q} for q in (QUESTION, "", QUESTION)]

@@ -1,4 +1,4 @@
-"""Images of users: opened whatever they are, their regions encoded once."""
+"""Images of users: opened from any form, with features computed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from common.errors import BoxError, ImageError
-from common.predict.user_images import ModuleEncoder, UserImages, check_boxes
+from common.predict.user_images import ModuleFeatureExtractor, UserImages, check_boxes
 from common.regions.box_sources import GridBoxes, StoredBoxes
 from common.regions.regions import JsonRegions, Regions, save_regions
 from data.scenes import regions as scene_regions
@@ -23,9 +23,9 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[list[float]] = []
 
-    def __call__(self, images, boxes, masks=None, hidden=None):
+    def __call__(self, images, boxes, masks=None, blanked=None):
         self.asked += boxes[0].tolist()
-        extra = 0.0 if hidden is None else float(len(hidden[0]))
+        extra = 0.0 if blanked is None else float(len(blanked[0]))
         return [boxes[0].repeat(1, 512) + extra]
 
 
@@ -45,26 +45,26 @@ class TestOpen:
         image.save(tmp_path / "a.png")
         ways = [tmp_path / "a.png", str(tmp_path / "a.png"), encoded(image, format="PNG"), image, np.asarray(image)]
         for way in ways:
-            assert np.array_equal(np.asarray(UserImages(None).open(way).image), np.asarray(image))
+            assert np.array_equal(np.asarray(UserImages(None).open(way).pixels), np.asarray(image))
 
     def test_turned_by_its_orientation_unless_boxes_are_of_the_stored_pixels(self, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
         data = encoded(noise(), format="JPEG", exif=exif)
-        assert UserImages(None).open(data).image.size == (20, 30)
-        assert UserImages(None, StoredBoxes(JsonRegions(tmp_path))).open(data).image.size == (30, 20)
+        assert UserImages(None).open(data).pixels.size == (20, 30)
+        assert UserImages(None, StoredBoxes(JsonRegions(tmp_path))).open(data).pixels.size == (30, 20)
 
     def test_a_changed_file_is_another_image(self, tmp_path):
         images = UserImages(None)
         noise().save(tmp_path / "a.png")
         assert images.open(tmp_path / "a.png") is images.open(tmp_path / "a.png")
         noise(8, 9).save(tmp_path / "a.png")
-        assert images.open(tmp_path / "a.png").image.size == (8, 9)
+        assert images.open(tmp_path / "a.png").pixels.size == (8, 9)
 
     def test_an_animation_gives_its_first_frame(self):
         frames = [Image.new("P", (4, 4), i) for i in range(3)]
         data = encoded(frames[0], format="GIF", save_all=True, append_images=frames[1:])
-        assert UserImages(None).open(data).image.size == (4, 4)
+        assert UserImages(None).open(data).pixels.size == (4, 4)
 
     def test_a_folder_is_no_image(self, tmp_path):
         with pytest.raises(ImageError, match="directory"):
@@ -76,22 +76,22 @@ class TestOpen:
             UserImages(None).open(bad)
 
 
-class TestEncode:
-    def test_a_box_is_encoded_once(self):
+class TestFeatures:
+    def test_those_of_a_box_are_computed_once(self):
         images, boxes = UserImages(count := Counting()), torch.tensor([[0.0, 0, 5, 5], [1, 1, 9, 9], [2, 2, 8, 8]])
         image = images.open(noise())
-        first = images.encode(image, boxes)
-        assert torch.equal(images.encode(image, boxes[[2, 0]]), first[[2, 0]])  # a box was deleted
+        first = images.region_features(image, boxes)
+        assert torch.equal(images.region_features(image, boxes[[2, 0]]), first[[2, 0]])  # a box was deleted
         assert len(count.asked) == 3
-        images.encode(images.open(noise()), torch.tensor([[0.0, 0, 5, 5], [3, 3, 4, 4]]))  # the same pixels
-        assert count.asked[3:] == [[3, 3, 4, 4]] and images.encoded == 4
+        images.region_features(images.open(noise()), torch.tensor([[0.0, 0, 5, 5], [3, 3, 4, 4]]))  # the same pixels
+        assert count.asked[3:] == [[3, 3, 4, 4]] and images.num_extracted == 4
 
-    def test_outlines_and_hidden_boxes_make_another_feature(self):
+    def test_outlines_and_blanked_boxes_make_another_feature(self):
         images, boxes = UserImages(count := Counting()), torch.tensor([[0.0, 0, 5, 5]])
         image = images.open(noise())
-        plain = images.encode(image, boxes)
-        assert not torch.equal(images.encode(image, boxes, hidden=boxes), plain)
-        images.encode(image, boxes, masks=torch.ones(1, 2, 2))
+        plain = images.region_features(image, boxes)
+        assert not torch.equal(images.region_features(image, boxes, blanked=boxes), plain)
+        images.region_features(image, boxes, masks=torch.ones(1, 2, 2))
         assert len(count.asked) == 3
 
     def test_memory_is_bounded_and_the_newest_stays(self):
@@ -109,8 +109,8 @@ class TestEncode:
         images = UserImages(None, StoredBoxes(JsonRegions(tmp_path / "store"), with_features=True))
         image = images.open(tmp_path / "COCO_val2014_000000000012.png")
         assert torch.equal(images.regions(image).boxes, boxes)
-        assert torch.equal(images.encode(image, boxes[1:]), features[1:])
-        assert torch.equal(images.whole(image, features), torch.ones(2048))
+        assert torch.equal(images.region_features(image, boxes[1:]), features[1:])
+        assert torch.equal(images.stored_whole_feature(image, boxes), torch.ones(2048))
 
 
 class TestBoxes:
@@ -142,13 +142,13 @@ class TestBoxes:
             check_boxes(boxes, (30, 20))
 
 
-def test_a_module_as_encoder():
-    encode = ModuleEncoder("data.scene_regions")
+def test_a_module_as_extractor():
+    extract = ModuleFeatureExtractor("data.scene_regions")
     boxes = torch.tensor([[2.0, 2, 20, 18]])
     expected = scene_regions.region_features(noise(), boxes.numpy())
-    assert np.array_equal(encode([noise()], [boxes])[0].numpy(), expected)
+    assert np.array_equal(extract([noise()], [boxes])[0].numpy(), expected)
     with pytest.raises(ValueError, match="module:data.nothing"):
-        ModuleEncoder("data.nothing")
+        ModuleFeatureExtractor("data.nothing")
 
 
 def test_boxes_are_found_in_flat_images(tmp_path: Path):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.data.transforms import Transform
 from common.nn.fast_rcnn import FastRCNN
-from common.predict.image_features import RegionEncoder
+from common.predict.region_features import RegionFeatureExtractor
 
 GRAY = Image.new("RGB", (64, 48), (128, 128, 128))
 MEANS = (102.9801, 115.9465, 122.7717)
@@ -18,16 +18,16 @@ def transform(scales: tuple[int, int]) -> Transform:
     return Transform(scales, MEANS, (1.0, 1.0, 1.0))
 
 
-def test_encoder_resizes_boxes_with_the_image_and_keeps_order() -> None:
+def test_extractor_resizes_boxes_with_the_image_and_keeps_order() -> None:
     class Recording(torch.nn.Module):
         def region_features(self, images: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
             self.seen = images, boxes, mask
             return boxes[mask].repeat(1, 512)
 
     model = Recording()
-    encode = RegionEncoder(model, transform((24, 100)), "cpu")  # type: ignore[arg-type]
+    extract = RegionFeatureExtractor(model, transform((24, 100)), "cpu")  # type: ignore[arg-type]
     boxes = [torch.tensor([[0.0, 0, 63, 47], [10, 20, 30, 40]]), torch.tensor([[0.0, 0, 4, 8]])]
-    features = encode([GRAY, Image.new("RGB", (24, 48))], boxes)
+    features = extract([GRAY, Image.new("RGB", (24, 48))], boxes)
     pixels, scaled, mask = model.seen
     assert pixels.shape == (2, 3, 48, 32)  # 64 x 48 -> 32 x 24; 24 x 48 stays
     assert mask.tolist() == [[True, True], [True, False]]
@@ -40,24 +40,24 @@ def test_encoder_resizes_boxes_with_the_image_and_keeps_order() -> None:
 
 def test_features_do_not_depend_on_the_other_images_of_a_batch() -> None:
     torch.manual_seed(0)
-    encode = RegionEncoder(FastRCNN(50), transform((48, 64)), "cpu")
+    extract = RegionFeatureExtractor(FastRCNN(50), transform((48, 64)), "cpu")
     noise = Image.effect_noise((64, 48), 50).convert("RGB")
     boxes = torch.tensor([[2.0, 2, 30, 30]])
-    alone = encode([noise], [boxes])[0]
-    same_size = encode([GRAY, noise], [boxes, boxes])[1]
+    alone = extract([noise], [boxes])[0]
+    same_size = extract([GRAY, noise], [boxes, boxes])[1]
     torch.testing.assert_close(same_size, alone, rtol=1e-3, atol=1e-4)
 
 
-def test_masks_and_hidden_boxes_reach_the_network() -> None:
+def test_masks_and_blanked_boxes_reach_the_network() -> None:
     class Recording(torch.nn.Module):
         def region_features(self, images: Tensor, boxes: Tensor, mask: Tensor, masks: Tensor) -> Tensor:
             self.seen = images, masks
             return boxes[mask].repeat(1, 512)
 
     model = Recording()
-    encode = RegionEncoder(model, transform((48, 64)), "cpu")  # type: ignore[arg-type]
+    extract = RegionFeatureExtractor(model, transform((48, 64)), "cpu")  # type: ignore[arg-type]
     boxes = torch.tensor([[0.0, 0, 63, 47], [10, 20, 30, 40]])
-    encode([GRAY], [boxes], [torch.ones(2, 14, 14)], [boxes[1:]])
+    extract([GRAY], [boxes], [torch.ones(2, 14, 14)], [boxes[1:]])
     images, masks = model.seen
     assert images[0, :, 20:41, 10:31].eq(0).all() and masks.shape == (1, 2, 14, 14)
     assert images.ne(0).float().mean() == 1 - 21 * 21 / (64 * 48)

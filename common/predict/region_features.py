@@ -1,4 +1,4 @@
-"""Images and boxes to RoI features, as training computes them: on the resized, normalised image."""
+"""Region features of images, computed as training computes them: from the resized, normalised image."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from common.data.collate import pad_stack
 from common.data.transforms import Transform, TransformResult, blank_pixels
 from common.nn.fast_rcnn import FastRCNN
 
-NEVER = random.Random(0)  # a transform draws whether it flips, and this one does not
+NEVER = random.Random(0)  # a Transform draws a number for its flip; with flip_prob 0 the number does not matter
 
 
-class RegionEncoder:
-    """The CNN of a FastRCNN with the transform of its images, which must not flip.
+class RegionFeatureExtractor:
+    """Computes region features with the CNN of a FastRCNN.
 
-    precision: torch.float32, or torch.bfloat16 and torch.float16 for autocast.
+    transform: of the images; it must not flip. precision: torch.float32, or torch.bfloat16 or torch.float16 for
+    autocast.
     """
 
     def __init__(
@@ -37,23 +38,24 @@ class RegionEncoder:
         images: Sequence[Image.Image],
         boxes: Sequence[Tensor],
         masks: Sequence[Tensor] | None = None,
-        hidden: Sequence[Tensor] | None = None,
+        blanked: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """images: RGB. boxes: [R_i, 4] of each, xyxy in its own pixels. -> float32 [R_i, 2048] of each, on the CPU.
+        """Features float32 [R_i, 2048] of each image, on the CPU.
 
-        masks: [R_i, S, S], instance masks on the RoI head's output. hidden: [n_i, 4], boxes whose pixels are blanked.
-        With several images the smaller ones are zero-padded, which changes features near their right and bottom edge
-        a little, as it does in training.
+        images: RGB. boxes: [R_i, 4] of each image, xyxy in its pixels. masks: [R_i, S, S] of each image, instance masks
+        on the output of the RoI head. blanked: [n_i, 4] of each image, boxes whose pixels become the mean colour.
+        In a batch the smaller images are zero-padded. As in training, this changes features near their right and bottom
+        edge a little.
         """
-        states = [self._state(image, rows, image.size) for image, rows in zip(images, boxes, strict=True)]
+        states = [self._state(image, own, image.size) for image, own in zip(images, boxes, strict=True)]
         pixels = [state.image for state in states if state.image is not None]
-        for own, image, blank in zip(pixels, images, hidden or [], strict=bool(hidden)):
+        for own, image, blank in zip(pixels, images, blanked or [], strict=bool(blanked)):
             blank_pixels(own, self._state(None, blank, image.size).inside)
-        rows = [state.inside for state in states]
-        counts = [len(r) for r in rows]
+        resized = [state.inside for state in states]
+        counts = [len(own) for own in resized]
         batch = [
             pad_stack(pixels, 0.0),
-            pad_stack(rows, 0.0),
+            pad_stack(resized, 0.0),
             pad_stack([torch.ones(n, dtype=torch.bool) for n in counts], False),
         ]
         if masks is not None:
