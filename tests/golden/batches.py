@@ -1,6 +1,7 @@
-"""From the reference's positional inputs to our Batch, by task.
+"""From the inputs of the reference's modules to our Batch, by task.
 
-The reference assembles text inside its modules and marks padding by values; here the same is done before the model.
+The reference assembles text inside its modules and marks padding by values. Here both are done before the model.
+An input that a case does not have is None or absent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from common.config import Config
 from common.data.collate import pad_stack
 from common.data.sample import Batch
 from common.data.text import join_segments
@@ -19,7 +21,7 @@ CLS, SEP, MASK = 101, 102, 103  # the golden vocabulary's, as in the public one
 Inputs = Mapping[str, Tensor | None]
 
 
-def to_batch(task: str, t: Inputs, cfg: object) -> Batch:
+def to_batch(task: str, t: Inputs, cfg: Config) -> Batch:
     return {"vqa": _vqa, "refcoco": _refcoco, "vcr": _vcr, "pretrain": _pretrain}[task](t, cfg)
 
 
@@ -30,7 +32,7 @@ def _regions(t: Inputs, mask: Tensor) -> dict[str, Tensor | None]:
     boxes = boxes.masked_fill(~mask[..., None], 0.0)
     features = boxes[..., 4:] if boxes.shape[-1] > 6 else None
     return {
-        "image": t["image"],
+        "image": t.get("image"),
         "im_info": t["im_info"],
         "boxes": boxes[..., :4],
         "box_mask": mask,
@@ -42,7 +44,7 @@ def _ids(t: Tensor) -> list[int | str]:
     return list(range(len(t)))
 
 
-def _vqa(t: Inputs, cfg: object) -> Batch:
+def _vqa(t: Inputs, cfg: Config) -> Batch:
     regions = _regions(t, t["boxes"][..., 0] > -1.5)
     rows = [join_segments([row[row > 0].tolist(), [MASK]], CLS, SEP) for row in t["question"]]
     return Batch(
@@ -55,8 +57,10 @@ def _vqa(t: Inputs, cfg: object) -> Batch:
     )
 
 
-def _refcoco(t: Inputs, cfg: object) -> Batch:
+def _refcoco(t: Inputs, cfg: Config) -> Batch:
+    """Padded boxes keep their -2: where one has the best score, the reference predicts its coordinates."""
     regions = _regions(t, t["boxes"][..., 0] > -1.5)
+    regions["boxes"] = t["boxes"][:, : regions["box_mask"].shape[1], :4]
     rows = [join_segments([row[row > 0].tolist()], CLS, SEP) for row in t["expression"]]
     width = regions["boxes"].shape[1]
     return Batch(
@@ -69,7 +73,7 @@ def _refcoco(t: Inputs, cfg: object) -> Batch:
     )
 
 
-def _vcr(t: Inputs, cfg: object) -> Batch:
+def _vcr(t: Inputs, cfg: Config) -> Batch:
     boxes = t["boxes"]
     regions = _regions(t, boxes[..., 3] > -0.5)
     width = regions["boxes"].shape[1]
@@ -80,7 +84,7 @@ def _vcr(t: Inputs, cfg: object) -> Batch:
         return pad_stack([[row[i] for row in rows] for rows in text], 0)
 
     label = next((t[k] for k in t if k.endswith("_label") and t[k] is not None), None)
-    masks = t["masks"]
+    masks = t.get("masks")
     return Batch(
         ids=_ids(boxes),
         text_ids=field(0),
@@ -94,9 +98,9 @@ def _vcr(t: Inputs, cfg: object) -> Batch:
     )
 
 
-def _vcr_row(query: Tensor, choice: Tensor, cfg: object) -> tuple[list[int], list[int], list[int], list[int]]:
+def _vcr_row(query: Tensor, choice: Tensor, cfg: Config) -> tuple[list[int], list[int], list[int], list[int]]:
     """ids, segments, tags, mask of one query with one choice."""
-    network = cfg.NETWORK  # type: ignore[attr-defined]
+    network = cfg.NETWORK
     q, c = query[query[:, 0] > 0.5], choice[choice[:, 0] > 0.5]
     parts = [c, q] if network.ANSWER_FIRST else [q, c]
     if network.QA_ONE_SENT:
@@ -110,31 +114,34 @@ def _vcr_row(query: Tensor, choice: Tensor, cfg: object) -> tuple[list[int], lis
     return ids, segments, tags, [1] * len(ids)
 
 
-def _pretrain(t: Inputs, cfg: object) -> Batch:
-    """A row of mvrc_labels is a target unless it is all zero."""
+def _pretrain(t: Inputs, cfg: Config) -> Batch:
     regions = _regions(t, t["boxes"][..., 0] > -1.5)
-    width = regions["boxes"].shape[1]
-    labels = t["mvrc_labels"][:, :width]
-    wanted = labels.abs().sum(-1) > 0
     return Batch(
         ids=_ids(t["boxes"]),
         text_ids=t["text"],
         segment_ids=torch.zeros_like(t["text"]),
         text_mask=t["text"] > 0,
-        targets={
-            "relationship_label": t["relationship_label"],
-            "mlm_labels": t["mlm_labels"],
-            "mvrc_ops": t["mvrc_ops"][:, :width],
-            "mvrc_mask": wanted,
-            "mvrc_labels": pad_stack([row[mask] for row, mask in zip(labels, wanted, strict=True)], 0.0),
-        },
+        targets=_pretraining_targets(t, regions["boxes"].shape[1]),
         auxiliary=tuple(_text_only(t, key) for key in t if key.startswith("aux_text")),
         **regions,
     )
 
 
+def _pretraining_targets(t: Inputs, width: int) -> dict[str, Tensor]:
+    """Targets of the heads that a case has, for `width` boxes. A row of mvrc_labels without a number is no target."""
+    targets = {name: t[name] for name in ("relationship_label", "mlm_labels") if t.get(name) is not None}
+    if t.get("mvrc_ops") is not None:
+        targets["mvrc_ops"] = t["mvrc_ops"][:, :width]
+    if t.get("mvrc_labels") is not None:
+        labels = t["mvrc_labels"][:, :width]
+        wanted = labels.abs().sum(-1) > 0
+        targets["mvrc_mask"] = wanted
+        targets["mvrc_labels"] = pad_stack([row[mask] for row, mask in zip(labels, wanted, strict=True)], 0.0)
+    return targets
+
+
 def _text_only(t: Inputs, key: str) -> Batch:
-    text = t[key]
+    text, labels = t[key], t.get(key.replace("aux_text", "aux_mlm_labels"))
     return Batch(
         ids=_ids(text),
         im_info=torch.zeros(len(text), 4),
@@ -143,5 +150,5 @@ def _text_only(t: Inputs, key: str) -> Batch:
         text_ids=text,
         segment_ids=torch.zeros_like(text),
         text_mask=text > 0,
-        targets={"mlm_labels": t[key.replace("aux_text", "aux_mlm_labels")]},
+        targets={} if labels is None else {"mlm_labels": labels},
     )

@@ -11,7 +11,7 @@ from common.data.text import load_tokenizer
 from common.weights.build import build_fast_rcnn, build_vlbert, build_vlbert_for_pretraining
 from common.weights.foreign import load_backbone, load_language, load_partial
 from tests.golden.core import Case, Report, fill_weights, rule_values
-from tests.golden.models import build_task_model, case_config
+from tests.golden.models import case_config, task_builder
 from vcr.pretrained import adapt_pretrained
 from vqa.task import init_classifier_rows
 
@@ -29,7 +29,7 @@ def run(case: Case, report: Report) -> None:
             cfg, heads["with_rel_head"], heads["with_mlm_head"], heads["with_mvrc_head"]
         )
     else:
-        model = build_task_model(name, case.json["task"], cfg)
+        model = task_builder(name, case.json["task"])(cfg)
     fill_weights(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     _load(case, model, cfg)

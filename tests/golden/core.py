@@ -1,15 +1,16 @@
-"""What the adapters share: a case, the comparison of its numbers, and the weight rule.
+"""The parts that all adapters share: a case, the comparison of its numbers, and the weight rule.
 
-A golden folder holds one JSON (with an NPZ beside it where there are arrays) per case, in one folder per group; its
-README says what they mean. An adapter is a module of this package with `run(case, report)`.
+A golden folder holds one JSON per case (with an NPZ beside it where there are arrays), in one folder per group. Its
+README defines their contents. An adapter is a module of this package with `run(case, report)`.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -20,17 +21,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+FILL = -10000.0  # the value of logits at padding, exact by the README
 
 
 class Skip(Exception):  # noqa: N818, it is no error
-    """Raised by an adapter for a class that does not exist yet; the message is its name."""
+    """Raised for a case that cannot run yet. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An entry of a case's `outputs`.
+
+    array: its name in the NPZ, "eval.label_logits". want: the stored numbers, None where the output is None.
+    stride: of the last axis, every stride-th number is stored.
+    """
+
+    array: str
+    want: np.ndarray | None
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        """The name without the mode: "label_logits"."""
+        return self.array.split(".", 1)[-1]
+
+    @property
+    def mode(self) -> str:
+        """The part before the name: "eval"."""
+        return self.array.split(".", 1)[0]
 
 
 @dataclass
 class Case:
-    """One case. name: "A_encoder/ln_diff_size". data: the data kit. vocab: folder with bert-base-uncased/vocab.txt.
-    tmp: an empty folder of this case."""
+    """One case.
+
+    path: its JSON. golden: the folder of all groups. data: the data kit. vocab: folder with
+    bert-base-uncased/vocab.txt. tmp: an empty folder of this case.
+    """
 
     path: Path
     golden: Path
@@ -40,6 +67,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """Group and file: "A_encoder/ln_diff_size"."""
         return case_name(self.path)
 
     @property
@@ -75,6 +103,20 @@ class Case:
         """Fresh copies of the inputs by name in call order; None where None is to be passed."""
         return {i["name"]: self.array(i["array"]).copy() if "array" in i else None for i in self.json.get("inputs", [])}
 
+    @property
+    def outputs(self) -> list[Output]:
+        """The listed outputs in order. An output that is not listed was not stored."""
+        return [self._output(entry) for entry in self.json.get("outputs", [])]
+
+    def _output(self, entry: Mapping[str, Any]) -> Output:
+        """A stride stands in the note, or under `<output>_stride` beside the entries."""
+        array = entry["array"]
+        if "value" in entry and entry["value"] is None:
+            return Output(array, None)
+        noted = re.search(r"last axis subsampled ::(\d+)", entry.get("note", ""))
+        stride = int(noted[1]) if noted else self.json.get(f"{array.split('.', 1)[-1]}_stride", 1)
+        return Output(array, self.array(array), stride)
+
     def tensors(self) -> dict[str, Tensor | None]:
         """`inputs` as fresh tensors."""
         return {name: None if array is None else torch.from_numpy(array) for name, array in self.inputs.items()}
@@ -94,7 +136,7 @@ def case_name(path: Path) -> str:
 
 
 def find_cases(golden: Path, only: str = "") -> Iterator[Path]:
-    """The JSON files of all cases, by name; `only` is a part of the name or a pattern with wildcards."""
+    """Yields the JSON files of all cases, sorted by name. only: a part of the name, or a pattern with wildcards."""
     paths = [p for pattern in ("*/*.json", "*/*.json.gz") for p in golden.glob(pattern) if p.name != "index.json"]
     for path in sorted(paths, key=case_name):
         if only in case_name(path) or fnmatch(case_name(path), only):
@@ -103,7 +145,7 @@ def find_cases(golden: Path, only: str = "") -> Iterator[Path]:
 
 @dataclass
 class Report:
-    """Collects comparisons of one case. worst: largest error as a multiple of its tolerance."""
+    """Comparisons of one case. worst: largest error as a multiple of its tolerance. notes: printed in any case."""
 
     worst: float = 0.0
     worst_name: str = ""
@@ -112,7 +154,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def close(self, name: str, got: Any, want: Any, atol: float = 1e-5, rtol: float = 1e-4) -> None:
-        """|got - want| <= atol + rtol * |want| everywhere; NaN and infinity must be where they are wanted."""
+        """Compare |got - want| <= atol + rtol * |want| everywhere. NaN and infinity must stand at the same places."""
         self.comparisons += 1
         a, b = _numbers(got), _numbers(want)
         if a.shape != b.shape:
@@ -131,7 +173,7 @@ class Report:
             self.fail(name, f"{a[at]:.9g}, expected {b[at]:.9g}{where}: {worst:.3g} times the tolerance")
 
     def equal(self, name: str, got: Any, want: Any) -> None:
-        """The same values, exactly; arrays and tensors the same shape too (not dtype)."""
+        """Compare exactly: values, and shapes of arrays and tensors (not dtypes)."""
         self.comparisons += 1
         if not any(isinstance(v, (np.ndarray, Tensor)) for v in (got, want)):
             if got != want:
@@ -145,8 +187,41 @@ class Report:
             place = [int(i) for i in at]
             self.fail(name, f"{different} of {a.size} values differ, first at {place}: {a[at]}, expected {b[at]}")
 
+    def output(
+        self, output: Output, got: Mapping[str, Any], atol: float = 1e-5, rtol: float = 1e-4, exact: bool = False
+    ) -> None:
+        """Compare an output with `got[output.name]`: None or absent where None is stored, else the part that is stored.
+
+        exact: no tolerance. Fill values of -10000 have none in any case.
+        """
+        value, want = got.get(output.name), output.want
+        if want is None:
+            self.equal(f"{output.array} is None", value, None)
+            return
+        if value is None:
+            self.fail(output.array, f"not among our outputs: {', '.join(k for k, v in got.items() if v is not None)}")
+            return
+        value = _array(value)
+        if output.stride > 1:
+            value = value[..., :: output.stride]
+        if _without_ones(value) == _without_ones(want):
+            value = value.reshape(want.shape)
+        if exact:
+            self.equal(output.array, value, want)
+            return
+        self.close(output.array, value, want, atol, rtol)
+        if value.shape == want.shape and (want == FILL).any():
+            self.equal(f"{output.array} fill", value == FILL, want == FILL)
+
+    def include(self, title: str, other: Report) -> None:
+        """Add the comparisons of another report, its failures under `title`, its worst error as a note."""
+        self.comparisons += other.comparisons
+        self.failures += [f"{title}: {failure}" for failure in other.failures]
+        worst = f"worst error {other.worst:.2g} of the bound ({other.worst_name})" if other.worst_name else "exact"
+        self.note(f"{title}: {worst}; {other.comparisons} comparisons")
+
     def note(self, text: str) -> None:
-        """A line under the result, also of a case that passes."""
+        """Add a line that is printed under the result, also of a case that passes."""
         self.notes.append(text)
 
     def fail(self, name: str, text: str) -> None:
@@ -166,7 +241,7 @@ def rule_values(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 @torch.no_grad()
 def fill_weights(module: nn.Module) -> dict[str, str]:
-    """Give every tensor of the state dict its value of the weight rule; of shared tensors the first key counts.
+    """Set every tensor of the state dict by the weight rule. The first key of a shared tensor counts.
 
     Returns the aliases: later key -> first key of the same tensor.
     """
@@ -183,7 +258,7 @@ def fill_weights(module: nn.Module) -> dict[str, str]:
 
 
 def _scaled(key: str, last: str, x: np.ndarray) -> np.ndarray:
-    """Rows of the README's table, in its order, from running_var on."""
+    """The lines of the README's table in its order, from running_var on."""
     if last == "running_var":
         return 1 + 0.1 * np.abs(x)
     if last == "running_mean":
@@ -207,6 +282,11 @@ def _scaled_vector(key: str, last: str, x: np.ndarray) -> np.ndarray:
     if "visual_ln" in key:
         return 0.3 + 0.03 * x
     return 1 + 0.1 * x
+
+
+def _without_ones(array: np.ndarray) -> list[int]:
+    """The shape without axes of one, some of which the reference keeps."""
+    return [size for size in array.shape if size != 1]
 
 
 def _array(value: Any) -> np.ndarray:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from common.config import load_config
-from tests.golden.core import REPOSITORY, Case, Report, Skip
+from tests.golden.core import Case, Report, Skip
+from tests.paths import ROOT
 
 BATCH = 4
 ATOL_BOX, ATOL_PIXEL = 1e-3, 0.02
@@ -77,7 +78,7 @@ def _config(case: Case, reference: ModuleType) -> Any:
         **{f"{mode}.BATCH_IMAGES": BATCH for mode in ("TRAIN", "VAL", "TEST")},
     }
     changes |= reference.config_changes(case)
-    return load_config(case.json["task"], REPOSITORY / case.json["cfg"], changes | case.overrides)
+    return load_config(case.json["task"], ROOT / case.json["cfg"], changes | case.overrides)
 
 
 def _arrays(name: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from common.config import load_config
-from tests.golden.core import REPOSITORY, Case, Report
-from tests.golden.models import build_task_model
+from tests.golden.core import Case, Report
+from tests.golden.models import task_builder
+from tests.paths import ROOT
 
 
 def run(case: Case, report: Report) -> None:
     task = case.json["cfg"].split("/")[1]
-    cfg = load_config(task, REPOSITORY / case.json["cfg"])
-    model = build_task_model(case.json["class"], task, cfg)
+    cfg = load_config(task, ROOT / case.json["cfg"])
+    model = task_builder(case.json["class"], task)(cfg)
     trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
     entries = [
         [key, list(t.shape), str(t.dtype).removeprefix("torch."), trained.get(key)]

@@ -11,7 +11,8 @@ from common.train.adamw import AdamW
 from common.train.optim import build_optimizer, clip_grad_norm
 from common.train.plan import RunPlan
 from common.train.schedules import LinearSchedule, MultiStepSchedule, Schedule, build_schedule
-from tests.golden.core import REPOSITORY, Case, Report
+from tests.golden.core import Case, Report
+from tests.paths import ROOT
 
 LR_TABLE = {"atol": 1e-9, "rtol": 0.0}
 NUMBER = {"atol": 0.0, "rtol": 1e-9}  # of a config, where learning rates are as small as 1e-7
@@ -94,7 +95,7 @@ def scaling(case: Case, report: Report) -> None:
     batches = 1000  # per epoch, as the field's name says
     for row in case.json["rows"]:
         # The rows count processes; GPUS would count in a single one.
-        cfg = load_config(row["cfg"].split("/")[1], REPOSITORY / row["cfg"], {"GPUS": "0"})
+        cfg = load_config(row["cfg"].split("/")[1], ROOT / row["cfg"], {"GPUS": "0"})
         plan = RunPlan.from_config(cfg, row["world_size"], batches)
         name = f"{row['cfg']} x{row['world_size']}"
         report.equal(f"{name} effective_batch", plan.effective_batch, row["effective_batch"])

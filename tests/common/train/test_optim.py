@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from common.train.adamw import AdamW
 from common.train.optim import (
-    AdamW,
+    apply_lr,
+    build_optimizer,
+    clip_grad_norm,
+    parameter_groups,
+)
+from common.train.plan import RunPlan
+from common.train.schedules import (
     LinearSchedule,
     MultiStepSchedule,
     PlateauSchedule,
-    RunPlan,
-    apply_lr,
-    build_optimizer,
     build_schedule,
-    clip_grad_norm,
-    parameter_groups,
 )
 
 
