@@ -1,0 +1,66 @@
+"""Citations of docs/original.md: each names a rule that is there, and none names another document."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_imports import ROOT
+
+RULES_FILE = ROOT / "docs" / "original.md"
+FOLDERS = ("benchmarks", "cfgs", "common", "data", "docs", "model", "pretrain", "refcoco", "scripts", "tests")
+FOLDERS += ("vcr", "viz", "vqa")
+RULE = re.compile(r"^\* \*\*(\d+\.\d+)\*\* ", re.MULTILINE)
+# "original 4.7", "original 4.1 to 4.7", "original 3.1, 3.26 and 3.27", also broken over lines of a comment
+GAP = r"[\s#]+"
+CITATION = re.compile(rf"\boriginal{GAP}(\d+\.\d+(?:(?:,|{GAP}to|{GAP}and){GAP}\d+\.\d+)*)", re.IGNORECASE)
+# Forms of another document: "spec 04 §3", "P-21", "D-7", and a section sign that is not of the paper.
+FOREIGN = re.compile(r"\bspecs?[ ]\d|\b[DPQV]-\d+\b|(?<!paper )§", re.IGNORECASE)
+
+
+def files() -> list[Path]:
+    inside = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    kinds = {".py", ".md", ".yaml", ".sh"}
+    found = [path for path in [*inside, *sorted(ROOT.glob("*"))] if path.suffix in kinds]
+    return [path for path in found if "-world" not in str(path) and path != Path(__file__)]
+
+
+FILES = files()
+
+
+def rules() -> list[str]:
+    return RULE.findall(RULES_FILE.read_text(encoding="utf-8"))
+
+
+def cited(text: str) -> list[str]:
+    """Numbers of rules that `text` cites."""
+    return [number for match in CITATION.finditer(text) for number in re.findall(r"\d+\.\d+", match[1])]
+
+
+def test_rules_count_from_one_in_each_area():
+    areas: dict[int, list[int]] = {}
+    for area, number in (map(int, rule.split(".")) for rule in rules()):
+        areas.setdefault(area, []).append(number)
+    assert list(areas) == list(range(1, 12))
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in areas.values())
+
+
+def test_most_areas_are_cited():
+    product = [path for path in FILES if {"tests", "docs"}.isdisjoint(path.relative_to(ROOT).parts)]
+    numbers = [number for path in product for number in cited(path.read_text(encoding="utf-8"))]
+    assert len(numbers) > 80 and len({number.split(".")[0] for number in numbers}) >= 9
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_citations_resolve(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert not set(cited(text)) - set(rules())
+    assert not [match[0] for match in FOREIGN.finditer(text)]
+
+
+def test_citations_are_found_in_every_form():
+    text = "as in original 4.7; Original 3.1, 3.26\n    # and 3.27 (seeds), original\n    2.4 to 2.15. The original 3 x 3"
+    assert cited(text) == ["4.7", "3.1", "3.26", "3.27", "2.4", "2.15"]
+    assert [m[0] for m in FOREIGN.finditer("spec 04, P-21, D-7, (§2), paper §3.2")] == ["spec 0", "P-21", "D-7", "§"]
