@@ -1,4 +1,4 @@
-"""Citations of docs/original.md: each names a rule that is there, and none names another document."""
+"""Citations of docs/original.md name rules that exist, and documents name files that exist."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def files() -> list[Path]:
 
 
 FILES = files()
+DOCUMENTS = [path for path in FILES if path.suffix == ".md"]
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+# "common/nn/cpu" or "vqa/test.py" in code quotes; patterns and made-up names have other characters
+CODE_FOLDERS = sorted(set(FOLDERS) - {"data", "model"})
+OWN_PATH = re.compile(rf"`((?:{'|'.join(CODE_FOLDERS)})/[\w/]*\w(?:\.(?:py|md|yaml|sh|js))?)/?`")
 
 
 def rules() -> list[str]:
@@ -64,3 +69,10 @@ def test_citations_are_found_in_every_form():
     text = "original 4.7; Original 3.1, 3.26\n    # and 3.27 (seeds), original\n    2.4 to 2.15. The original 3 x 3"
     assert cited(text) == ["4.7", "3.1", "3.26", "3.27", "2.4", "2.15"]
     assert [m[0] for m in FOREIGN.finditer("spec 04, P-21, D-7, (§2), paper §3.2")] == ["spec 0", "P-21", "D-7", "§"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_document_names_exist(path: Path):
+    text = path.read_text(encoding="utf-8")
+    named = [path.parent / link for link in LINK.findall(text)] + [ROOT / name for name in OWN_PATH.findall(text)]
+    assert not [str(file) for file in named if not file.exists()]
