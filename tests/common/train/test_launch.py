@@ -1,14 +1,18 @@
 """Local processes of an evaluation, on the CPU with gloo."""
 
+import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from common import distributed
-from common.train.launch import run_local, visible_devices
+from common.errors import ConfigError
+from common.train.launch import ERROR_FILE, first_failure, report_failure, run_local, slurm_environment, visible_devices
 
 
 def _meet(folder: Path) -> int:
@@ -56,5 +60,76 @@ class TestVisibleDevices:
         assert visible_devices([1, 0]) == ["GPU-7f", "4"]
 
     def test_a_gpu_that_is_not_there(self):
-        with pytest.raises(ValueError, match="--gpus 4: there are 4 GPUs"):
+        with pytest.raises(ConfigError, match="--gpus 4: there are 4 GPUs"):
             visible_devices([0, 4])
+
+
+class TestReports:
+    def failure(self, folder: Path, rank: int, exitcode: int = 1, error: Exception | None = None) -> ProcessFailure:
+        """Of a process that reported `error`, or was gone before it could."""
+        path = folder / f"{rank}" / "error.json"
+        if error is not None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(ERROR_FILE, str(path))
+                assert report_failure(error)
+        return ProcessFailure(rank, 100 + rank, exitcode, str(path))
+
+    def test_nothing_is_written_without_torchrun(self, monkeypatch):
+        monkeypatch.delenv(ERROR_FILE, raising=False)
+        assert not report_failure(ValueError("x"))
+
+    def test_the_first_report_is_the_cause(self, tmp_path):
+        """Within one second, whatever the ranks and the kinds of error are."""
+        order = [2, 0, 1]
+        failures = {rank: self.failure(tmp_path, rank, error=RuntimeError(f"of {rank}")) for rank in order}
+        assert len({failure.timestamp for failure in failures.values()}) <= 2
+        rank, failure = first_failure(dict(sorted(failures.items())))
+        assert rank == 2 and failure.message["message"] == "of 2"
+
+    def test_a_killed_process_comes_before_those_that_lost_it(self, tmp_path):
+        failures = {
+            0: self.failure(tmp_path, 0, error=RuntimeError("lost a peer")),
+            1: self.failure(tmp_path, 1, -signal.SIGKILL),
+        }
+        assert first_failure(failures)[0] == 1
+
+    def test_an_abort_may_be_a_consequence(self, tmp_path):
+        """nccl aborts a process that lost another one."""
+        failures = {
+            0: self.failure(tmp_path, 0, -signal.SIGABRT),
+            1: self.failure(tmp_path, 1, error=KeyError("cause")),
+        }
+        failures[0].timestamp += 1  # it is that of the moment at which the launcher looked
+        assert first_failure(failures)[0] == 1
+
+    def test_a_line_instead_of_a_traceback(self, tmp_path, monkeypatch):
+        """The format is that of torchrun, which reads it too."""
+        monkeypatch.setenv(ERROR_FILE, str(tmp_path / "deep" / "error.json"))
+        assert report_failure(ConfigError("a\nb"), "a b")
+        content = json.loads((tmp_path / "deep" / "error.json").read_text())["message"]
+        assert content["message"] == "a b" and content["extraInfo"]["py_callstack"] == ""
+        assert abs(int(content["extraInfo"]["timestamp"]) - time.time()) < 60
+        try:
+            raise KeyError("fault")
+        except KeyError as error:
+            assert report_failure(error)
+        content = json.loads((tmp_path / "deep" / "error.json").read_text())["message"]
+        assert content["extraInfo"]["py_callstack"].strip().endswith("KeyError: 'fault'")
+
+
+class TestSlurm:
+    given = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu07,login", "SLURM_LOCALID": "1"}
+
+    def test_environment(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert slurm_environment(self.given) == {
+            "MASTER_ADDR": "gpu07",
+            "MASTER_PORT": "29500",
+            "WORLD_SIZE": "8",
+            "RANK": "3",
+            "LOCAL_RANK": "1",
+        }
+
+    def test_missing_variables(self):
+        with pytest.raises(ConfigError, match="--slurm: SLURM_PROCID, SLURM_NODELIST not set"):
+            slurm_environment({"SLURM_NTASKS": "2"})

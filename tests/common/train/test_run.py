@@ -104,6 +104,17 @@ class TestSeeds:
             drawn.add(seed_everything(-1))
         assert len(drawn) == 3 and all(0 <= seed < 2**31 for seed in drawn)
 
+    def test_ranks_draw_different_numbers_and_share_the_seed_of_samples(self, monkeypatch):
+        """Otherwise the dropout masks of all ranks would be equal."""
+        drawn = []
+        for rank in (0, 1):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            assert seed_everything(11) == 11
+            mask = torch.nn.functional.dropout(torch.ones(64))
+            drawn.append([random.random(), np.random.rand(), *mask.tolist()])
+        first, second = drawn
+        assert first[0] != second[0] and first[1] != second[1] and first[2:] != second[2:]
+
     def test_a_large_seed_is_possible(self):
         assert seed_everything(2**40) == 2**40
 

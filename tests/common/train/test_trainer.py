@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from common import distributed
 from common.errors import CheckpointError
 from common.precision import Precision
+from common.train.progress import Progress
 from common.train.schedules import PlateauSchedule
 from common.train.signals import Stopped
 from common.train.trainer import Trainer
-from common.train.trainer_state import rng_state, set_rng_state
+from common.train.trainer_state import Position, rng_state, set_rng_state
 from common.weights import checkpoint
 from common.weights.checkpoint import (
     best_path,
@@ -154,6 +156,24 @@ class TestLog:
         trainer = toy_trainer(tmp_path, batch_size=1, log_every=4)
         trainer.fit()
         assert [line["step"] for line in trainer.writer.lines] == [1, 5, 9, 10, 11, 15, 19, 20]
+
+    def test_speed_and_time_left(self, tmp_path, monkeypatch, caplog):
+        """Of all processes, until the end of the last epoch."""
+        asked = []
+
+        def measure(progress, step, remaining, world):
+            asked.append((step, remaining, world))
+            return 12.34, 3661.0
+
+        monkeypatch.setattr(Progress, "measure", measure)
+        monkeypatch.setattr(distributed, "world_size", lambda: 3)
+        trainer = toy_trainer(tmp_path, log_every=2, end_epoch=3)
+        trainer.position = Position(epoch=1, step=5)
+        with caplog.at_level(logging.INFO):
+            trainer.fit()
+        assert asked == [(6, 9, 3), (8, 7, 3), (10, 5, 3), (11, 4, 3), (13, 2, 3), (15, 0, 3)]
+        assert set(trainer.writer.column("samples_per_second")) == {12.34}
+        assert "Epoch[1] Batch [1/5] 12.3 samples/s, ETA 1h 1m 1s: Square" in caplog.text
 
     def test_metrics_start_anew_each_epoch(self, tmp_path):
         trainer = toy_trainer(tmp_path)
