@@ -1,11 +1,11 @@
-"""Attention maps of a pretrained model, one file an image (spec 11 §1).
+"""Attention maps of a pretrained model, one file for each image (spec 11 §1).
 
 python pretrain/vis_attention_maps.py --cfg cfgs/pretrain/vis_attention_maps_coco.yaml --save-dir maps
 python pretrain/vis_attention_maps.py --cfg ... --save-dir maps --input own.jsonl --boxes detector:WEIGHTS.pth
 
-Writes <save-dir>/attention_probs/<id>.npy, float32 [layers, heads, S, S], axis 2 attends to axis 3, and beside it
-<save-dir>/slots/<id>.json: what the S slots are, the boxes and the text. Files that are there are not made again.
-`python -m viz.attention --map <save-dir>/attention_probs/<id>.npy` makes a page of one.
+Writes <save-dir>/attention_probs/<id>.npy, float32 [layers, heads, S, S], where axis 2 attends to axis 3, and
+<save-dir>/slots/<id>.json with the S slots, the boxes and the text. Skips existing files.
+`python -m viz.attention --map <save-dir>/attention_probs/<id>.npy` makes a page of a map.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _main(args: argparse.Namespace) -> None:
 
 
 def load_model(cfg: Config) -> Loaded:
-    """The model of a config with the weights that a training run would start from."""
+    """The model of a config with the initial weights of a training run."""
     from common import distributed
     from common.train.run import seed_everything
     from common.weights.foreign import load_initial_weights
@@ -125,9 +125,9 @@ def write_dataset(cfg: Config, loaded: Loaded, folder: Path) -> int:
 
 
 def write_own(cfg: Config, loaded: Loaded, args: argparse.Namespace) -> int:
-    """Maps of the lines of a file, named by "id" or by the image's stem. Returns how many.
+    """Write maps for the lines of a file, named by "id" or by the image's stem. Returns their number.
 
-    Raises DataError naming the line that cannot be used.
+    Raises DataError with the line that cannot be used.
     """
     from common.errors import DataError
     from common.predict.load import build_predictor
@@ -153,7 +153,7 @@ def write_own(cfg: Config, loaded: Loaded, args: argparse.Namespace) -> int:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file, line 3", object) of every line that is not empty. Raises DataError for one that is no object."""
+    """("file, line 3", object) of every line that is not empty. Raises DataError for a line that is no JSON object."""
     from common.files.json_files import parse_object
 
     with path.open(encoding="utf-8") as lines:
@@ -178,7 +178,7 @@ def save_map(
     image: str,
     size: Sequence[int],
 ) -> None:
-    """attention: [heads, S, S] of each layer. The map is written last: where it is, the slots are too."""
+    """Write the slots, then the map, so that a map never lacks its slots. attention: [heads, S, S] of each layer."""
     import numpy as np
     import torch
 
