@@ -46,7 +46,11 @@ def _main(args: argparse.Namespace) -> None:
     find_place(args.dist, args.slurm)
     cfg = load_run_config("pretrain", args)
     loaded = load_model(cfg)
-    count = write_own(cfg, loaded, args) if args.input else write_dataset(cfg, loaded, args.save_dir)
+    count = (
+        write_own(cfg, loaded, args.input, args.boxes, args.save_dir)
+        if args.input
+        else write_dataset(cfg, loaded, args.save_dir)
+    )
     print(f"{args.save_dir}: {count} maps written by this process")
 
 
@@ -124,8 +128,10 @@ def write_dataset(cfg: Config, loaded: Loaded, folder: Path) -> int:
     return len(written)
 
 
-def write_own(cfg: Config, loaded: Loaded, args: argparse.Namespace) -> int:
+def write_own(cfg: Config, loaded: Loaded, inputs: Path, boxes: str | None, folder: Path) -> int:
     """Write maps for the lines of a file, named by "id" or by the image's stem. Returns their number.
+
+    boxes: source of boxes for lines without boxes, as in `load_predictor`.
 
     Raises DataError with the line that cannot be used.
     """
@@ -134,20 +140,18 @@ def write_own(cfg: Config, loaded: Loaded, args: argparse.Namespace) -> int:
     from common.predict.predictor import INPUT_ERRORS
     from pretrain.predictor import CaptionPredictor
 
-    predictor = build_predictor(CaptionPredictor, loaded, cfg, args.boxes)
+    predictor = build_predictor(CaptionPredictor, loaded, cfg, boxes)
     written = 0
-    for where, item in read_lines(args.input):
+    for where, item in read_lines(inputs):
         try:
             name = str(item.get("id", Path(str(item.get("image"))).stem))
-            if map_path(args.save_dir, name).is_file():
+            if map_path(folder, name).is_file():
                 continue
             p = predictor(**{k: v for k, v in item.items() if k != "id"}, attention=True)
         except (*INPUT_ERRORS, TypeError) as error:
             raise DataError(f"{where}: {error}") from error
         assert p.attention is not None
-        save_map(
-            args.save_dir, name, [*p.attention], p.slots, p.boxes, p.names, item["caption"], item["image"], [*p.size]
-        )
+        save_map(folder, name, [*p.attention], p.slots, p.boxes, p.names, item["caption"], item["image"], [*p.size])
         written += 1
     return written
 
