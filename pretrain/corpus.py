@@ -1,4 +1,4 @@
-"""Plain text for pretraining: lines of large text files (spec 10 §9.3)."""
+"""Plain text for pretraining, from lines of large text files (spec 10 §9.3)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from common.errors import DataError
 from common.files.lines import LineFile
 from pretrain.masking import NO_LABEL, WordMasker
 
-EMPTY_LINES = 1000  # in a row that give no token: such a file is no text
+EMPTY_LINES = 1000  # consecutive lines without a token, which a file of text does not have
 
 
 class GeneralCorpus(TaskDataset):
-    """One sample for each line of some text files, which lie one behind the other.
+    """One sample for each line of the concatenated text files.
 
-    paths: UTF-8 files, one sentence or paragraph a line. seq_len: most word pieces of a sample. min_seq_len: a line
-    with fewer words and punctuation marks takes in those that follow it, after the last one the first.
-    mask: hide words.
-    A sample has no [CLS], no [SEP] and no regions. Nothing of the text is held in memory.
+    paths: UTF-8 files, one sentence or paragraph a line. seq_len: largest number of word pieces of a sample.
+    min_seq_len: a line with fewer words and punctuation marks is joined with the next ones; the first line follows the
+    last one. mask: whether words are masked.
+    A sample has no [CLS], no [SEP] and no regions. The text is not held in memory.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class GeneralCorpus(TaskDataset):
         return self._ends[-1]
 
     def line(self, number: int) -> str:
-        """Line `number` of all files, without blank ones."""
+        """Line `number` of all files, not counting blank lines."""
         file = bisect_right(self._ends, number)
         return self.files[file][number - (self._ends[file - 1] if file else 0)]
 

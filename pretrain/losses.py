@@ -1,4 +1,4 @@
-"""Losses of pretraining, over the positions that have a target (spec 10 §5)."""
+"""Losses of pretraining over the positions with a target (spec 10 §5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.nn.losses import soft_cross_entropy, soft_label_mask
 
-EPS = 1e-4  # added to counts where a sample is averaged first
+EPS = 1e-4  # added to counts in means of samples, as in the original
 
 
 def masked_word_loss(logits: Tensor, labels: Tensor, sample: Tensor | None = None) -> Tensor:
@@ -17,16 +17,16 @@ def masked_word_loss(logits: Tensor, labels: Tensor, sample: Tensor | None = Non
 
 
 def masked_region_loss(logits: Tensor, labels: Tensor, sample: Tensor | None = None) -> Tensor:
-    """Cross-entropy of logits [n, C] with distributions [n, C], averaged over the rows that are one."""
+    """Cross-entropy of logits [n, C] with labels [n, C], averaged over the rows of labels that are distributions."""
     losses = soft_cross_entropy(logits, labels, reduction="none")
     return mean_of(losses, soft_label_mask(labels).to(losses.dtype), sample)
 
 
 def mean_of(losses: Tensor, counted: Tensor, sample: Tensor | None = None) -> Tensor:
-    """The mean of losses [n] where `counted` [n] is 1, not 0; 0 with zero gradients where nothing is.
+    """The mean of those losses [n] whose `counted` [n] is 1; 0 with zero gradients if there are none.
 
-    sample: int64 [n], the row of the batch that each loss belongs to: the mean over each sample comes first, in the
-    original's form, whose denominators are 1e-4 larger than the counts (spec 10 §5).
+    sample: int64 [n], number of the sample of each loss, in rising order. If given, the result is the mean over samples
+    of their means. As in the original, each denominator is the count plus 1e-4 (spec 10 §5).
     """
     losses = losses * counted
     if sample is None:

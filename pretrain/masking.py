@@ -1,4 +1,4 @@
-"""Which words and regions of a sample are hidden, and how a sample is cut to length (paper §3.3; spec 10 §9)."""
+"""Masking of words and regions, and truncation of a sample (paper §3.3; spec 10 §9)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 class WordMasker:
-    """Hides whole words: all pieces of a chosen word have a label, its id before masking (spec 10 §9.5).
+    """Masks whole words. The label of each piece of a chosen word is its id before masking (spec 10 §9.5).
 
-    A chosen word becomes [MASK] (80 %), other pieces (10 %), or stays (10 %).
+    The pieces of a chosen word become [MASK] (80 %), random pieces (10 %), or do not change (10 %).
     """
 
     def __init__(self, tokenizer: BertTokenizer) -> None:
@@ -27,7 +27,7 @@ class WordMasker:
         self.pool = list(tokenizer.vocab)  # in the order of the file
 
     def __call__(self, words: Sequence[str], rng: random.Random) -> tuple[list[int], list[int]]:
-        """words: of `basic_tokenize`. -> ids and labels of their pieces; label -1 where there is nothing to predict."""
+        """Ids and labels of the pieces of `words` (of `basic_tokenize`). The label -1 is no target."""
         pieces: list[str] = []
         labels: list[int] = []
         for word in words:
@@ -48,14 +48,14 @@ class WordMasker:
         return self.tokenizer.ids(pieces), labels
 
     def _other(self, rng: random.Random) -> str:
-        """Any entry of the vocabulary but padding, which would leave a hole in the text (spec 10 P-6)."""
+        """A random entry of the vocabulary but padding, which would be masked out of the text (spec 10 P-6)."""
         while self.tokenizer.vocab[piece := rng.choice(self.pool)] == self.tokenizer.pad_id:
             pass
         return piece
 
 
 def mask_regions(count: int, rng: random.Random) -> tuple[list[int], list[bool]]:
-    """For each of `count` regions: 1 where it is hidden, and whether it is to be predicted (spec 10 §9.6)."""
+    """For each of `count` regions: 1 if it is hidden, else 0, and whether it is a target (spec 10 §9.6)."""
     ops, wanted = [], []
     for _ in range(count):
         draw = rng.random()
@@ -65,21 +65,21 @@ def mask_regions(count: int, rng: random.Random) -> tuple[list[int], list[bool]]
 
 
 def image_feature_without(features: Tensor, masked: Tensor) -> Tensor:
-    """The feature [2048] of the whole image: the mean of features [R, 2048] as if the masked ones were not there.
+    """The feature [2048] of the whole image: the mean of those features [R, 2048] that are not masked.
 
-    masked: bool [R]. In the original's form, with its small number in the denominator (spec 10 §9.2 step 8).
+    masked: bool [R]. The denominator has the original's small constant (spec 10 §9.2 step 8).
     """
     kept = len(features) - int(masked.sum())
     return (len(features) * features.mean(0) - features[masked].sum(0)) / (kept + 1e-5)
 
 
 def joint_lengths(tokens: int, boxes: int, limit: int) -> tuple[int, int]:
-    """How many tokens and boxes of a sample stay so that together they are at most `limit` (spec 10 §9.2 step 11).
+    """Numbers of tokens and boxes to keep, together at most `limit` (spec 10 §9.2 step 11).
 
-    The longer side gives way one by one, a tie takes a token; 2 tokens and 1 box stay in any case.
+    The longer side loses one entry at a time; of a tie, the text does. At least 2 tokens and 1 box stay.
     """
     over = max(0, tokens + boxes - limit)
-    # First the longer side comes down to the shorter one, then they go in turn: of a tie the text goes first.
+    # First the longer side is cut to the length of the other one, then both in turn, the text first.
     first = min(over, abs(tokens - boxes))
     if boxes > tokens:
         boxes -= first

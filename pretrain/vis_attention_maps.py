@@ -1,11 +1,11 @@
-"""Attention maps of a pretrained model, one file an image (spec 11 §1).
+"""Attention maps of a pretrained model, one file for each image (spec 11 §1).
 
 python pretrain/vis_attention_maps.py --cfg cfgs/pretrain/vis_attention_maps_coco.yaml --save-dir maps
 python pretrain/vis_attention_maps.py --cfg ... --save-dir maps --input own.jsonl --boxes detector:WEIGHTS.pth
 
-Writes <save-dir>/attention_probs/<id>.npy, float32 [layers, heads, S, S], axis 2 attends to axis 3, and beside it
-<save-dir>/slots/<id>.json: what the S slots are, the boxes and the text. Files that are there are not made again.
-`python -m viz.attention --map <save-dir>/attention_probs/<id>.npy` makes a page of one.
+Writes <save-dir>/attention_probs/<id>.npy, float32 [layers, heads, S, S], where axis 2 attends to axis 3, and
+<save-dir>/slots/<id>.json with the S slots, the boxes and the text. Skips existing files.
+`python -m viz.attention --map <save-dir>/attention_probs/<id>.npy` makes a page of a map.
 """
 
 from __future__ import annotations
@@ -46,12 +46,16 @@ def _main(args: argparse.Namespace) -> None:
     find_place(args.dist, args.slurm)
     cfg = load_run_config("pretrain", args.cfg, args.set, args.model_dir)
     loaded = load_model(cfg)
-    count = write_own(cfg, loaded, args) if args.input else write_dataset(cfg, loaded, args.save_dir)
+    count = (
+        write_own(cfg, loaded, args.input, args.boxes, args.save_dir)
+        if args.input
+        else write_dataset(cfg, loaded, args.save_dir)
+    )
     print(f"{args.save_dir}: {count} maps written by this process")
 
 
 def load_model(cfg: Config) -> Loaded:
-    """The model of a config with the weights that a training run would start from."""
+    """The model of a config with the initial weights of a training run."""
     from common import distributed
     from common.train.run import seed_everything
     from common.weights.foreign import load_initial_weights
@@ -124,36 +128,36 @@ def write_dataset(cfg: Config, loaded: Loaded, folder: Path) -> int:
     return len(written)
 
 
-def write_own(cfg: Config, loaded: Loaded, args: argparse.Namespace) -> int:
-    """Maps of the lines of a file, named by "id" or by the image's stem. Returns how many.
+def write_own(cfg: Config, loaded: Loaded, inputs: Path, boxes: str | None, folder: Path) -> int:
+    """Write maps for the lines of a file, named by "id" or by the image's stem. Returns their number.
 
-    Raises DataError naming the line that cannot be used.
+    boxes: source of boxes for lines without boxes, as in `load_predictor`.
+
+    Raises DataError with the line that cannot be used.
     """
     from common.errors import DataError
     from common.predict.load import build_predictor
     from common.predict.predictor import INPUT_ERRORS
     from pretrain.predictor import CaptionPredictor
 
-    predictor = build_predictor(CaptionPredictor, loaded, cfg, args.boxes)
+    predictor = build_predictor(CaptionPredictor, loaded, cfg, boxes)
     written = 0
-    for where, item in read_lines(args.input):
+    for where, item in read_lines(inputs):
         try:
             name = str(item.get("id", Path(str(item.get("image"))).stem))
-            if map_path(args.save_dir, name).is_file():
+            if map_path(folder, name).is_file():
                 continue
             p = predictor(**{k: v for k, v in item.items() if k != "id"}, attention=True)
         except (*INPUT_ERRORS, TypeError) as error:
             raise DataError(f"{where}: {error}") from error
         assert p.attention is not None
-        save_map(
-            args.save_dir, name, [*p.attention], p.slots, p.boxes, p.names, item["caption"], item["image"], [*p.size]
-        )
+        save_map(folder, name, [*p.attention], p.slots, p.boxes, p.names, item["caption"], item["image"], [*p.size])
         written += 1
     return written
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file, line 3", object) of every line that is not empty. Raises DataError for one that is no object."""
+    """("file, line 3", object) of every line that is not empty. Raises DataError for a line that is no JSON object."""
     from common.files.json_files import parse_object
 
     with path.open(encoding="utf-8") as lines:
@@ -178,7 +182,7 @@ def save_map(
     image: str,
     size: Sequence[int],
 ) -> None:
-    """attention: [heads, S, S] of each layer. The map is written last: where it is, the slots are too."""
+    """Write the slots, then the map, so that a map never lacks its slots. attention: [heads, S, S] of each layer."""
     import numpy as np
     import torch
 

@@ -1,5 +1,5 @@
-"""The inputs of this task's predictor beside the image and its boxes. Imports no torch: `--help` shows them."""
+"""The expression that a user gives with an image. Imports no torch, so that --help is fast."""
 
 from common.predict.fields import Field
 
-FIELDS = (Field("expression", "words for one of the boxes"),)
+FIELDS = (Field("expression", "the words that refer to one of the boxes"),)

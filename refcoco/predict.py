@@ -1,4 +1,4 @@
-"""Find what an expression means: python -m refcoco.predict --ckpt FILE --image a.jpg --expression "the left one" """
+"""Prediction of referents: python -m refcoco.predict --ckpt FILE --image a.jpg --expression "the left one" """
 
 from common.predict.cli import predict_main
 from refcoco.fields import FIELDS

@@ -1,9 +1,9 @@
-"""The demo of pretraining: captions and text of a made-up world first, then a few questions, against a fresh start.
+"""The demo of pretraining: train on captions and text of a made-up world, then on a few questions; compare with none.
 
 python scripts/demo_pretrain.py       from the repository root, some minutes on a CPU
 
-The same small VL-BERT is trained on the same few batches of questions twice: from random weights, and from the
-weights that pretraining on captions and text left, which never saw a question.
+The same small VL-BERT is trained twice on the same few batches of questions: from random weights, and from the weights
+of pretraining on captions and text, which contain no question.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from scripts.demos import shared as demo
 from scripts.demos.questions import (
     CFG,
     WORLD_FILES,
+    accuracy_table,
     guess,
-    read_rows,
-    table,
+    read_questions,
 )
 from vqa.accuracy import evaluate_answers
 
@@ -49,28 +49,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = {"pretraining": run.seconds}
     best = checkpoint.best_path(pretraining.folder, pretraining.cfg.MODEL_PREFIX)
 
-    training, rows = read_rows(run.world, "train"), read_rows(run.world, "val")
-    scores = {"blind": evaluate_answers(guess(training, rows, blind=True), rows)}
+    training, questions = read_questions(run.world, "train"), read_questions(run.world, "val")
+    scores = {"blind": evaluate_answers(guess(training, questions, blind=True), questions)}
     scratch = run.nets[0].with_keys(QUESTIONS | {"OUTPUT_PATH": str(out / "from-scratch")})
     tuned = scratch.with_keys({"OUTPUT_PATH": str(out / "from-pretraining"), "NETWORK.PARTIAL_PRETRAIN": str(best)})
     for name, net in (("scratch", scratch), ("pretrained", tuned)):
         start = time.perf_counter()
         records, _ = predict(net.task, net.cfg, demo.train(net), "val")
-        scores[name] = evaluate_answers({record["id"]: record["answer"] for record in records}, rows)
+        scores[name] = evaluate_answers({record["id"]: record["answer"] for record in records}, questions)
         seconds[name] = time.perf_counter() - start
 
     demo.write_scores(tuned, scores)
     print(f"\nPretraining, held-out captions and text: {last_validation(pretraining)}")
-    images = len({row["image_id"] for row in rows})
-    print(f"\nAccuracy in percent on {len(rows)} questions about {images} held-out images, after {steps(scratch)}")
+    images = len({question["image_id"] for question in questions})
+    print(f"\nAccuracy in percent on {len(questions)} questions about {images} held-out images, after {steps(scratch)}")
     print("updates on questions. blind: the most frequent answer to the same words, without the image\n")
-    print(table(scores))
+    print(accuracy_table(scores))
     print(f"\npretrained  {best}\nmodel       {checkpoint.best_path(tuned.folder, tuned.cfg.MODEL_PREFIX)}")
     print("wall time  ", ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
 
 
 def last_validation(net: demo.Net) -> str:
-    """ "MLMAccWVC 0.9, ..." of the last line of its metrics."""
+    """Metrics of the last validation of a run, "MLMAccWVC 0.9, ..."."""
     lines = map(json.loads, (net.folder / "metrics.jsonl").read_text().splitlines())
     values = [line for line in lines if line["kind"] == "val"][-1]
     found = {k.removeprefix("Val-"): v for k, v in values.items() if k.startswith("Val-") and v is not None}
@@ -78,7 +78,7 @@ def last_validation(net: demo.Net) -> str:
 
 
 def steps(net: demo.Net) -> int:
-    """Updates of its run."""
+    """Number of updates of a run."""
     state = checkpoint.load_file(checkpoint.best_path(net.folder, net.cfg.MODEL_PREFIX))
     return int(state["run"]["position"]["updates"])
 

@@ -1,4 +1,4 @@
-"""The demo of RefCOCO+: train a small VL-BERT to find what an expression means in an image of a made-up world.
+"""The demo of RefCOCO+: train a small VL-BERT to find the referent of an expression in an image of a made-up world.
 
 python scripts/demo_refcoco.py            from the repository root, a few minutes on a CPU
 """
@@ -35,9 +35,9 @@ SPLITS = ("val", "testA", "testB")
 
 @dataclass(frozen=True)
 class Reference:
-    """An expression. target: number of the meant thing among `things`, the annotations of the image.
+    """An expression and the things, annotations, of its image.
 
-    things: category and area in pixels of each. boxes: xyxy in pixels.
+    target: number of the referent. things: category and area in pixels of each. boxes: xyxy in pixels of each.
     """
 
     sent_id: int
@@ -80,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     contact_sheet(demo.pick_tiles(tiles)).save(sheet)
     demo.write_scores(net, scores)
 
-    print("\nExpressions whose thing was found, in percent, on held-out images; all things of an image are candidates")
-    print("random: any of them; no words: the thing that was most often meant, by its shape and size;")
-    print("no image: the number in the list of things that these words most often meant\n")
+    print("\nExpressions with the right thing, in percent, on held-out images; all things of an image are candidates")
+    print("random: any thing; no words: the most frequent referent by shape and size;")
+    print("no image: the most frequent number of the referent for these words\n")
     print(demo.format_table(("split", *scores["val"]), [(split, *row.values()) for split, row in scores.items()]))
     print()
     rows = [(kind, len(hits), demo.percent(hits)) for kind, hits in sorted(hits_by_kind.items())]
     print(demo.format_table(("words of", "expressions", "exact"), rows))
-    print(f"\nmodel     {loaded.source}\nresults   {result.path}\npictures  {sheet}")
+    print(f"\nmodel     {loaded.source}\nresults   {result.path}\nimages    {sheet}")
     print(f"wall time {run.seconds:.0f} s")
 
 
@@ -108,7 +108,7 @@ def read_references(world: Path) -> list[Reference]:
 
 
 def number(candidate: int, net: demo.Net) -> int:
-    """The number of a thing from the row of a candidate; the whole image, where it is candidate 0, becomes -1."""
+    """The number of a thing from the number of a candidate; -1 for the whole image."""
     return candidate - 1 if net.cfg.DATASET.ADD_IMAGE_AS_A_BOX else candidate
 
 
@@ -117,7 +117,7 @@ def right(asked: Sequence[Reference], guesses: Iterable[int]) -> list[bool]:
 
 
 def guess_without_words(training: Sequence[Reference], asked: Sequence[Reference]) -> list[int]:
-    """The thing whose category and rank by area were most often meant in training, for their number there."""
+    """The thing whose category and rank by area were most often the referent in training, relative to their number."""
     meant, there = Counter[tuple[int, int, int]](), Counter[tuple[int, int, int]]()
     for reference in training:
         looks = ranked(reference)
@@ -132,13 +132,13 @@ def guess_without_words(training: Sequence[Reference], asked: Sequence[Reference
 
 
 def ranked(reference: Reference) -> list[tuple[int, int, int]]:
-    """Category, rank by area (0 for the largest) and number of things, for each thing."""
+    """(category, rank by area from 0 for the largest, number of things) of each thing."""
     order = sorted(range(len(reference.things)), key=lambda i: -reference.things[i][1])
     return [(thing[0], order.index(i), len(order)) for i, thing in enumerate(reference.things)]
 
 
 def guess_without_image(training: Sequence[Reference], asked: Sequence[Reference]) -> list[int]:
-    """The number most often meant by the same words in training; by any words, where these are new."""
+    """The most frequent number of the referent for the same words in training; for new words, for all words."""
     counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for reference in training:
         counts[reference.text][reference.target] += 1
@@ -147,12 +147,12 @@ def guess_without_image(training: Sequence[Reference], asked: Sequence[Reference
 
 
 def tile(reference: Reference, record: dict[str, Any], hit: bool, image: str) -> Tile:
-    """The image with the chosen box, and the meant one where that is another."""
+    """The image with the chosen box, and with the box of the referent if another one was chosen."""
     marks = [Mark(tuple(record["box"]), "" if hit else "VL-BERT", GREEN if hit else RED)]
     lines = [Line(f"score {record['score']:.2f}")]
     if not hit:
-        marks.append(Mark(reference.boxes[reference.target], "meant", GREEN))
-        lines.append(Line("red: chosen, green: meant"))
+        marks.append(Mark(reference.boxes[reference.target], "referent", GREEN))
+        lines.append(Line("red: chosen, green: referent"))
     return Tile(image, reference.text, lines, hit, marks)
 
 

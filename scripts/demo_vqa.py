@@ -1,4 +1,4 @@
-"""The demo: make a small world, train a small VL-BERT to answer questions about it, and show how well it does.
+"""The demo of VQA: train a small VL-BERT to answer questions about images of a made-up world, and print its accuracy.
 
 python scripts/demo_vqa.py            from the repository root, a few minutes on a CPU
 """
@@ -16,10 +16,10 @@ from scripts.demos.questions import (
     CFG,
     WORLD_FILES,
     Answers,
-    Rows,
+    Questions,
+    accuracy_table,
     guess,
-    read_rows,
-    table,
+    read_questions,
 )
 from vqa.accuracy import evaluate_answers
 
@@ -31,33 +31,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     records, _ = predict(net.task, net.cfg, loaded, "val")
     result = run_test(net.task, net.cfg, net.path)
 
-    training, rows = read_rows(run.world, "train"), read_rows(run.world, "val")
+    training, questions = read_questions(run.world, "train"), read_questions(run.world, "val")
     answers = {
-        "majority": guess(training, rows, blind=False),
-        "blind": guess(training, rows, blind=True),
+        "majority": guess(training, questions, blind=False),
+        "blind": guess(training, questions, blind=True),
         "VL-BERT": {record["id"]: record["answer"] for record in records},
     }
-    scores = {name: evaluate_answers(given, rows) for name, given in answers.items()}
+    scores = {name: evaluate_answers(given, questions) for name, given in answers.items()}
     sheet = net.folder / "answers.png"
-    draw_answers(rows, answers["VL-BERT"], run.world, sheet)
+    draw_answers(questions, answers["VL-BERT"], run.world, sheet)
     demo.write_scores(net, scores)
 
-    images = len({row["image_id"] for row in rows})
-    print(f"\nAccuracy in percent on {len(rows)} questions about {images} held-out images")
+    images = len({question["image_id"] for question in questions})
+    print(f"\nAccuracy in percent on {len(questions)} questions about {images} held-out images")
     print("majority: the most frequent answer; blind: the most frequent one to the same words, without the image\n")
-    print(table(scores))
-    print(f"\nmodel     {loaded.source}\nresults   {result.path} ({SPLITS['test'].name})\npictures  {sheet}")
+    print(accuracy_table(scores))
+    print(f"\nmodel     {loaded.source}\nresults   {result.path} ({SPLITS['test'].name})\nimages    {sheet}")
     print(f"wall time {run.seconds:.0f} s")
 
 
-def draw_answers(rows: Rows, answers: Answers, world: Path, path: Path) -> None:
-    """A sheet of held-out images with question, answer and truth."""
+def draw_answers(questions: Questions, answers: Answers, world: Path, path: Path) -> None:
+    """Save a sheet of held-out images with question, answer and truth."""
     split, tiles = SPLITS["val"], []
-    for row in rows:
-        answer, truth = answers[row["question_id"]], row["multiple_choice_answer"]
+    for question in questions:
+        answer, truth = answers[question["question_id"]], question["multiple_choice_answer"]
         lines = [f"VL-BERT: {answer}"] if answer == truth else [f"VL-BERT: {answer}", f"truth: {truth}"]
-        image = world / split.name / f"{image_name(split, row['image_id'])}.jpg"
-        tiles.append((row["question_type"], Tile(image, row["question"], lines, correct=answer == truth)))
+        image = world / split.name / f"{image_name(split, question['image_id'])}.jpg"
+        tiles.append((question["question_type"], Tile(image, question["question"], lines, correct=answer == truth)))
     contact_sheet(demo.pick_tiles(tiles)).save(path)
 
 

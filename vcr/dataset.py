@@ -1,4 +1,4 @@
-"""VCR samples: a question, or a question with its answer, and four choices about an image (spec 20 §2)."""
+"""Samples of VCR: a question, or a question with its answer, and four choices about an image (spec 20 §2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose an answer, or the reason for one, about an image.
+"""Prediction of answers, or of rationales for an answer, from a list of choices.
 
 python -m vcr.predict --ckpt FILE --image a.jpg --boxes-json "[[10, 20, 90, 200]]" --objects person \
     --question "What is [1] doing ?" --answers "[1] is eating ." "[1] is asleep ."

@@ -48,7 +48,7 @@ class VCRPredictor(Predictor):
         annotation, keep = self.builder.relevant(self._annotation(asked, len(found)))
         called = replacement_names(annotation.objects)
         queries = self.builder.queries(annotation, called)
-        notes = []
+        notes: list[str] = []
         if queries != replace(self.builder, seq_len=len(str(asked))).queries(annotation, called):
             notes.append(f"question and choices cut to {MAX_TOKENS} word pieces together, as in training")
         sequences = self.builder.build(annotation, queries)
@@ -108,17 +108,17 @@ class VCRPredictor(Predictor):
             label -= 1
         elif "rationales" in asked:
             raise InputError("rationales: this is a model of Q2A, which chooses among answers")
-        question = _mixed(asked["question"], count, "question")
+        question = parse_text(asked["question"], count, "question")
         return Annotation("input", "", objects, "", "", question, answers, rationales, label)
 
     def _texts(self, asked: dict[str, Any], name: str, count: int) -> list[Text]:
         texts = _list(asked, name)
         if not texts:
             raise InputError(f"{name}: expected at least one choice")
-        return [_mixed(text, count, f"{name}[{i}]") for i, text in enumerate(texts)]
+        return [parse_text(text, count, f"{name}[{i}]") for i, text in enumerate(texts)]
 
     def _masks(self, polygons: Any, boxes: Tensor) -> Tensor:
-        """float32 [R, S, S]: the outlines, or the boxes as they are."""
+        """float32 [n, S, S] of boxes [n, 4]: masks of the outlines; without outlines, masks of ones."""
         size = self.cfg.DATASET.MASK_SIZE
         masks = torch.ones(len(boxes), size, size)
         if polygons is None:
@@ -139,8 +139,11 @@ def _list(asked: dict[str, Any], name: str) -> list[Any]:
     return list(asked[name])
 
 
-def _mixed(text: Any, count: int, what: str) -> Text:
-    """Words and references, from 0, of a string with references from 1 or of a list as it is."""
+def parse_text(text: Any, count: int, what: str) -> Text:
+    """Words and references, which start at 0. text: a string with references from 1, or a list with references from 0.
+
+    count: number of boxes. what: the field, for errors. Raises InputError.
+    """
     mixed: list[Any] = []
     if isinstance(text, str):
         position = 0

@@ -1,4 +1,4 @@
-"""VCR text: names for detections, tokens with tags, truncation (spec 20 §2.1 to 2.4).
+"""Text of VCR: names of detections, tokens with tags, truncation (spec 20 §2.1 to 2.4).
 
 A mixed token is a word, or a list of detections that it refers to (0-based).
 """
@@ -26,14 +26,14 @@ GENDER_NEUTRAL_NAMES = (
     "Quinn",
 )
 PERSON = "person"
-Q2A, QA2R = "Q2A", "QA2R"  # the halves of the task: question to answer, question and answer to rationale
+Q2A, QA2R = "Q2A", "QA2R"  # question to answer; question and answer to rationale
 MAX_TOKENS = 64  # word pieces of query and choice together, without special tokens
 
 MixedToken = str | list[int]
 
 
 class TaggedToken(NamedTuple):
-    """id: in the vocabulary. tag: row of its detection in the boxes of the sample. align: number of its word."""
+    """id: in the vocabulary. tag: number of its box in the sample. align: number of its word."""
 
     id: int
     tag: int
@@ -41,7 +41,7 @@ class TaggedToken(NamedTuple):
 
 
 class RelevantDetections(NamedTuple):
-    """keep: old number of each detection kept, in the order of first mention; the texts with the new numbers."""
+    """keep: old numbers of the kept detections, in the order of first mention. The texts have the new numbers."""
 
     keep: list[int]
     question: list[MixedToken]
@@ -50,7 +50,7 @@ class RelevantDetections(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Truncated texts; answer is the right answer in QA -> R, and None in Q -> A, where the answers are the choices."""
+    """Truncated texts. answer: the right answer in QA -> R; None in Q -> A, where the answers are the choices."""
 
     question: list[TaggedToken]
     answer: list[TaggedToken] | None
@@ -64,7 +64,7 @@ def keep_relevant_detections(
 ) -> RelevantDetections:
     """The detections that the texts mention, renumbered by first mention (spec 20 §2.1).
 
-    rationales: None where they are not scanned (Q -> A). The arguments are left as they are.
+    rationales: None in Q -> A, which does not scan them. The arguments do not change.
     """
     new_number: dict[int, int] = {}
 
@@ -78,9 +78,9 @@ def keep_relevant_detections(
 
 
 def replacement_names(objects: Sequence[str], start: int = 0) -> list[str]:
-    """What each detection is called in a text: persons get the next neutral name, the others keep their category.
+    """The name of each detection in texts: the next neutral name for a person, the category for others.
 
-    start: number of the first name (any integer, names go round); the next image of a stream starts at
+    start: number of the first name, modulo the number of names. The next image of a stream starts at
     `start + objects.count("person")` (spec 20 §2.2).
     """
     names, person = [], start
@@ -98,8 +98,8 @@ def tokenize_with_tags(
 ) -> list[TaggedToken]:
     """Word pieces of a mixed text (spec 20 §2.3).
 
-    names: what each detection is called. basic_align: punctuation inside a word gets an alignment number of its own.
-    non_object_tag: the tag of words, 0 when row 0 of the boxes is the whole image, else -1; detection o has the tag
+    names: one for each detection. basic_align: punctuation inside a word gets an alignment number of its own.
+    non_object_tag: the tag of words, 0 if box 0 is the whole image, else -1. Detection o has the tag
     `non_object_tag + 1 + o`.
     """
     words: list[tuple[list[str], int]] = []  # pieces and tag of each word, in alignment order
@@ -124,7 +124,8 @@ def truncate_q2a(
 ) -> Query:
     """Question and answers, cut at their ends until each pair has at most `limit` tokens (spec 20 §2.4).
 
-    The question is shared: cut for one answer, it is cut for those after it. An answer is cut while it is longer.
+    All answers share the question. A cut of the question for one answer applies to the answers after it, too. An answer
+    is cut while it is longer than the question.
     """
     nq, lengths = len(question), []
     for answer in answers:
@@ -144,7 +145,7 @@ def truncate_qa2r(
     rationales: Sequence[Sequence[TaggedToken]],
     limit: int = MAX_TOKENS,
 ) -> Query:
-    """The same with question, right answer and each rationale; the query loses its question first, up to one token."""
+    """`truncate_q2a` for question, right answer and rationales. The query loses its question first, but one token."""
     nq, na, lengths = len(question), len(answer), []
     for rationale in rationales:
         nr = len(rationale)

@@ -14,9 +14,9 @@ from common.files.safe_pickle import load_object_array
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Where the parts of a split lie, relative to DATASET_PATH."""
+    """Files of a split, relative to DATASET_PATH."""
 
-    split: str  # in the names of question, annotation and imdb files
+    split: str  # part of the names of question, annotation and imdb files
     images: str  # image folder
     metadata: str  # COCO JSON with the sizes of the images
     regions: str  # prefix of the region folders
@@ -69,7 +69,7 @@ def parse_image_sets(names: str) -> list[ImageSet]:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question. text: a string, or words from an imdb file. answers: raw strings, empty in test mode."""
+    """One question. text: a string; from an imdb file, words. answers: raw strings, none in test mode."""
 
     question_id: int
     image_id: int
@@ -81,8 +81,8 @@ class Question:
 def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imdb: bool = False) -> list[Question]:
     """The questions of one split in file order.
 
-    Raises FileNotFoundError for a missing file and DataError naming file and position where questions and annotations
-    do not belong together or an entry lacks a field.
+    Raises FileNotFoundError for a missing file. Raises DataError, with file and position, for an entry without a field
+    and for questions and annotations that do not belong together.
     """
     if with_answers and not image_set.has_answers:
         raise DataError(f"image set {image_set.split}: it has no answers, so it can be used for testing only")
@@ -106,7 +106,7 @@ def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imd
 
 
 def _paired_answers(path: Path, question_ids: list[int], annotation_path: Path) -> list[tuple[str, ...]]:
-    """The answers of the questions; each file is read entry by entry, for they fill gigabytes as Python objects."""
+    """The answers of the questions. Reads the file entry by entry: as Python objects it would fill gigabytes."""
     answers, answered = [], []
     for i, a in enumerate(iter_list(annotation_path, "annotations", "annotations file")):
         try:
@@ -143,5 +143,5 @@ def _from_imdb(path: Path, image_set: ImageSet, with_answers: bool) -> list[Ques
 
 
 def read_list(path: Path, key: str) -> list[Any]:
-    """The list under a top-level key of a JSON file; errors name the file, and the line where the JSON breaks."""
+    """The list under a top-level key of a JSON file. Errors name the file and the line."""
     return list(iter_list(path, key, f"{key} file"))

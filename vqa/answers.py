@@ -1,4 +1,4 @@
-"""The answer vocabulary of VQA v2, and the soft targets that ten annotators make."""
+"""The answer vocabulary of VQA v2, and soft targets from the answers of ten annotators."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ UNKNOWN = "<unk>"
 MARKS = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-# The official evaluation passes re.UNICODE, which is 32, where a count is expected.
+# The official evaluation passes re.UNICODE, which is 32, in the place of a count.
 _MAX_PERIODS = 32
 
 
 def remove_punctuation(text: str) -> str:
-    """The punctuation rule of the official VQA evaluation; keeps spaces, case, apostrophes and decimal points.
+    """The punctuation rule of the official VQA evaluation. Keeps spaces, case, apostrophes and decimal points.
 
-    A mark that stands next to a space somewhere in the text is deleted, otherwise it becomes a space; with a comma
-    between digits all marks are deleted.
+    A mark that is next to a space anywhere in the text is deleted everywhere. Other marks become spaces. If the text
+    has a comma between digits, all marks are deleted.
     """
     comma = _COMMA_IN_NUMBER.search(text) is not None
     out = text
@@ -36,12 +36,12 @@ def remove_punctuation(text: str) -> str:
 
 
 def process_punctuation(text: str) -> str:
-    """`remove_punctuation` for an entry of the vocabulary: `<unk>` stays."""
+    """`remove_punctuation` for an entry of the vocabulary. Does not change `<unk>`."""
     return text if text == UNKNOWN else remove_punctuation(text)
 
 
 class AnswerVocabulary:
-    """Answers by index. Of equal entries the first is found; the later ones keep their index and are never a target.
+    """Answers by index. Of equal entries the first is the target; the others keep their index.
 
     Raises DataError without the entry `<unk>`.
     """
@@ -57,10 +57,10 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | Path, processed: bool = True) -> AnswerVocabulary:
-        """Read one answer a line, lower-cased and stripped, empty lines dropped.
+        """Read one answer a line, in lower case and stripped, without empty lines.
 
-        processed: put the answers through `process_punctuation` (all but the imdb data do); the annotators' answers
-        that are looked up never are. Raises FileNotFoundError, and DataError without the entry `<unk>`.
+        processed: apply `process_punctuation`, as for all data but imdb files. The annotators' answers are looked up
+        unprocessed. Raises FileNotFoundError, and DataError without the entry `<unk>`.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"answer vocabulary {path} (DATASET.ANSWER_VOCAB_FILE): no such file")
@@ -78,17 +78,17 @@ class AnswerVocabulary:
         return self.answers[index]
 
     def index(self, answer: str) -> int:
-        """Index of an answer, that of `<unk>` when it is not there."""
+        """Index of an answer; for an unknown answer, the index of `<unk>`."""
         return self._index.get(answer, self.unk_index)
 
 
 def soft_target(answers: Sequence[str], vocabulary: AnswerVocabulary) -> Tensor:
-    """float32 [len(vocabulary)]: the accuracy of each answer given, over the subsets that leave one annotator out.
+    """float32 [len(vocabulary)]: the accuracy of each given answer, averaged over the subsets without one annotator.
 
-    Answers outside the vocabulary count as annotators, but `<unk>` itself is never a target.
+    Annotators with answers outside the vocabulary count, but `<unk>` is never a target.
     """
     n = len(answers)
-    target = np.zeros(len(vocabulary), np.float32)  # an array takes single numbers much faster than a tensor
+    target = np.zeros(len(vocabulary), np.float32)  # single numbers are set much faster in an array than in a tensor
     for i, count in Counter(vocabulary.index(answer) for answer in answers).items():
         if i != vocabulary.unk_index:
             left_out, kept = min(1.0, (count - 1) / 3), min(1.0, count / 3)

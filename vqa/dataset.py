@@ -1,4 +1,4 @@
-"""VQA v2 samples: a question about an image and its regions (spec 30 §5)."""
+"""Samples of VQA v2: a question about an image and its regions (spec 30 §5)."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class VQADataset(TaskDataset):
         return self.root / "vgbua_res101_precomputed" / (trainval if image_set.regions == "trainval" else test)
 
     def _boxes(self, regions: Regions, width: int, height: int, question: Question) -> tuple[Tensor, Tensor | None]:
-        """Boxes [R, 4] in original pixels and features [R, 2048], the whole image first where configured."""
+        """Boxes [R, 4] in original pixels and features [R, 2048]; with `image_box` the whole image comes first."""
         boxes, features = regions.boxes, regions.features
         if self.precomputed and features is None:
             raise DataError(

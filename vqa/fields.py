@@ -1,5 +1,5 @@
-"""The inputs of this task's predictor beside the image and its boxes. Imports no torch: `--help` shows them."""
+"""The question that a user asks about an image. Imports no torch, so that --help is fast."""
 
 from common.predict.fields import Field
 
-FIELDS = (Field("question", "what is asked about the image"),)
+FIELDS = (Field("question", "the question about the image"),)

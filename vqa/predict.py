@@ -1,4 +1,4 @@
-"""Answer questions about images: python -m vqa.predict --ckpt FILE --image a.jpg --question "what is this?" """
+"""Prediction of answers: python -m vqa.predict --ckpt FILE --image a.jpg --question "what is this?" """
 
 from common.predict.cli import predict_main
 from vqa.fields import FIELDS

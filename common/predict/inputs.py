@@ -95,7 +95,8 @@ class InputBuilder:
         """Boxes [R, 4] and features [R, 2048] as the encoder gets them: with `image_box` the whole image comes first.
 
         boxes: [n, 4] in pixels of the image. masks, blanked: as in UserImages.region_features. whole: feature [2048] of
-        the whole image, None for the one of the source, or else the one of its box.
+        the whole image. Without it the feature comes from the source of boxes; a source without features, masks or
+        blanked boxes require that it is computed from the box of the whole image.
         The features are None for a model that takes no regions. Raises InputError if there is no box at all.
         """
         if not self.image_box:
@@ -103,7 +104,7 @@ class InputBuilder:
                 raise InputError("boxes: expected at least one, this model does not see the whole image as a box")
             return boxes, self._features(image, boxes, masks, blanked)
         seen = torch.cat([whole_box(image), boxes])
-        if whole is None and blanked is None:
+        if whole is None and masks is None and blanked is None:
             whole = self.images.stored_whole_feature(image, boxes)
         if whole is None:
             if masks is not None:

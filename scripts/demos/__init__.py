@@ -1,1 +1,1 @@
-"""What the demo scripts share."""
+"""Parts shared by the demo scripts."""

@@ -1,4 +1,4 @@
-"""A sheet of images with words under them, as one image: what a model was asked, what it said, what was right."""
+"""A sheet of images with text under them, as one image: questions, answers of a model, and the right answers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Color = tuple[int, int, int]
 WHITE, INK, GREY = (255, 255, 255), (32, 33, 36), (95, 99, 104)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 GREEN, RED, FRAME = (30, 142, 62), (217, 48, 37), (218, 220, 224)
-BAR = (232, 240, 254)  # pale, to be written on
+BAR = (232, 240, 254)  # pale, behind text
 MARGIN, GAP, BORDER, BADGE_SIZE = 24, 24, 3, 22
 TITLE_SIZE, LINE_SIZE, LABEL_SIZE = 17, 15, 13
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A box to draw over the image, xyxy in pixels of the image as given, with an optional label."""
+    """A box to draw over an image, xyxy in pixels of the original image, with an optional label."""
 
     box: tuple[float, float, float, float]
     label: str = ""
@@ -30,7 +30,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """Words under an image. share: of a bar behind them, from 0 to 1; None for no bar."""
+    """A line of text under an image. share: length of a bar behind it, from 0 to 1; None for no bar."""
 
     text: str
     color: Color = GREY
@@ -41,8 +41,8 @@ class Line:
 class Tile:
     """One image of the sheet.
 
-    title is set larger, lines below it one under the other; both wrap. correct gives a green frame and tick or a red
-    frame and cross; None gives neither. marks are drawn over the image.
+    title: in larger type. lines: below the title; both wrap. correct: True draws a green frame and a tick, False a red
+    frame and a cross, None neither. marks: drawn over the image.
     """
 
     image: Image.Image | Path | str
@@ -55,7 +55,7 @@ class Tile:
 def contact_sheet(tiles: Sequence[Tile], columns: int = 4, tile_width: int = 260) -> Image.Image:
     """The tiles in rows of `columns`, each image scaled to fit a square of `tile_width` pixels.
 
-    Raises ValueError when there are no tiles.
+    Raises ValueError for no tiles.
     """
     if not tiles:
         raise ValueError("a contact sheet needs at least one tile")
@@ -74,7 +74,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 4, tile_width: int = 260
 
 
 def _draw_row(row: Sequence[Tile], width: int) -> list[Image.Image]:
-    """The tiles of one row; their images end on one line, and the words begin on one."""
+    """The tiles of one row. The lower borders of the images are aligned, and so is the text."""
     images = [_fit(_open(tile.image), tile.marks, width) for tile in row]
     frame_height = max(image.height for image in images)
     return [_draw_tile(tile, image, width, frame_height) for tile, image in zip(row, images, strict=True)]
@@ -108,7 +108,7 @@ def _draw_tile(tile: Tile, image: Image.Image, width: int, frame_height: int) ->
 
 
 def _fit(image: Image.Image, marks: Sequence[Mark], width: int) -> Image.Image:
-    """The image scaled to fit a square of `width`, with its marks drawn at the final size, where lines stay sharp."""
+    """The image scaled to fit a square of `width`, with sharp marks drawn at the final size."""
     scale = width / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.LANCZOS)
@@ -120,7 +120,7 @@ def _fit(image: Image.Image, marks: Sequence[Mark], width: int) -> Image.Image:
         if mark.label:
             label_width, label_height = font.getlength(mark.label) + 8, LABEL_SIZE + 5
             left = max(0, min(x1, image.width - label_width))
-            top = y1 - label_height if y1 >= label_height else y1  # inside the box when there is no room above
+            top = y1 - label_height if y1 >= label_height else y1  # inside the box if there is no room above
             draw.rectangle((left, top, left + label_width, top + label_height), fill=mark.color)
             draw.text((left + 4, top + label_height / 2), mark.label, WHITE, font, anchor="lm")
     return image
@@ -128,7 +128,7 @@ def _fit(image: Image.Image, marks: Sequence[Mark], width: int) -> Image.Image:
 
 @lru_cache(maxsize=2)
 def _badge(correct: bool) -> Image.Image:
-    """A round tick or cross with a transparent surround, drawn large and reduced for smooth edges."""
+    """A round tick or cross on a transparent ground, drawn large and reduced for smooth edges."""
     scale = 4
     side = BADGE_SIZE * scale
     badge = Image.new("RGBA", (side, side), (*WHITE, 0))

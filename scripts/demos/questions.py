@@ -1,4 +1,4 @@
-"""Questions of the made-up world in the demos: their rows, guesses without an image, and a table of scores."""
+"""Questions of the made-up world in the demos: reading them, guesses without an image, and a table of accuracies."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ WORLD_FILES = {
     "NETWORK.BERT_MODEL_NAME": "bert",
 }
 
-Rows = list[dict[str, Any]]
+Questions = list[dict[str, Any]]  # entries of the annotations file, each with the text of its question
 Answers = dict[int, str]  # by question id
 
 
-def read_rows(world: Path, split: str) -> Rows:
-    """The annotations of a split, each with the text of its question."""
+def read_questions(world: Path, split: str) -> Questions:
+    """The questions of a split, in the order of the annotations."""
     name = SPLITS[split].name
     questions = json.loads((world / f"vqa/v2_OpenEnded_mscoco_{name}_questions.json").read_text())["questions"]
     texts = {question["question_id"]: question["question"] for question in questions}
@@ -31,26 +31,26 @@ def read_rows(world: Path, split: str) -> Rows:
     return [annotation | {"question": texts[annotation["question_id"]]} for annotation in annotations]
 
 
-def guess(training: Rows, rows: Rows, blind: bool) -> Answers:
-    """Answers of someone who sees no image: the most frequent training answer, to the same words where blind.
+def guess(training: Questions, asked: Questions, blind: bool) -> Answers:
+    """Answers without a look at the image: the most frequent training answer, with `blind` to the same words.
 
-    Words that training did not have get the most frequent answer to their question type.
+    New words get the most frequent answer to their question type.
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for row in training:
-        for key in ("all", f"type {row['question_type']}", f"text {row['question']}"):
-            counts[key][row["multiple_choice_answer"]] += 1
+    for question in training:
+        for key in ("all", f"type {question['question_type']}", f"text {question['question']}"):
+            counts[key][question["multiple_choice_answer"]] += 1
     best = {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
 
-    def answer(row: dict[str, Any]) -> str:
-        keys = (f"text {row['question']}", f"type {row['question_type']}") if blind else ()
+    def answer(question: dict[str, Any]) -> str:
+        keys = (f"text {question['question']}", f"type {question['question_type']}") if blind else ()
         return next(best[key] for key in (*keys, "all") if key in best)
 
-    return {row["question_id"]: answer(row) for row in rows}
+    return {question["question_id"]: answer(question) for question in asked}
 
 
-def table(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line for each question type and a last one for all; a column for each entry of `scores`."""
+def accuracy_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table with a line for each question type and one for all, and a column for each entry of `scores`."""
     kinds = next(iter(scores.values()))["question_type"]
     cells = [(kind, [score["question_type"][kind] for score in scores.values()]) for kind in kinds]
     cells.append(("overall", [score["overall"] for score in scores.values()]))

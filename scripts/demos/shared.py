@@ -1,4 +1,4 @@
-"""What the demos share: their command line, their world, the training run, a table and a sheet of images."""
+"""Shared parts of the demos: command line, made-up world, training run, table, and choice of tiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TILES, WRONG_TILES = 12, 3
 
 @dataclass(frozen=True)
 class Net:
-    """One net of a demo. cfg: the complete config. path: the YAML that it came from."""
+    """One model of a demo. cfg: the complete config. path: the YAML file of the config."""
 
     task: Task
     cfg: Config
@@ -39,17 +39,17 @@ class Net:
 
     @property
     def folder(self) -> Path:
-        """Where its run is written."""
+        """Folder of the training run."""
         return train_folder(self.cfg, self.path)
 
     def with_keys(self, changes: Mapping[str, Any]) -> Net:
-        """The same net under a config with some other values, by dotted key."""
+        """The same model under a config with other values. changes: by dotted key."""
         return dataclasses.replace(self, cfg=replace(self.cfg, changes))
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The nets of a demo, the folder of its world, whether it is the fast one, and when it began (perf_counter)."""
+    """A demo that has started. world: folder of the made-up world. fast: --fast was given. start: perf_counter."""
 
     nets: list[Net]
     world: Path
@@ -64,13 +64,13 @@ class Demo:
 def start(
     argv: Sequence[str] | None, description: str, task: str, paths: Sequence[Path], world_files: Mapping[str, str]
 ) -> Demo:
-    """Read the command line and the YAMLs in `paths`, and make the world unless it is there.
+    """Read the command line and the YAML files in `paths`, and make the world if it does not exist.
 
-    world_files: what config keys name, as paths within the folder of the world. Exits with status 2 for a command line,
-    a working directory or a world that it cannot use.
+    world_files: config keys with paths relative to the folder of the world. Exits with status 2 for a command line, a
+    working directory or a world that cannot be used.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--world", type=Path, help="folder of the world, made if need be (default: that of the YAML)")
+    parser.add_argument("--world", type=Path, help="folder of the world, made if missing (default: from the YAML)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: OUTPUT_PATH of the YAML)")
     parser.add_argument("--fast", action="store_true", help="a tiny world and a few updates, to try the script itself")
     args = parser.parse_args(argv)
@@ -95,7 +95,7 @@ def start(
 
 
 def files_of(world: Path, files: Mapping[str, str]) -> dict[str, str]:
-    """What config keys name, from paths within the folder of a world."""
+    """Values of config keys from paths relative to the folder of a world."""
     return {key: str(world / file) for key, file in files.items()}
 
 
@@ -104,12 +104,12 @@ def read_net(task: str, path: Path, changes: Mapping[str, Any]) -> Net:
 
 
 def train(net: Net) -> Loaded:
-    """Train, or go on with a run that was cut off, or use one that is finished; the best checkpoint is loaded."""
+    """Train, resume an interrupted run or reuse a finished one. Returns the model of the best checkpoint."""
     logging.getLogger().setLevel(logging.INFO)
     if checkpoint.epoch_path(net.folder, net.cfg.MODEL_PREFIX, net.cfg.TRAIN.END_EPOCH - 1).is_file():
         print(f"a finished run is in {net.folder}: using it (remove the folder to train again)", flush=True)
     run_training(net.task, net.cfg, net.path)
-    logging.getLogger().setLevel(logging.WARNING)  # from here on the table is the news
+    logging.getLogger().setLevel(logging.WARNING)  # the table follows
     return load_trained(net.task, net.cfg, net.path)
 
 
@@ -119,7 +119,7 @@ def percent(hits: Sequence[bool | float]) -> float:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
-    """Columns of equal width, the first one to the left; fractions with one decimal."""
+    """A table with aligned columns, the first one flush left; floats with one decimal."""
     cells = [list(header), *([f"{c:.1f}" if isinstance(c, float) else str(c) for c in row] for row in rows)]
     first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
     return "\n".join(
@@ -129,9 +129,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str | int | floa
 
 
 def pick_tiles(tiles: Sequence[tuple[str, Tile]]) -> list[Tile]:
-    """Up to TILES of different images, in turn of all kinds; up to WRONG_TILES that are not correct, last.
+    """Up to TILES tiles of different images, evenly of all kinds; the last WRONG_TILES or fewer are not correct.
 
-    tiles: each with its kind; `image` is a path.
+    tiles: (kind, tile) with a path as `image`.
     """
     shuffled = Random(0).sample(tiles, len(tiles))
     wrong = _pick([t for t in shuffled if not t[1].correct], WRONG_TILES, set())
@@ -140,7 +140,7 @@ def pick_tiles(tiles: Sequence[tuple[str, Tile]]) -> list[Tile]:
 
 
 def _pick(tiles: Sequence[tuple[str, Tile]], count: int, used: set[Any]) -> list[Tile]:
-    """Up to `count` tiles of images that are not in `used`, always of the kind that was picked least."""
+    """Up to `count` tiles of images that are not in `used`. Each tile is of the kind picked least so far."""
     picked: list[Tile] = []
     used, kinds = set(used), Counter[str]()
     while len(picked) < count and (free := [tile for tile in tiles if tile[1].image not in used]):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.demo_vcr import best, guess, main, plain, softmax, table, words
+from scripts.demo_vcr import best, choice_table, guess, main, plain, softmax, words
 
 
 def row(question: list, choices: list, label: int, kind: str = "what") -> dict:
@@ -48,7 +48,7 @@ def test_probabilities():
 def test_table_has_every_kind_all_and_chance():
     rows = [row([], [], 0, kind) for kind in ("what", "where", "what", "what")]
     found = {"Q->A": [True, False, True, False], "QA->R": [True] * 4, "Q->AR": [True, False, True, False]}
-    lines = table(rows, {"VL-BERT": found}).split("\n")
+    lines = choice_table(rows, {"VL-BERT": found}).split("\n")
     assert lines[1].split() == ["what", "3", "66.7", "100.0", "66.7"]
     assert lines[2].split() == ["where", "1", "0.0", "100.0", "0.0"]
     assert lines[3].split() == ["all", "4", "50.0", "100.0", "50.0"]

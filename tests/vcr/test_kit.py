@@ -78,7 +78,7 @@ def test_a_image_shows_its_detections(kit):
 def test_precomputed_features_of_the_metadata_s_boxes(kit, tmp_path):
     """From the annotations to a store by the extraction program (its network apart), and back into samples."""
     source = build_source(f"vcr:{kit}/vcr/train.jsonl")
-    images = source.images(f"{kit}/vcr/vcr1images")
+    images = source.entries(f"{kit}/vcr/vcr1images")
     told = extract(
         images, source, lambda images, boxes: [torch.nn.functional.pad(b, (0, 2044)) for b in boxes], tmp_path
     )

@@ -11,7 +11,7 @@ from common.config import load_config
 from common.errors import InputError
 from common.predict.load import load_predictor
 from common.weights import checkpoint
-from vcr.predictor import _mixed
+from vcr.predictor import parse_text
 from vcr.task import TASK
 from vcr.text import QA2R
 
@@ -110,5 +110,5 @@ def test_what_cannot_be_answered_is_told(cfg_path, image, changes, message):
 
 
 def test_references_in_strings_are_from_one():
-    assert _mixed("Why is [1] near [2, 3] ?", 3, "q") == ["Why", "is", [0], "near", [1, 2], "?"]
-    assert _mixed(["Why", [0]], 1, "q") == ["Why", [0]]
+    assert parse_text("Why is [1] near [2, 3] ?", 3, "q") == ["Why", "is", [0], "near", [1, 2], "?"]
+    assert parse_text(["Why", [0]], 1, "q") == ["Why", [0]]

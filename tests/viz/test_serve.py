@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,3 +205,10 @@ class TestManyUsers:
         assert gallery.get(names[-1]) == bytes([MAX_IMAGES])
         with pytest.raises(RequestError, match="no longer kept"):
             gallery.get(names[0])
+
+
+def test_the_page_asks_for_addresses_that_there_are(client):
+    script = client.get("/static/page.js").get_data(as_text=True)
+    addresses = set(re.findall(r"[\"`](api/[a-z]+)", script))
+    routes = {rule.rule.split("/<")[0].lstrip("/") for rule in client.application.url_map.iter_rules()}
+    assert addresses == {"api/about", "api/image", "api/ask"} and addresses <= routes

@@ -1,6 +1,6 @@
 "use strict";
-/* The live page. State: the image, its boxes, and what was last asked; `gone` are the words and boxes that the what-if
-   takes away. Boxes are xyxy in pixels of the image. */
+/* The live page. `state` holds the image, its boxes, and the last question with its answers (`baseline`). `gone` holds the
+   words and boxes that the user took away under "What if?". Boxes are xyxy in pixels of the image. */
 (() => {
   const { element, percent } = VLBertViewer;
   const $ = id => document.getElementById(id);
@@ -167,7 +167,7 @@
     showChips();
   }
 
-  /* The newest question wins: an answer that comes late to an older one is dropped. */
+  /* Drops the answer to a question if a newer question was sent meanwhile. */
   async function send({ fields, boxes, numbers }, also) {
     const turn = ++state.turn;
     say("");
@@ -189,7 +189,7 @@
     }
   }
 
-  /* With boxes taken away, the others keep their numbers. */
+  /* Numbers of boxes in the request to numbers on the page, where boxes that were taken away still count. */
   function renumber(text, numbers) {
     return numbers ? text.replace(/\d+$/, n => String(numbers[n - 1] + 1)) : text;
   }
@@ -197,7 +197,7 @@
   function showAnswers(result, before) {
     const known = new Map((before || []).map(a => [a.key, a.probability]));
     const now = new Map([...result.also, ...result.answers].map(a => [a.key, a]));
-    // With something taken away: the old answers in their order, then new ones among the best.
+    // With words or boxes taken away: the old answers in their order, then new answers among the best.
     const rows = before ? [...before.map(a => ({ ...a, probability: now.get(a.key)?.probability ?? 0 })),
       ...result.answers.filter(a => !known.has(a.key) && a.probability >= 0.01)] : result.answers;
     const seen = result.regions.map(r => `box ${r.box}: ${r.labels.map(l => `${l.label} ${percent(l.probability)}`).join(", ")}`);
@@ -247,8 +247,7 @@
     $("box-chips").replaceChildren(...state.baseline.boxes.map((_, i) => chip(state.gone.boxes, i, `box ${i + 1}`, "data-chip")));
   }
 
-  /* Fields with what belongs to each box, and with the numbers of those that are kept; null where one that is gone is
-     mentioned. */
+  /* The fields for the kept boxes, with their new numbers; null if a text mentions a box that was taken away. */
   function renumbered(fields, kept) {
     const out = { ...fields }, number = n => kept.indexOf(n - 1) + 1;
     if (fields.hide) out.hide = fields.hide.map(number).filter(Boolean);

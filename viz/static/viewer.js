@@ -1,9 +1,9 @@
 "use strict";
 /* The attention viewer: VLBertViewer.mount(element, capture) for a capture of viz/capture.py.
 
-   A slot is one position of the encoder's sequence. Everything shown comes from the weights of one matrix [size, size]:
-   that of a head, the mean of a layer's heads, or the rollout up to a layer (Abnar and Zuidema 2020, eq. 1: the product
-   of the layers' mean attention, each mixed half and half with the identity). */
+   A slot is one position of the encoder's sequence. The viewer shows one matrix [size, size] of weights at a time: of one
+   head, the mean over the heads of a layer, or the rollout up to a layer (Abnar and Zuidema 2020, eq. 1: the product of
+   the layers' mean attention, each averaged with the identity). */
 const VLBertViewer = (() => {
   const SHARES = [["text", "image"], ["image", "text"], ["text", "text"], ["image", "image"]];
   const MODES = { head: "one head", mean: "mean of the layer's heads", rollout: "rollout up to the layer" };
@@ -19,7 +19,7 @@ const VLBertViewer = (() => {
     return out;
   }
 
-  /* Numbers, without a page. */
+  /* The weights, independent of the page. */
   class Weights {
     constructor(capture) {
       Object.assign(this, { layers: capture.layers, heads: capture.heads, size: capture.size });
@@ -55,7 +55,7 @@ const VLBertViewer = (() => {
     matrix(state) {
       return state.mode === "head" ? this.head(state.layer, state.head) : this[state.mode](state.layer);
     }
-    /* How much of the attention of the slots of one group goes to those of another, in the mean. */
+    /* The mean share of attention that slots of one group give to slots of another. */
     share(matrix, from, to) {
       const sources = this.groups[from], targets = this.groups[to];
       if (!sources.length) return 0;
@@ -63,7 +63,7 @@ const VLBertViewer = (() => {
       for (const i of sources) for (const j of targets) sum += matrix[i * this.size + j];
       return sum / sources.length;
     }
-    /* Of a slot to all slots, or of all slots to it. */
+    /* The weights of a slot to all slots, or of all slots to it. */
     of(state, slot) {
       const matrix = this.matrix(state), n = this.size;
       return Array.from({ length: n }, (_, i) => state.direction === "to" ? matrix[slot * n + i] : matrix[i * n + slot]);
@@ -231,9 +231,9 @@ const VLBertViewer = (() => {
         element("kbd", {}, "p"), " pins, ", element("kbd", {}, "Esc"), " lets go.");
     }
 
-    /* ---------------------------------------------------------------- what users do */
+    /* ---------------------------------------------------------------- user input */
 
-    /* Arrow keys move the focus inside a group, of which one member is in the tab order. */
+    /* Arrow keys move the focus inside a group. One member of the group is in the tab order. */
     roving(nodes) {
       nodes.forEach((node, i) => {
         node.setAttribute("tabindex", i === 0 ? 0 : -1);
@@ -289,7 +289,7 @@ const VLBertViewer = (() => {
       const strength = w => this.scale === "raw" ? w : top > 0 ? w / top : 0;
       for (const { node, face, label, slot: i } of boxes) {
         const w = all ? all[i] : 0, name = this.capture.slots[i].kind === "image" ? "image" : this.capture.slots[i].text;
-        // Not so strong that the image's own colours are lost; the whole image would tint all of it.
+        // Weak enough to keep the colours of the image visible. The box of the whole image is not tinted.
         face.style.fill = `rgba(var(--glow), ${name === "image" ? 0 : 0.5 * strength(w)})`;
         face.style.stroke = strength(w) > 0.1 ? "rgb(var(--glow))" : "";
         face.style.strokeWidth = `${1.5 + 4.5 * strength(w)}px`;

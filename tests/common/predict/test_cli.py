@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -79,3 +81,9 @@ def test_command_line_and_predictor_ask_for_the_same(task):
     fields = importlib.import_module(f"{task}.fields").FIELDS
     assert load_task(task).predictor.fields is fields and load_task(task).predictor.task == task
     build_parser(task, fields)
+
+
+@pytest.mark.parametrize("module", ["vqa.predict", "vcr.predict", "common.export", "viz.attention", "viz.serve"])
+def test_help_does_not_wait_for_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.demos.questions import guess, table
+from scripts.demos.questions import accuracy_table, guess
 
 
 def row(question_id: int, question: str, kind: str, answer: str) -> dict:
@@ -39,7 +39,7 @@ def test_blind_answers_by_words_then_type_then_all(text, kind, answer):
 
 def test_table_ends_with_all_questions():
     score = {"overall": {"accuracy": 75.04, "count": 4}, "question_type": {"left": {"accuracy": 50.0, "count": 2}}}
-    lines = table({"blind": score, "VL-BERT": score}).split("\n")
+    lines = accuracy_table({"blind": score, "VL-BERT": score}).split("\n")
     assert lines[0].split() == ["question", "type", "questions", "blind", "%", "VL-BERT", "%"]
     assert lines[1].split() == ["left", "2", "50.0", "50.0"]
     assert lines[-1].split() == ["overall", "4", "75.0", "75.0"]
