@@ -22,6 +22,7 @@ from torch import Tensor
 from common.errors import BoxError, ImageError, RegionError
 from common.files.images import decode_image, load_image
 from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
+from common.regions.lazy_features import read_features
 from common.regions.regions import Regions
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -131,7 +132,7 @@ class UserImages:
             raise BoxError(str(error)) from error
         found.boxes = check_boxes(found.boxes, image.pixels.size)
         if found.features is not None:
-            for box, row in zip(found.boxes, found.features, strict=True):
+            for box, row in zip(found.boxes, read_features(found.features), strict=True):
                 image.features[_box_key(box), b"", b""] = row
         image.found = found
 
