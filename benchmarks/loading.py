@@ -4,6 +4,7 @@ starting a run costs."""
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 import subprocess
@@ -27,22 +28,16 @@ from benchmarks.measure import interleaved, medians
 from common.config import load_config
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader
-from common.data.transforms import _levels, look_up, look_up_bands, normalise, resize_size, to_tensor
-from common.regions.lazy_features import StoredRows
-from common.regions.regions import (
-    FEATURE_DIM,
-    JsonRegions,
-    Regions,
-    RegionStore,
-    open_regions,
-    pack,
-    save_regions,
-)
+from common.data.transforms import look_up, look_up_bands, normalise, pixel_levels, resize_size, to_tensor
+from common.regions.json_store import JsonRegions, save_regions
+from common.regions.open import open_regions
+from common.regions.packed_store import pack
+from common.regions.regions import FEATURE_DIM, Regions, RegionStore
 from common.task import load_task
 from data.regions.extract import PIXEL_MEANS, PIXEL_STDS
 
 CFG = "cfgs/vqa/base_4x16G_fp32.yaml"
-PICTURES, QUESTIONS, BOXES = 48, 20, (10, 100)
+IMAGES, QUESTIONS, BOXES = 48, 20, (10, 100)
 WORDS = [f"word{i}" for i in range(500)]
 ENTRY_POINTS = [
     "vqa/train_end2end.py",
@@ -82,33 +77,32 @@ def measure_loader(rounds: int) -> list[list[str]]:
             for workers, how in enumerate(("in one process", "behind one worker"))
             for form, (path, zipped) in forms.items()
         }
-        number = iter(range(10**6))
+        number = itertools.count()
         stores = {f"{form} regions alone": open_regions(path, zipped) for form, (path, zipped) in forms.items()}
-        calls: dict[str, Callable[[], object]] = {n: partial(_read_all, store) for n, store in stores.items()}
-        calls |= {n: partial(_next_epoch, loader, number) for n, loader in loaders.items()}
-        seconds = interleaved(calls, rounds, torch.device("cpu"))
-    found, count = medians(seconds), PICTURES * QUESTIONS
+        seconds = interleaved(
+            {
+                **{name: partial(_read_all, store) for name, store in stores.items()},
+                **{name: partial(_epoch, loader, number) for name, loader in loaders.items()},
+            },
+            rounds,
+            torch.device("cpu"),
+        )
+    found, count = medians(seconds), IMAGES * QUESTIONS
     rows = []
     for name, median in found.items():
         form, how = name.split(" ", 1)
-        done = PICTURES if name in stores else count
+        done = IMAGES if name in stores else count
         rows.append([how, form, f"{done / median:.0f}", f"{found[f'JSON {how}'] / median:.1f}"])
     return rows
 
 
 def _read_all(store: RegionStore) -> None:
-    for name in range(1, PICTURES + 1):
-        features = store.regions(name).features
-        if isinstance(features, StoredRows):
-            features.loaded  # noqa: B018 - it reads them
+    for name in range(1, IMAGES + 1):
+        store.regions(name).in_memory()
 
 
-def _next_epoch(loader: BatchLoader, number: Iterator[int]) -> None:
-    _epoch(loader, next(number))
-
-
-def _epoch(loader: BatchLoader, number: int) -> None:
-    for _ in loader.epoch(number):
+def _epoch(loader: BatchLoader, number: Iterator[int]) -> None:
+    for _ in loader.epoch(next(number)):
         pass
 
 
@@ -131,8 +125,8 @@ def _loader(root: Path, regions: Path, zipped: bool, workers: int = 1) -> BatchL
 def write_world(root: Path) -> dict[str, tuple[Path, bool]]:
     """A small VQA data set with made-up regions. -> name of each form of them: its path, and whether it is a zip."""
     rng, draw = random.Random(0), torch.Generator().manual_seed(0)
-    write_questions(root, PICTURES * QUESTIONS, rng)
-    images = [{"id": i, "width": 640, "height": 480} for i in range(1, PICTURES + 1)]
+    write_questions(root, IMAGES * QUESTIONS, rng)
+    images = [{"id": i, "width": 640, "height": 480} for i in range(1, IMAGES + 1)]
     (root / "annotations").mkdir()
     (root / "annotations/instances_train2014.json").write_text(json.dumps({"images": images}))
     (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", *WORDS]) + "\n")
@@ -184,7 +178,7 @@ def measure_pixels(rounds: int) -> list[list[str]]:
     image.save(file, "JPEG", quality=90)
     image = _decode(file)
     size = resize_size(*image.size, *SCALES)
-    large, levels = image.resize(size, Image.Resampling.BILINEAR), _levels(PIXEL_MEANS, PIXEL_STDS)
+    large, levels = image.resize(size, Image.Resampling.BILINEAR), pixel_levels(PIXEL_MEANS, PIXEL_STDS)
     coded, values = torch.frombuffer(file.getbuffer(), dtype=torch.uint8), _values(image)
     steps: dict[str, dict[str, Callable[[], Tensor]]] = {
         "decode": {

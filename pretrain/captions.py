@@ -15,22 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from common.data.dataset import TaskDataset
 from common.data.sample import Sample
 from common.data.text import BertTokenizer
 from common.data.transforms import Transform, blank_pixels
 from common.errors import DataError, ImageError
-from common.files.images import load_image, split_region_path, unpacked
+from common.files.archives import split_region_path, unpacked
+from common.files.images import load_image
 from common.files.json_files import list_under, read_json
 from common.files.lines import LineFile
-from common.regions.regions import (
-    Regions,
-    RegionStore,
-    open_regions,
-    with_image_box,
-)
+from common.regions.lazy_features import Features, put_first, read_features, select_features
+from common.regions.open import open_regions
+from common.regions.regions import Regions, RegionStore, with_image_box
 from pretrain.masking import (
     NO_LABEL,
     WordMasker,
@@ -109,7 +106,6 @@ class CaptionDataset(TaskDataset):
         shown, matches = self._choose_caption(index, rng)
         text, labels = self._text(self.caption(shown), rng)
         ops, wanted = self._hidden(len(regions.boxes), rng)
-        features = self._features(regions, ops) if settings.precomputed else None
         scores = regions.class_scores
         if settings.image_box:
             ops, wanted = [0, *ops], [False, *wanted]
@@ -118,6 +114,7 @@ class CaptionDataset(TaskDataset):
 
         tokens, count = joint_lengths(len(text), len(boxes), settings.seq_len)
         text_ids = torch.tensor(cut_keeping_last(text, tokens))
+        features = self._features(regions, ops, count) if settings.precomputed else None
         chosen = torch.tensor(wanted[:count], dtype=torch.bool)
         detected = chosen[int(settings.image_box) :].nonzero()[:, 0]  # rows of the scores
         return Sample(
@@ -125,7 +122,7 @@ class CaptionDataset(TaskDataset):
             im_info=state.im_info,
             boxes=boxes[:count],
             image=pixels,
-            features=None if features is None else features[:count],
+            features=features,
             text_ids=text_ids,
             segment_ids=torch.zeros_like(text_ids),
             targets={
@@ -168,16 +165,17 @@ class CaptionDataset(TaskDataset):
             return mask_regions(count, rng)
         return [0] * count, [False] * count
 
-    def _features(self, regions: Regions, ops: list[int]) -> Tensor:
-        """[R, 2048] with that of the whole image first, which does not know what is hidden."""
+    def _features(self, regions: Regions, ops: list[int], count: int) -> Features:
+        """[count, 2048], that of the whole image first. It is the mean of all regions that `ops` does not hide."""
         features = regions.features
         assert features is not None, "regions() checks this"
         if not self.settings.image_box:
-            return features
-        whole = features.mean(0)
+            return select_features(features, range(count))
+        shown = read_features(features)
+        whole = shown.mean(0)
         if self.settings.with_mvrc:
-            whole = image_feature_without(features, torch.tensor(ops) == 1)
-        return torch.cat([whole[None], features])
+            whole = image_feature_without(shown, torch.tensor(ops[1:]) == 1)
+        return put_first(whole, select_features(features, range(count - 1)))
 
 
 class ConceptualCaptions(CaptionDataset):
@@ -232,7 +230,7 @@ class ConceptualCaptions(CaptionDataset):
         order = torch.from_numpy(np.argsort(scores.max(dim=1).values.numpy())[::-1].copy())
         regions.boxes, regions.class_scores = regions.boxes[order], scores[order]
         if regions.features is not None:
-            regions.features = regions.features[order]
+            regions.features = select_features(regions.features, order)
         return regions
 
     def image(self, index: int) -> Image.Image | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.errors import DataError
 from common.files.json_files import list_under, read_json
+from common.regions.lazy_features import Features, mean_feature, select_features
 from common.regions.regions import Regions, RegionStore
 
 IMAGE_FOLDER = "train2014"  # all splits use images of COCO train2014
@@ -51,7 +52,7 @@ class Candidates:
 
     boxes: Tensor
     ann_ids: tuple[int | None, ...]
-    features: Tensor | None = None
+    features: Features | None = None
     image_feature: Tensor | None = None
 
 
@@ -119,8 +120,8 @@ class CandidateSource:
             self._check_same(regions.boxes, boxes, image_id)
             return Candidates(boxes, image.ann_ids, regions.features, regions.image_feature)
         # An image without annotations has one region, the whole image.
-        whole = regions.features.mean(0) if regions.image_feature is None else regions.image_feature
-        return Candidates(boxes, image.ann_ids, regions.features[:0], whole)
+        whole = mean_feature(regions.features) if regions.image_feature is None else regions.image_feature
+        return Candidates(boxes, image.ann_ids, select_features(regions.features, []), whole)
 
     def _check_same(self, regions: Tensor, annotations: Tensor, image_id: int) -> None:
         """Features belong to annotations by position alone, so the boxes have to agree."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.boxes import iou
@@ -21,8 +22,8 @@ from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
 from common.errors import ConfigError, DataError
-from common.files.images import SharedImage
-from common.regions.regions import open_regions, with_image_box
+from common.regions.open import open_regions
+from common.regions.regions import with_image_box
 from refcoco.candidates import (
     IMAGE_FOLDER,
     Candidates,
@@ -150,11 +151,11 @@ class RefCOCODataset(TaskDataset):
     def sample(self, index: int, rng: random.Random) -> Sample:
         expression = self.expressions[index]
         candidates = self._with_image_box(expression.image_id)
-        opened = None if self.precomputed else self._image(expression.image_id)
+        path = self.image_path(expression.image_id)
+        image = None if self.precomputed else self._image(expression.image_id)
         # The target goes through the same frame changes as the candidates, in the first row.
         rows = torch.cat([torch.tensor([expression.box], dtype=torch.float32), candidates.boxes])
-        image, known = (None, None) if opened is None else (opened.image, opened.pixels)
-        state = self.transform(image, rows, self._im_info(expression.image_id), None, rng, known)
+        state = self.transform(None, rows, self._im_info(expression.image_id), None, rng)
         rows = state.inside
         target, boxes = rows[:1], rows[1:]
         text_ids, segment_ids = self._text(expression, state.flipped)
@@ -162,7 +163,8 @@ class RefCOCODataset(TaskDataset):
             id=expression.sent_id,
             im_info=state.im_info,
             boxes=boxes,
-            image=state.image,
+            image=None if image is None else self.image_cache.pixels(path, image, state.flipped, self.transform),
+            image_key=(expression.image_id, state.flipped),
             features=candidates.features,
             text_ids=text_ids,
             segment_ids=segment_ids,
@@ -192,13 +194,13 @@ class RefCOCODataset(TaskDataset):
         base = f"{IMAGE_FOLDER}.zip@/{IMAGE_FOLDER}" if self.zip_mode else IMAGE_FOLDER
         return f"{self.root}/{base}/{image_stem(image_id)}.jpg"
 
-    def _image(self, image_id: int) -> SharedImage:
+    def _image(self, image_id: int) -> Image.Image:
         path, listed = self.image_path(image_id), self.images[image_id]
-        opened = self.image_reader.read(path)
-        if opened.image.size != (listed.width, listed.height):
-            size = f"{opened.image.size[0]} x {opened.image.size[1]}"
+        image = self.image_cache.image(path)
+        if image.size != (listed.width, listed.height):
+            size = f"{image.size[0]} x {image.size[1]}"
             raise DataError(f"{path} is {size}, the COCO annotations say {listed.width} x {listed.height}")
-        return opened
+        return image
 
     def _im_info(self, image_id: int) -> Tensor:
         image = self.images[image_id]

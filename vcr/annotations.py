@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from common.files.images import read_bytes
+from common.files.archives import read_bytes
 from vcr.text import MixedToken
 
 NUM_CHOICES = 4

@@ -18,7 +18,9 @@ from common.data.sample import Sample
 from common.data.text import load_tokenizer
 from common.data.transforms import Transform
 from common.errors import ConfigError, DataError
-from common.regions.regions import RegionStore, open_regions, with_image_box
+from common.regions.lazy_features import Features, mean_feature, select_features
+from common.regions.open import open_regions
+from common.regions.regions import RegionStore, with_image_box
 from vcr.annotations import CATEGORY_IDS, Annotation, Annotations, Metadata, read_metadata
 from vcr.masks import instance_mask
 from vcr.sequence import TextSequenceBuilder
@@ -37,7 +39,7 @@ class Boxes:
     boxes: Tensor
     classes: Tensor
     masks: Tensor | None
-    features: Tensor | None
+    features: Features | None
 
 
 class VCRDataset(TaskDataset):
@@ -99,25 +101,22 @@ class VCRDataset(TaskDataset):
     def sample(self, index: int, rng: random.Random) -> Sample:
         everything = self.annotations[index]
         metadata = self.metadata(everything)
-        image = known = None
-        if self._regions is not None:
-            width, height = self._listed_size(everything, metadata)
-        else:
-            opened = self.image_reader.read(f"{self.images}/{everything.img_fn}")
-            image, known = opened.image, opened.pixels
-            width, height = image.size
+        path = f"{self.images}/{everything.img_fn}"
+        image = None if self._regions is not None else self.image_cache.image(path)
+        width, height = self._listed_size(everything, metadata) if image is None else image.size
         annotation, keep = self.sequences.relevant(everything)
         boxes = self._boxes(annotation, metadata, keep, width, height)
         queries = self.sequences.queries(annotation, self._names(annotation))
         sequences = self.sequences.build(annotation, queries)
         im_info = torch.tensor([width, height, 1.0, 1.0])
-        state = self.transform(image, boxes.boxes, im_info, boxes.masks, rng, known)
+        state = self.transform(None, boxes.boxes, im_info, boxes.masks, rng)
         text_ids, segment_ids, text_tags = ([torch.tensor(sequence[i]) for sequence in sequences] for i in range(3))
         return Sample(
             id=annotation.annot_id,
             im_info=state.im_info,
             boxes=state.inside,
-            image=state.image,
+            image=None if image is None else self.image_cache.pixels(path, image, state.flipped, self.transform),
+            image_key=(everything.img_fn, state.flipped),
             features=boxes.features,
             box_classes=boxes.classes,
             box_masks=state.masks,
@@ -156,7 +155,7 @@ class VCRDataset(TaskDataset):
             masks = self._masks(annotation, metadata, keep)
         else:
             features, whole = self._features(annotation, metadata.boxes[:, :4])
-            features = features[keep]
+            features = select_features(features, keep)
         if self.sequences.image_box:
             boxes, features = with_image_box(boxes, features, whole, width, height)
             classes = [0, *classes]
@@ -176,8 +175,8 @@ class VCRDataset(TaskDataset):
                 raise DataError(f"{self.images}/{annotation.metadata_fn}: segms[{i}]: {error}") from error
         return masks
 
-    def _features(self, annotation: Annotation, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [n, 2048] of all detections, and [2048] of the whole image, by default their mean.
+    def _features(self, annotation: Annotation, boxes: Tensor) -> tuple[Features, Tensor]:
+        """Features [n, 2048] of all detections, and [2048] of the whole image or their mean.
 
         Raises DataError if the entry of the store has other boxes than `boxes` [n, 4].
         """
@@ -192,7 +191,7 @@ class VCRDataset(TaskDataset):
         error = (entry.boxes - boxes).abs().max()
         if error > MAX_BOX_ERROR:
             raise DataError(f"{what}: a box is {error:.1f} pixels off the metadata of {annotation.where}")
-        return entry.features, entry.features.mean(0) if entry.image_feature is None else entry.image_feature
+        return entry.features, mean_feature(entry.features) if entry.image_feature is None else entry.image_feature
 
     def _listed_size(self, annotation: Annotation, metadata: Metadata) -> tuple[int, int]:
         if not metadata.width or not metadata.height:

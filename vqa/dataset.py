@@ -19,7 +19,9 @@ from common.data.sample import Sample
 from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_left_right
 from common.data.transforms import Transform
 from common.errors import DataError
-from common.regions.regions import Regions, open_regions, with_image_box
+from common.regions.lazy_features import Features
+from common.regions.open import open_regions
+from common.regions.regions import Regions, with_image_box
 from vqa.annotations import BOX_SETS, ImageSet, Question, load_questions, parse_image_sets, read_list
 from vqa.answers import AnswerVocabulary, soft_target
 
@@ -92,23 +94,20 @@ class VQADataset(TaskDataset):
         question = self.questions[index]
         image_set = question.image_set
         regions = self._regions[image_set].regions(str(question.image_id), with_features=self.precomputed)
-        image = known = None
-        if self.precomputed:
-            width, height = self.image_size(question)
-        else:
-            opened = self.image_reader.read(self.image_path(question))
-            image, known = opened.image, opened.pixels
-            width, height = image.size
+        path = self.image_path(question)
+        image = None if self.precomputed else self.image_cache.image(path)
+        width, height = self.image_size(question) if image is None else image.size
         boxes, features = self._boxes(regions, width, height, question)
         im_info = torch.tensor([width, height, 1.0, 1.0])
-        state = self.transform(image, boxes, im_info, None, rng, known)
+        state = self.transform(None, boxes, im_info, None, rng)
         boxes = state.inside
         text_ids, segment_ids = self._text(question, state.flipped)
         return Sample(
             id=question.question_id,
             im_info=state.im_info,
             boxes=boxes,
-            image=state.image,
+            image=None if image is None else self.image_cache.pixels(path, image, state.flipped, self.transform),
+            image_key=(question.image_id, state.flipped),
             features=features,
             text_ids=text_ids,
             segment_ids=segment_ids,
@@ -152,7 +151,7 @@ class VQADataset(TaskDataset):
         trainval, test = BOX_SETS[boxes]
         return self.root / "vgbua_res101_precomputed" / (trainval if image_set.regions == "trainval" else test)
 
-    def _boxes(self, regions: Regions, width: int, height: int, question: Question) -> tuple[Tensor, Tensor | None]:
+    def _boxes(self, regions: Regions, width: int, height: int, question: Question) -> tuple[Tensor, Features | None]:
         """Boxes [R, 4] in original pixels and features [R, 2048]; with `image_box` the whole image comes first."""
         boxes, features = regions.boxes, regions.features
         if self.precomputed and features is None:

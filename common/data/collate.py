@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,35 +12,54 @@ import torch
 from torch import Tensor
 
 from common.data.sample import PAD_VALUES, Batch, Sample
-from common.regions.lazy_features import StoredRows
+from common.regions.lazy_features import Features, LazyFeatures, read_padded
 
 PER_BOX = ("features", "box_classes", "box_masks")
 PER_TOKEN = ("segment_ids", "text_tags")
 
 
-def collate(samples: Sequence[Sample], read: bool = True) -> Batch:
+@dataclass
+class UnreadBatch:
+    """A batch on its way from a worker of the loader: `read` adds the features that the worker left in their store.
+
+    batch: without `features`. features: those of its samples, at least one of them lazy.
+    """
+
+    batch: Batch
+    features: list[Features]
+
+    def read(self, pinned: bool = False) -> Batch:
+        """Returns the batch with its features in memory, float32 [B, R, 2048]. pinned: in page-locked memory."""
+        return dataclasses.replace(self.batch, features=read_padded(self.features, pinned))
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in page-locked memory. DataLoader calls this in a thread, while the model computes."""
+        return self.read(pinned=True).pin_memory()
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
     """Pads each field with its value of PAD_VALUES, each target with its value of `target_pads` (0 when absent).
 
-    Samples whose image is one and the same tensor share a row of the batch's images. read: False leaves features in
-    their packed store, for `Batch.read` of another process.
+    Samples with equal image keys share a row of the batch's images. Lazy features are copied to their place.
 
     Raises ValueError, naming the sample, when samples disagree about the fields or targets that are present, or when
     the fields of one sample disagree about its number of boxes or tokens.
     """
+    batch = collate_unread(samples)
+    return batch.read() if isinstance(batch, UnreadBatch) else batch
+
+
+def collate_unread(samples: Sequence[Sample]) -> Batch | UnreadBatch:
+    """`collate` for a worker of the loader: lazy features stay in their store, and the system starts to load them."""
     for sample in samples:
         _check(sample, samples[0])
-    stored = _stored(samples)
-    fields = {
-        name: _padded(samples, name, pad)
-        for name, pad in PAD_VALUES.items()
-        if name != "image" and not (name == "features" and stored)
-    }
-    by_image = {id(sample.image): sample for sample in samples}
-    row = {image: i for i, image in enumerate(by_image)}
-    shared = len(by_image) < len(samples) and samples[0].image is not None
+    lazy = [sample.features for sample in samples if isinstance(sample.features, LazyFeatures)]
+    apart = {"image", "features"} if lazy else {"image"}
+    fields = {name: _padded(samples, name) for name in PAD_VALUES if name not in apart}
+    image, image_row = _images(samples)
     batch = Batch(
-        image=_padded([*by_image.values()], "image", PAD_VALUES["image"]),
-        image_row=torch.tensor([row[id(sample.image)] for sample in samples]) if shared else None,
+        image=image,
+        image_row=image_row,
         ids=[sample.id for sample in samples],
         im_info=torch.stack([sample.im_info for sample in samples]),
         box_mask=pad_stack([torch.ones(len(sample.boxes), dtype=torch.bool) for sample in samples], False),
@@ -48,9 +69,12 @@ def collate(samples: Sequence[Sample], read: bool = True) -> Batch:
             for name in samples[0].targets
         },
         **fields,
-        stored=stored,
     )
-    return batch.read() if read else batch
+    if not lazy:
+        return batch
+    for features in lazy:
+        features.prefetch()
+    return UnreadBatch(batch, [sample.features for sample in samples if sample.features is not None])
 
 
 def pad_stack(items: Sequence[Any], value: float) -> Tensor:
@@ -79,17 +103,25 @@ def clip_pad(x: Tensor, shape: Sequence[int], value: float) -> Tensor:
     return out
 
 
-def _stored(samples: Sequence[Sample]) -> list[StoredRows] | None:
-    """The features that are not read yet, None where there are others too."""
-    rows = [s.features for s in samples if isinstance(s.features, StoredRows) and s.features.unread]
-    return rows if len(rows) == len(samples) else None
+def _images(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor | None]:
+    """[P, 3, height, width], each image once, and int64 [B], the row of each sample; None where P = B."""
+    images: dict[Hashable, Tensor] = {}  # a sample without a key has one that no other has
+    keys = [("sample", i) if s.image_key is None else ("image", s.image_key) for i, s in enumerate(samples)]
+    for key, sample in zip(keys, samples, strict=True):
+        if sample.image is None:
+            return None, None
+        if images.setdefault(key, sample.image).shape != sample.image.shape:
+            raise ValueError(f"sample {sample.id!r}: the image_key {sample.image_key!r} stands for images of two sizes")
+    stacked = pad_stack([*images.values()], PAD_VALUES["image"])
+    row = {key: i for i, key in enumerate(images)}
+    return stacked, torch.tensor([row[key] for key in keys]) if len(images) < len(samples) else None
 
 
-def _padded(samples: Sequence[Sample], name: str, value: float) -> Any:
-    """The padded field, None where the samples have none (fields that are never None give a tensor)."""
+def _padded(samples: Sequence[Sample], name: str) -> Any:
+    """The padded field, None where the samples have none. (Any, because most fields are never None.)"""
     if getattr(samples[0], name) is None:
         return None
-    return pad_stack([getattr(sample, name) for sample in samples], value)
+    return pad_stack([getattr(sample, name) for sample in samples], PAD_VALUES[name])
 
 
 def _check(sample: Sample, first: Sample) -> None:

@@ -1,4 +1,4 @@
-"""What every task's dataset has in common."""
+"""The base class of every task's dataset."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from functools import cached_property
 
 from torch.utils.data import Dataset
 
+from common.data.image_cache import ImageCache
 from common.data.sample import Sample
-from common.files.images import ImageReader
 
 
 class TaskDataset(Dataset[Sample]):
-    """Samples by index, where everything random about one comes from the generator that is passed in."""
+    """Samples by index. All random draws of a sample come from the generator that is passed in."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """Sample number `index`; its random draws (flip, masking, ...) come from `rng` alone."""
+        """Returns sample number `index`. Its random draws (flip, masking, ...) come from `rng` alone."""
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """key: (index, seed) as the samplers of common.data.samplers yield it."""
@@ -29,18 +29,18 @@ class TaskDataset(Dataset[Sample]):
         return self.sample(index, random.Random(seed))
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample]:
-        """The samples of a batch. An image that several of them show the same way is read and resized once."""
-        with self.image_reader.keeping():
+        """Returns the samples of a batch. An image of `image_cache` is read once, and resized once an orientation."""
+        with self.image_cache.keeping():
             return [self[key] for key in keys]
 
     @cached_property
-    def image_reader(self) -> ImageReader:
-        """What a dataset reads its images with, if samples of one image may share the tensor of its pixels."""
-        return ImageReader()
+    def image_cache(self) -> ImageCache:
+        """For the images of samples that may share their pixels."""
+        return ImageCache()
 
     @property
     def image_keys(self) -> Sequence[int] | None:
-        """A number for the image of each sample, None where a batch gains nothing from samples that share one."""
+        """One number for each sample, equal for samples of one image; None where samples share no pixels."""
         return None
 
     @property

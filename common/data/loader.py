@@ -7,29 +7,30 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import count
-from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from common.config import Config
-from common.data.collate import collate
+from common.data.collate import UnreadBatch, collate_unread
 from common.data.dataset import TaskDataset
 from common.data.sample import Batch
 from common.data.samplers import BatchSampler, EpochSampler
 from common.errors import DataError
-from common.regions.lazy_features import Buffers
-
-T = TypeVar("T")
 
 
 class BatchLoader:
     """Batches of one split in a reproducible order, from any position of any epoch.
 
-    Training pads the order so that every rank has the same number of batches; evaluation gives each sample once.
-    images: samples of an image follow each other and share it, if the dataset says which they are.
+    dataset: of the split. batch_size: samples of a batch; images of a batch in evaluation with `group_images`.
+    training: pad the order, so that every rank has the same number of batches. Otherwise each sample comes once.
+    aspect_grouping: batches of images of one orientation (`TaskDataset.group_ids`).
+    group_images: samples of an image follow each other and share its pixels, if the dataset has `image_keys`.
+    num_workers: processes that make the samples; 0 for this one. base_seed: seed of the samples' random draws.
+    rank, world: this process and the number of processes that share the samples.
+    pin_memory: return batches in page-locked memory.
+    Raises DataError for `group_images` in training on a dataset without image keys, and what the samplers raise.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class BatchLoader:
         shuffle: bool = False,
         training: bool = False,
         aspect_grouping: bool = False,
-        images: bool = False,
+        group_images: bool = False,
         num_workers: int = 0,
         base_seed: int = 0,
         rank: int = 0,
@@ -47,52 +48,42 @@ class BatchLoader:
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
-        image_keys = dataset.image_keys if images else None
-        if images and training and image_keys is None:
+        image_keys = dataset.image_keys if group_images else None
+        if group_images and training and image_keys is None:
             raise DataError("TRAIN.GROUP_PICTURES true: samples with precomputed features share no pixels")
-        order = EpochSampler(len(dataset), shuffle, rank, world, pad=training, images=image_keys)
+        order = EpochSampler(len(dataset), shuffle, rank, world, pad=training, image_keys=image_keys)
         group_ids = dataset.group_ids if aspect_grouping else None
         self.batch_sampler = BatchSampler(order, batch_size, group_ids, base_seed)
-        self._buffers = Buffers()
         self._loader = DataLoader(
             dataset,
             batch_sampler=self.batch_sampler,
-            # Of a packed store a worker sends where the features are, and `epoch` reads them.
-            collate_fn=partial(collate, read=False),
+            collate_fn=collate_unread,  # a worker sends where features are in a packed store; `epoch` reads them
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0 and training,
-            worker_init_fn=_leave_signals_to_the_trainer,
-            # Its own generator: making an iterator must not draw from the stream that dropout uses.
+            worker_init_fn=ignore_signals_of_others,
+            # Its own generator, because making an iterator draws from the default one, which dropout uses.
             generator=torch.Generator().manual_seed(base_seed % 2**63),
         )
 
     def __len__(self) -> int:
-        """Batches of a full epoch on this rank."""
+        """Number of batches of a full epoch on this rank."""
         return len(self.batch_sampler)
 
     @property
     def base_seed(self) -> int:
-        """What the random draws of the samples are seeded with."""
+        """Seed of the random draws of the samples."""
         return self.batch_sampler.base_seed
 
     @base_seed.setter
     def base_seed(self, seed: int) -> None:
         self.batch_sampler.base_seed = seed
 
-    def in_dataset_order(self, results: Sequence[T]) -> list[T]:
-        """One result for each sample, in the order of the first epoch over all ranks -> in that of the dataset."""
-        sampler = self.batch_sampler.sampler
-        order = sampler.part(0, 0, sampler.length).argsort().tolist()
-        return [results[i] for i in order]
-
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
-        """An iterator over the batches of an epoch from `start_batch` on."""
+        """Returns an iterator over the batches of an epoch from `start_batch` on."""
         self.batch_sampler.set_position(epoch, start_batch)
-        return map(self._read, iter(self._loader))
-
-    def _read(self, batch: Batch) -> Batch:
-        return batch.read(self._buffers.empty)
+        batches = iter(self._loader)  # now, not at the first batch: the position may have changed by then
+        return (batch.read() if isinstance(batch, UnreadBatch) else batch for batch in batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
@@ -101,8 +92,8 @@ class BatchLoader:
 class MultiLoader:
     """Several loaders in step: batches of the first one, each with the next batch of the others as `auxiliary`.
 
-    The first loader is the master: its length is that of an epoch. The others go round, with an order of their own for
-    each round; where they stand follows from the master's position, so the run's position is that of the master alone
+    The first loader is the master: its length is that of an epoch. The others start again at their end, with another
+    order in each round. Their positions follow from the master's, so the position of a run is that of the master
     (spec 10 §12).
     """
 
@@ -112,13 +103,9 @@ class MultiLoader:
     def __len__(self) -> int:
         return len(self.master)
 
-    def in_dataset_order(self, results: Sequence[T]) -> list[T]:
-        """That of the master."""
-        return self.master.in_dataset_order(results)
-
     @property
     def dataset(self) -> TaskDataset:
-        """That of the master."""
+        """The master's dataset."""
         return self.master.dataset
 
     @property
@@ -131,8 +118,8 @@ class MultiLoader:
             loader.base_seed = seed
 
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
-        """An iterator over the batches of an epoch from `start_batch` on."""
-        # Not a generator itself: the workers of all loaders start now, side by side.
+        """Returns an iterator over the batches of an epoch from `start_batch` on."""
+        # Not a generator itself, so that the workers of all loaders start now, at the same time.
         step = epoch * len(self.master) + start_batch
         master = self.master.epoch(epoch, start_batch)
         return self._join(master, [_rounds(loader, step) for loader in self.others])
@@ -146,7 +133,7 @@ class MultiLoader:
 
 
 def _rounds(loader: BatchLoader, step: int) -> Iterator[Batch]:
-    """Batches of a loader without end, from the one that belongs to step number `step` of a run."""
+    """Endless batches of a loader, from the one that belongs to step number `step` of a run."""
     number, start = divmod(step, len(loader))
     for epoch in count(number):
         yield from loader.epoch(epoch, start)
@@ -156,11 +143,13 @@ def _rounds(loader: BatchLoader, step: int) -> Iterator[Batch]:
 Loader = BatchLoader | MultiLoader
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Schedulers and terminals signal the whole process group; a worker that died would keep the trainer from saving
-    its position. What the trainer itself sends still ends a worker."""
+def ignore_signals_of_others(worker: int) -> None:
+    """Makes a loader's worker ignore SIGINT, and SIGTERM unless its parent process sent it.
+
+    Schedulers and terminals signal the whole process group. If a worker ended, the trainer could not save its position.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # and in threads that start from here on
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit the mask
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -180,9 +169,11 @@ def build_loader(
     cuda: bool = False,
     in_order: bool = False,
 ) -> Loader:
-    """The loader of a config for "train", "val" or "test". in_order: whatever SHUFFLE says; testing always is.
+    """Builds the loader of a config for "train", "val" or "test".
 
-    Several datasets, each with its entry of BATCH_IMAGES, are read in step; the first is the master.
+    dataset: one, or several that are read in step, each with its entry of BATCH_IMAGES; the first is the master.
+    in_order: samples in the order of the dataset, even if SHUFFLE is true. The order of "test" is always that.
+    cuda: return batches in page-locked memory. base_seed, rank, world: see BatchLoader.
     """
     section = cfg[split.upper()]
     workers = min(cfg.NUM_WORKERS_PER_GPU, os.cpu_count() or 1)
@@ -194,7 +185,7 @@ def build_loader(
             shuffle=section.SHUFFLE and not in_order and split != "test",
             training=training,
             aspect_grouping=split == "train" and section.ASPECT_GROUPING,
-            images=section.get("GROUP_PICTURES", False),
+            group_images=section.get("GROUP_PICTURES", False),
             num_workers=workers,
             base_seed=base_seed,
             rank=rank,
@@ -205,6 +196,6 @@ def build_loader(
     if isinstance(dataset, TaskDataset):
         return build(dataset, section.BATCH_IMAGES, split == "train", workers)
     master, *others = zip(dataset, section.BATCH_IMAGES, strict=True)
-    # The others are plain text, which one process reads fast enough. Every rank needs a part of them, whatever their
-    # size, also in evaluation.
+    # The others are plain text, which one worker reads fast enough. They are padded in evaluation too, so that every
+    # rank has a part of them, whatever their size.
     return MultiLoader(build(*master, split == "train", workers), [build(*o, True, min(workers, 1)) for o in others])

@@ -1,21 +1,20 @@
 """Sample and Batch: the named data that flows from a dataset to a model.
 
-Alphabet used in all shape comments: B batch, C choices, T text tokens, R regions, L packed length, D visual size,
-H hidden size; images are 3 x height x width.
+Letters of all shape comments: B batch, C choices, T text tokens, R regions, L packed length, D visual size,
+H hidden size. Images are 3 x height x width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
-from common.regions.lazy_features import StoredRows, read_padded
+from common.regions.lazy_features import Features
 
 # Fields of a Sample that collate pads, with the value of the padding.
 PAD_VALUES = {
@@ -37,16 +36,17 @@ class Sample:
     id: what a prediction is joined by (question id, annotation id, ...), int or str.
     im_info: float32 [4] = width, height of the resized image in pixels, and the two resize ratios.
     boxes: float32 [R, 4], xyxy in pixels of the resized image.
+    text_ids: int64 [T] word pieces with special tokens; [C, T], or a list of C tensors [T], with choices.
+    segment_ids: of the same shape.
+    text_tags: of the same shape, the row of `boxes` that a token is tied to, or None.
     image: float32 [3, height, width] normalised, or None with precomputed features.
-    features: float32 [R, 2048] precomputed region features, perhaps still to be read from a packed store, or None.
+    image_key: equal for samples that show the same pixels, in the same orientation, so that a batch holds the
+        image once. None for a sample that shares its image with no other.
+    features: float32 [R, 2048] precomputed region features, or None. LazyFeatures are read when the batch is used.
     box_classes: int64 [R] category of each box, or None.
     box_masks: float32 [R, S, S] instance masks relative to their box, or None.
-    text_ids: int64 [T] (or [C, T]) word pieces with special tokens. segment_ids, text_tags: the same shape; a tag is
-    the
-        row of `boxes` that a token is tied to.
-    text_lengths: set by `collate` from text_ids; C lists may differ in length, so text fields may be lists of [T]
-    tensors.
-    targets: tensors by name; empty where the split has no labels. A target's padding value stands in `target_pads`.
+    targets: tensors by name; empty where the split has no labels.
+    target_pads: the padding value of targets, by name; 0 for a target without one.
     """
 
     id: int | str
@@ -55,7 +55,8 @@ class Sample:
     text_ids: Tensor | Sequence[Tensor]
     segment_ids: Tensor | Sequence[Tensor]
     image: Tensor | None = None
-    features: Tensor | None = None
+    image_key: Hashable = None
+    features: Features | None = None
     box_classes: Tensor | None = None
     box_masks: Tensor | None = None
     text_tags: Tensor | Sequence[Tensor] | None = None
@@ -65,12 +66,11 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Padded samples. Every field of Sample with a leading axis B, plus the masks of what is real.
+    """Padded samples: the fields of Sample with a leading axis B, and masks that are True at real entries.
 
-    box_mask: bool [B, R]. text_mask: bool [B, T] or [B, C, T]. ids: list of the B sample ids.
+    ids: list of the B sample ids. box_mask: bool [B, R]. text_mask: bool [B, T] or [B, C, T].
     image: float32 [P, 3, height, width], each image once. image_row: int64 [B], the row of `image` of a sample; None
-    where each sample has its own.
-    stored: the features of the B samples on their way from a worker, which `read` puts into `features`; None otherwise.
+        where each sample has its own (P = B, in the same order).
     auxiliary: batches of further datasets for the same step (pretraining on plain text beside captions).
     """
 
@@ -89,36 +89,30 @@ class Batch:
     text_tags: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     auxiliary: tuple[Batch, ...] = ()
-    stored: list[StoredRows] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def num_samples(self) -> int:
-        """Samples of the step, with those of the auxiliary batches."""
+        """Number of samples of the step, with those of the auxiliary batches."""
         return len(self) + sum(len(batch) for batch in self.auxiliary)
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy with every tensor on `device` (tensors already there are shared)."""
+        """Returns a copy with every tensor on `device`. Tensors that are there already are shared."""
         return Batch(**{f.name: _move(getattr(self, f.name), device) for f in fields(self)})
 
-    def read(self, empty: Callable[..., Tensor] = torch.empty) -> Batch:
-        """With its features in memory that `empty` gives; itself if they are in memory."""
-        return self if self.stored is None else replace(self, features=read_padded(self.stored, empty), stored=None)
-
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory. The loader calls this in a thread of its own, while the model computes."""
-        batch = self.read(partial(torch.empty, pin_memory=True))
-        return Batch(**{f.name: _pin(getattr(batch, f.name)) for f in fields(batch)})
+        """Returns a copy in page-locked memory. DataLoader calls this in a thread, while the model computes."""
+        return Batch(**{f.name: _pin(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass
 class ModelOutput:
-    """What a task module returns.
+    """The output of a task's module.
 
-    loss: scalar to minimise, None when the batch has no targets.
-    losses: the parts of it by name, for the log. predictions: tensors by name.
+    predictions: tensors by name. loss: scalar to minimise, None when the batch has no targets.
+    losses: the parts of the loss by name, for the log.
     """
 
     predictions: dict[str, Tensor]
@@ -126,11 +120,11 @@ class ModelOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
     def values(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Everything a metric may read, by name."""
+        """All tensors that a metric may read, by name."""
         return {**targets, **self.predictions, **self.losses}
 
 
-register_dataclass(ModelOutput)  # for DistributedDataParallel, which has to find the loss in it
+register_dataclass(ModelOutput)  # DistributedDataParallel searches the output for tensors, the loss among them
 
 
 def _move(value: Any, device: torch.device | str) -> Any:

@@ -1,4 +1,4 @@
-"""The order of samples: a function of seed, epoch and position, so that a run can stop and go on anywhere.
+"""The order of samples: a function of seed, epoch and position, so that a run can resume at any position.
 
 See spec 04 §3.
 """
@@ -6,45 +6,27 @@ See spec 04 §3.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-LARGE = 1 << 24  # samples; a written-out permutation of so many takes 128 MiB in every process
-FEISTEL_ROUNDS = 6
+from common.data.permutation import sample_seed, scattered, together
+
+LARGE = 1 << 24  # samples; a permutation of so many takes 128 MiB in every process
 MOST_SHARED = 8  # samples of a batch in evaluation for each of its images: RefCOCO+ has 7 on average, VCR 2.6
-_MASK64 = (1 << 64) - 1
-
-
-def sample_seed(base_seed: int, epoch: int, index: int) -> int:
-    """The seed of one sample in one epoch: 64 bits, the same on every platform and version."""
-    state = 0
-    for value in (base_seed, epoch, index):
-        state = _mix((state + value + 0x9E3779B97F4A7C15) & _MASK64)
-    return state
-
-
-def _mix(x: int) -> int:
-    """The finalizer of SplitMix64: a bijection of 64 bits in which every bit of x moves every bit of the result."""
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return x ^ (x >> 31)
 
 
 class EpochSampler:
     """Which samples a rank sees in an epoch, and in which order.
 
-    length: size of the dataset. shuffle: a permutation seeded by epoch + seed; seed 0 gives the original's order.
-    pad: the order is extended by its own head until every rank has equally many (training); without, each sample
-    belongs to exactly one rank (evaluation).
-    images: the image of each sample of the dataset, or None. With them the samples of an image follow each other,
-    in their order, from where the first of them stood.
-    From LARGE samples on the permutation is computed position by position, so that memory does not grow.
-    Raises ValueError for an empty dataset, a rank outside the world, or images of another dataset.
+    length: size of the dataset. shuffle: permute the samples; the epoch is the seed, as in the original.
+    pad: repeat the head of the order at its end until every rank has equally many samples (training). Otherwise each
+        sample belongs to exactly one rank (evaluation).
+    image_keys: int [length], equal for samples of one image, or None. With keys the samples of an image follow each
+        other, in their order, from the place of the first of them.
+    A dataset of LARGE samples or more has a permutation that is computed position by position, in constant memory.
+    Raises ValueError for an empty dataset, a rank outside the world, or a wrong number of image keys.
     """
 
     def __init__(
@@ -54,91 +36,50 @@ class EpochSampler:
         rank: int = 0,
         world: int = 1,
         pad: bool = True,
-        seed: int = 0,
-        images: Sequence[int] | None = None,
+        image_keys: Sequence[int] | None = None,
     ) -> None:
         if length < 1:
             raise ValueError("the dataset has no samples: check the image set and the annotation file of this split")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} in a world of {world}")
-        self.length, self.shuffle, self.rank, self.world, self.pad, self.seed = length, shuffle, rank, world, pad, seed
-        if images is not None and len(images) != length:
-            raise ValueError(f"{len(images)} images for a dataset of {length} samples")
-        self.images = None if images is None else torch.as_tensor(images)
-        self._kept: tuple[int, Tensor] | None = None  # the permutation of the last epoch that was asked for
+        self.length, self.shuffle, self.rank, self.world, self.pad = length, shuffle, rank, world, pad
+        if image_keys is not None and len(image_keys) != length:
+            raise ValueError(f"{len(image_keys)} image keys for a dataset of {length} samples")
+        self.image_keys = None if image_keys is None else torch.as_tensor(image_keys)
+        self._kept: tuple[int, Tensor] | None = None  # the last epoch that `part` was called for, and its order
 
     @property
     def count(self) -> int:
-        """Samples of each rank in the padded order."""
+        """Number of samples of each rank in the padded order."""
         return -(-self.length // self.world)
 
     def part(self, epoch: int, start: int, stop: int) -> Tensor:
-        """int64 [stop - start]: the samples at these positions of the epoch's order, which goes round and round."""
+        """int64 [stop - start]: the samples at these positions of the epoch's order. Past its end the order repeats."""
         positions = torch.arange(start, stop) % self.length
-        if not self.shuffle and self.images is None:
+        if not self.shuffle and self.image_keys is None:
             return positions
-        if self.length >= LARGE and self.images is None:
-            return scattered(positions, self.length, self.seed + epoch)
+        if self.length >= LARGE and self.image_keys is None:
+            return scattered(positions, self.length, epoch)
         if self._kept is None or self._kept[0] != epoch:
-            self._kept = epoch, self._written_out(epoch)
+            self._kept = epoch, self._order(epoch)
         return self._kept[1][positions]
 
-    def _written_out(self, epoch: int) -> Tensor:
+    def _order(self, epoch: int) -> Tensor:
         order = torch.arange(self.length)
         if self.shuffle:
-            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch))
-        return order if self.images is None else together(order, self.images)
-
-    def indices(self, epoch: int) -> Tensor:
-        """This rank's contiguous part of the padded order: int64 [count]."""
-        return self.part(epoch, self.rank * self.count, (self.rank + 1) * self.count)
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(epoch))
+        return order if self.image_keys is None else together(order, self.image_keys)
 
 
-def scattered(positions: Tensor, length: int, seed: int) -> Tensor:
-    """The images of positions [n] under a permutation of 0 .. length - 1 that is never written down.
-
-    A Feistel network permutes the next power of four; images beyond the end are permuted again until they are inside.
-    """
-    half = max(1, (length - 1).bit_length() + 1 >> 1)
-    keys = [np.uint64(sample_seed(seed, i, length)) for i in range(FEISTEL_ROUNDS)]
-    values = positions.numpy().astype(np.uint64)
-    outside = np.ones(len(values), dtype=bool)
-    while outside.any():
-        values[outside] = _feistel(values[outside], np.uint64(half), keys)
-        outside = values >= length
-    return torch.from_numpy(values.astype(np.int64))
-
-
-def _feistel(values: NDArray[np.uint64], half: np.uint64, keys: Sequence[np.uint64]) -> NDArray[np.uint64]:
-    """A bijection of numbers of 2 * half bits."""
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & mask
-    for key in keys:
-        x = (right ^ key) * np.uint64(0xBF58476D1CE4E5B9)  # arrays wrap around in silence
-        x = (x ^ (x >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-        left, right = right, left ^ (x >> (np.uint64(64) - half))
-    return left << half | right
-
-
-def together(order: Tensor, images: Tensor) -> Tensor:
-    """`order` [n], changed so that the samples of an image follow each other from where the first of them stood.
-
-    images: int64 [length of the dataset].
-    """
-    _, group = images[order].unique(return_inverse=True)
-    places = torch.arange(len(order))
-    first = places.new_full((len(order),), len(order)).scatter_reduce(0, group, places, "amin")
-    return order[first[group].argsort(stable=True)]
-
-
-def image_batches(order: Tensor, images: Tensor, batch_size: int) -> list[Tensor]:
+def image_batches(order: Tensor, image_keys: Tensor, batch_size: int) -> list[Tensor]:
     """Batches of all samples of up to `batch_size` images, and of up to MOST_SHARED times as many samples.
 
-    order: as `together` gives it. An image with more samples than a batch can have is in several batches.
+    order: int64 [n] as `together` returns it. image_keys: int64 [length of the dataset]. An image with more samples
+    than a batch can have is in several batches.
     """
     most = MOST_SHARED * batch_size
-    _, runs = images[order].unique_consecutive(return_counts=True)
-    batches, start, samples, count = [], 0, 0, 0  # of the batch that is being filled
+    _, runs = image_keys[order].unique_consecutive(return_counts=True)
+    batches, start, samples, count = [], 0, 0, 0  # of the batch that is filled now
     for run in (part for size in runs.tolist() for part in [most] * (size // most) + [size % most] if part):
         if count == batch_size or samples + run > most:
             batches.append(order[start : start + samples])
@@ -164,18 +105,22 @@ def grouped_batches(order: Tensor, group_ids: Tensor, batch_size: int) -> list[T
 class BatchSampler(Sampler[list[tuple[int, int]]]):
     """For `DataLoader(batch_sampler=...)`: lists of (index, seed), the seed `sample_seed(base_seed, epoch, index)`.
 
-    sampler: the order. group_ids: group of each sample of the dataset, to keep groups apart, or None. With groups and
-    several ranks the batches of the whole order are dealt out in turn; where their number is uneven, the first ones are
-    dealt once more, so that every rank has equally many. A sampler that does not pad (evaluation) gives each rank
-    contiguous whole batches of the one order: ranks may differ by a batch, and every batch is what one process would
-    have computed, to the last bit.
-    A sampler that knows images gives evaluation batches of `batch_size` images with all of their samples
-    (`picture_batches`); in training a batch stays one of `batch_size` samples, and the samples of an image have one
-    seed, so that they show it the same way.
+    sampler: the order. group_ids: int [length], the group of each sample, so that a batch has samples of one group; or
+    None.
 
-    The position is where the next iteration starts, which only its user moves: loader workers run ahead of training,
+    Training (a sampler that pads): every rank has equally many batches. With groups the ranks take turns at the batches
+    of the whole order; if these cannot be divided evenly, the first ones are repeated at the end. With image keys a
+    batch still has `batch_size` samples, and the samples of an image have one seed, so that they flip alike.
+
+    Evaluation: each rank has contiguous whole batches of the one order. Ranks may differ by one batch, and every batch
+    is bit for bit that of a single process. With image keys a batch has `batch_size` images with all of their samples
+    (`image_batches`).
+
+    The position is where the next iteration starts. Only the caller changes it: loader workers run ahead of training,
     so a count kept here would be wrong. `len` is the number of batches of a full epoch; it is the same in every epoch
     and does not depend on the position.
+
+    Raises ValueError for a batch size below 1 or a wrong number of group ids.
     """
 
     def __init__(
@@ -188,15 +133,15 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.sampler, self.batch_size, self.base_seed = sampler, batch_size, base_seed
         self.group_ids = None if group_ids is None else torch.as_tensor(group_ids)
         self.epoch = self.start_batch = 0
-        # Batches that do not follow from their number: those of the last epoch are kept.
-        self._written = group_ids is not None or (sampler.images is not None and not sampler.pad)
-        self._dealt: tuple[int, list[Tensor]] | None = None
+        # Batches of groups or of images have to be listed from the first one on: those of the last epoch are kept.
+        self._listed = group_ids is not None or (sampler.image_keys is not None and not sampler.pad)
+        self._kept: tuple[int, list[Tensor]] | None = None
         self._length = self._count()
 
     def batch(self, epoch: int, number: int) -> Tensor:
-        """This rank's batch `number` of an epoch: int64 [<= batch_size]."""
+        """int64 [n]: the samples of this rank's batch `number` of an epoch."""
         sampler, size = self.sampler, self.batch_size
-        if self._written:
+        if self._listed:
             return self._grouped(epoch)[number]
         if sampler.pad:
             first, last = sampler.rank * sampler.count, (sampler.rank + 1) * sampler.count
@@ -206,77 +151,54 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         return sampler.part(epoch, start, min(start + size, last))
 
     def _count(self) -> int:
-        if self._written:
+        if self._listed:
             return len(self._grouped(0))
         if self.sampler.pad:
             return -(-self.sampler.count // self.batch_size)
         return len(self._whole_batches(-(-self.sampler.length // self.batch_size)))
 
     def _grouped(self, epoch: int) -> list[Tensor]:
-        if self._dealt is None or self._dealt[0] != epoch:
+        """This rank's batches of an epoch."""
+        if self._kept is None or self._kept[0] != epoch:
             order = self.sampler.part(epoch, 0, self.sampler.length)
             if self.group_ids is not None:
                 batches = grouped_batches(order, self.group_ids, self.batch_size)
             else:
-                assert self.sampler.images is not None
-                batches = image_batches(order, self.sampler.images, self.batch_size)
-            self._dealt = epoch, [batches[i] for i in self._dealt_numbers(len(batches))]
-        return self._dealt[1]
+                assert self.sampler.image_keys is not None
+                batches = image_batches(order, self.sampler.image_keys, self.batch_size)
+            self._kept = epoch, [batches[i] for i in self._own_numbers(len(batches))]
+        return self._kept[1]
 
-    def _dealt_numbers(self, count: int) -> list[int]:
-        """Which of `count` batches are this rank's."""
+    def _own_numbers(self, count: int) -> list[int]:
+        """Which of `count` batches belong to this rank."""
         rank, world = self.sampler.rank, self.sampler.world
         if not self.sampler.pad:
             return list(self._whole_batches(count))
         return [i % count for i in range(rank, -(-count // world) * world, world)]
 
     def _whole_batches(self, count: int) -> range:
-        """Contiguous numbers of `count` batches that are this rank's in evaluation."""
+        """Contiguous numbers, those of this rank in evaluation of `count` batches."""
         rank, world = self.sampler.rank, self.sampler.world
         return range(count * rank // world, count * (rank + 1) // world)
 
     def set_position(self, epoch: int, start_batch: int = 0) -> None:
-        """The next iteration gives the batches of `epoch` from `start_batch` on. Raises ValueError past the end."""
+        """Makes the next iteration start at batch `start_batch` of `epoch`. Raises ValueError past the end."""
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start at batch {start_batch} of an epoch of {len(self)} batches")
         self.epoch, self.start_batch = epoch, start_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # Not a generator itself: that would read the position at the first batch, after it may have been moved on.
+        # Not a generator itself: a generator would read the position at its first batch, when it may have changed.
         return self._iterate(self.epoch, self.start_batch)
 
     def _iterate(self, epoch: int, start_batch: int) -> Iterator[list[tuple[int, int]]]:
         for number in range(start_batch, len(self)):
             batch = self.batch(epoch, number)
-            images = self.sampler.images
-            drawn = batch if images is None else images[batch]
+            seeded_by = batch if self.sampler.image_keys is None else self.sampler.image_keys[batch]
             yield [
-                (i, sample_seed(self.base_seed, epoch, n)) for i, n in zip(batch.tolist(), drawn.tolist(), strict=True)
+                (i, sample_seed(self.base_seed, epoch, n))
+                for i, n in zip(batch.tolist(), seeded_by.tolist(), strict=True)
             ]
 
     def __len__(self) -> int:
         return self._length
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
-        return {"epoch": self.epoch, "start_batch": self.start_batch, **self._identity()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for a position inside an epoch that was of other batches; the start of one always fits."""
-        changed = [f"{k} {state[k]} -> {v}" for k, v in self._identity().items() if state.get(k, v) != v]
-        if state["start_batch"] and changed:
-            raise ValueError(f"cannot go on inside epoch {state['epoch']}, its batches changed: {', '.join(changed)}")
-        self.set_position(state["epoch"], state["start_batch"])
-
-    def _identity(self) -> dict[str, Any]:
-        sampler = self.sampler
-        return {
-            "length": sampler.length,
-            "shuffle": sampler.shuffle,
-            "world": sampler.world,
-            "seed": sampler.seed,
-            "batch_size": self.batch_size,
-            "grouped": self.group_ids is not None,
-            "images": sampler.images is not None,
-            "base_seed": self.base_seed,
-        }

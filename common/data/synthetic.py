@@ -18,6 +18,7 @@ from common.data.collate import collate
 from common.data.sample import Batch, Sample
 from common.data.text import join_segments
 from common.data.transforms import pad_to_canvas
+from common.regions.lazy_features import Features
 from common.regions.regions import FEATURE_DIM, with_image_box
 
 CHOICES = 4  # of a VCR question
@@ -143,7 +144,8 @@ def _regions(
     height, width = image
     if not full:
         width = draw.fewer(width, min(image))
-    pixels, features = None, None
+    pixels: Tensor | None = None
+    features: Features | None = None
     if network.IMAGE_FEAT_PRECOMPUTED:
         features = draw.uniform(boxes - whole, FEATURE_DIM)
     else:

@@ -1,4 +1,4 @@
-"""Functions on an image or its boxes, and `Transform`, the chain of them that a dataset runs (spec 04 §2)."""
+"""Functions on an image and its boxes, and `Transform`, which a dataset applies to both (spec 04 §2)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from common.boxes import clip_boxes, flip_boxes
 
 @dataclass(frozen=True)
 class TransformResult:
-    """What a Transform gives.
+    """The output of a Transform.
 
     image: float32 [3, height, width] normalised, or None. boxes: [R, >=4] in pixels of the resized image, not clipped.
     im_info: float32 (width, height, width ratio, height ratio, ...), the size without padding. masks: [R, S, S] or
-    None. flipped: whether image, boxes and masks were mirrored, which the text may have to follow.
+    None. flipped: whether image, boxes and masks are mirrored; the text then swaps left and right.
     """
 
     image: Tensor | None
@@ -38,10 +38,10 @@ class TransformResult:
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize, maybe flip, to tensor, normalise, and with `fixed_padding` (vcr) put on a canvas of one size.
+    """Resizes, flips at random and normalises an image, with its boxes and masks.
 
     scales: shorter and longest allowed side in pixels. means, stds: of the BGR channels, in [0, 255].
-    flip_prob: probability of mirroring.
+    flip_prob: probability of mirroring. fixed_padding: pad to a canvas of one size (VCR).
     """
 
     scales: tuple[int, int]
@@ -57,13 +57,11 @@ class Transform:
         im_info: Tensor,
         masks: Tensor | None,
         rng: random.Random,
-        known: dict[bool, Tensor] | None = None,
     ) -> TransformResult:
-        """Arguments are left as they are, but for `known`.
+        """Returns the transformed image, boxes and masks; the arguments stay unchanged.
 
-        image: RGB, or None with precomputed features. boxes: [R, >=4] in pixels of that image. im_info: [>=4], starting
-        with its width and height. masks: [R, S, S] relative to their box, or None. known: pixels of this image, by
-        whether they are mirrored, which are taken where they are there and kept there.
+        image: RGB, or None with precomputed features and where `pixels` follows. boxes: [R, >=4] in pixels of that
+        image. im_info: [>=4], starting with its width and height. masks: [R, S, S] relative to their box, or None.
 
         Draws one number from `rng`, whether it flips or not. Raises ValueError when the image is not RGB or not of the
         size in `im_info`.
@@ -82,25 +80,22 @@ class Transform:
             boxes = flip_boxes(boxes, size[0])
             masks = None if masks is None else masks.flip(-1)
         info = torch.cat([torch.tensor(size, dtype=torch.float32), ratios, im_info[4:].float()])
-        if image is None:
-            return TransformResult(None, boxes, info, masks, flipped)
-        known = {} if known is None else known
-        if flipped not in known:
-            known[flipped] = self._pixels(image, size, flipped)
-        return TransformResult(known[flipped], boxes, info, masks, flipped)
+        pixels = None if image is None else self.pixels(image, flipped)
+        return TransformResult(pixels, boxes, info, masks, flipped)
 
-    def _pixels(self, image: Image.Image, size: tuple[int, int], flipped: bool) -> Tensor:
-        image = image.resize(size, Image.Resampling.BILINEAR)
+    def pixels(self, image: Image.Image, flipped: bool) -> Tensor:
+        """Returns float32 [3, height, width] of an RGB image: resized, mirrored if `flipped`, normalised."""
+        image = image.resize(resize_size(*image.size, *self.scales), Image.Resampling.BILINEAR)
         if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = look_up(image, _levels(tuple(self.means), tuple(self.stds)))
+        pixels = look_up(image, pixel_levels(tuple(self.means), tuple(self.stds)))
         return pad_to_canvas(pixels, *self.scales) if self.fixed_padding else pixels
 
 
 def resize_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Width and height after the shorter side became `min_size`, less where the longer would pass `max_size`.
+    """Returns the width and height of the resized image: the shorter side is `min_size`, the longer at most `max_size`.
 
-    Truncates everywhere; an image whose shorter side already fits stays as it is (spec 04 §2.1).
+    Sizes are truncated to integers. An image whose shorter side is right already keeps its size (spec 04 §2.1).
     """
     short, long = min(width, height), max(width, height)
     size = min_size
@@ -114,7 +109,7 @@ def resize_size(width: int, height: int, min_size: int, max_size: int) -> tuple[
 
 
 def resize_ratios(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Float32 [2], new by old width and height. The reciprocal comes first, as in the original (spec 30 §6)."""
+    """Float32 [2]: new divided by old width and height, as reciprocal times new, like the original (spec 30 §6)."""
     return torch.tensor(old, dtype=torch.float32).reciprocal() * torch.tensor(new, dtype=torch.float32)
 
 
@@ -131,13 +126,13 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def normalise(image: Tensor, means: tuple[float, ...], stds: tuple[float, ...]) -> Tensor:
-    """RGB in [0, 1] to BGR in [0, 255], less the means, by the deviations: [3, height, width] -> the same shape."""
+    """RGB in [0, 1] to BGR in [0, 255], minus the means, divided by the deviations. Shape [3, height, width]."""
     bgr = image.flip(0).mul_(255)  # flip copies
     return bgr.sub_(torch.tensor(means)[:, None, None]).div_(torch.tensor(stds)[:, None, None])
 
 
 def look_up(image: Image.Image, levels: np.ndarray) -> Tensor:
-    """RGB image to float32 [3, height, width] of its BGR channels. levels: float32 [3, 256], what a value becomes."""
+    """RGB image to float32 [3, height, width], its BGR channels. levels: float32 [3, 256], the output of each value."""
     return look_up_bands([np.asarray(band) for band in image.split()], levels)
 
 
@@ -150,14 +145,14 @@ def look_up_bands(bands: Sequence[np.ndarray], levels: np.ndarray) -> Tensor:
 
 
 @lru_cache
-def _levels(means: tuple[float, ...], stds: tuple[float, ...]) -> np.ndarray:
-    """For `look_up`: the 256 values through the same operations as a whole image, so every bit is the same."""
+def pixel_levels(means: tuple[float, ...], stds: tuple[float, ...]) -> np.ndarray:
+    """The `levels` of `look_up`: 256 values that went through `normalise`, so that every bit is the same."""
     greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     return normalise(greys.float().div_(255), means, stds)[:, 0].numpy()
 
 
 def pad_to_canvas(image: Tensor, short: int, long: int) -> Tensor:
-    """The image [3, h, w] at the top left of zeros, `short` high and `long` wide or upright (spec 04 §2.4)."""
+    """Puts the image [3, h, w] at the top left of zeros, `short` x `long` in its orientation (spec 04 §2.4)."""
     height, width = image.shape[1:]
     canvas = image.new_zeros((3, short, long) if height <= width else (3, long, short))
     canvas[:, :height, :width] = image
@@ -165,6 +160,6 @@ def pad_to_canvas(image: Tensor, short: int, long: int) -> Tensor:
 
 
 def blank_pixels(image: Tensor, boxes: Tensor) -> None:
-    """Set the image [3, h, w] to 0, the mean colour, inside boxes [n, 4], with their borders; changes the argument."""
+    """Sets the image [3, h, w] in place to 0, the mean colour, inside boxes [n, 4] and on their borders."""
     for x1, y1, x2, y2 in boxes.int().tolist():
         image[:, y1 : y2 + 1, x1 : x2 + 1] = 0.0

@@ -1,22 +1,23 @@
-"""Writing files completely or not at all."""
+"""Files and folders written completely or not at all."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-if TYPE_CHECKING:  # many start quickly with this file
+if TYPE_CHECKING:  # numpy is slow to import, and command lines that answer --help import this file
     import numpy as np
 
 
 @contextmanager
 def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well: temporary beside it, then renamed.
+    """Opens a temporary file beside `path`, which replaces `path` if the block succeeds and is removed otherwise.
 
     sync: wait until the bytes are on the disk, so that a power cut leaves the old file or the new one.
     """
@@ -35,13 +36,33 @@ def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def new_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Makes a temporary folder beside `target`, which is renamed to it if the block succeeds and removed otherwise.
+
+    overwrite: replace a folder that exists. Raises FileExistsError if it exists and `overwrite` is False.
+    """
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; remove it first")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(target, ignore_errors=True)  # unlike a file, a folder cannot be replaced in one step
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file, completely or not at all."""
     with atomic_write(path) as f:
         f.write(text.encode("utf-8"))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """A .npy file, complete or not at all."""
+    """Writes a .npy file, completely or not at all."""
     import numpy as np
 
     content = io.BytesIO()

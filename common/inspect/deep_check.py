@@ -20,14 +20,12 @@ from common.config.sections import dataset_sections
 from common.data.dataset import TaskDataset
 from common.data.text import load_tokenizer
 from common.errors import DataError, ImageError, RegionError
-from common.files.images import (
-    exists,
-    load_image,
-    split_region_path,
-    unpacked,
-)
+from common.files.archives import exists, split_region_path, unpacked
+from common.files.images import load_image
 from common.files.lines import LineFile
-from common.regions.regions import RegionStore, check, open_regions
+from common.regions.check import check
+from common.regions.open import open_regions
+from common.regions.regions import RegionStore
 from common.task import load_task
 from common.weights.foreign import load_initial_weights
 
@@ -204,7 +202,7 @@ def check_store(cfg: Config, path: Path, samples: int) -> tuple[str, Problems]:
 def check_regions(
     cfg: Config, store: RegionStore, names: Sequence[str], sizes: dict[str, tuple[int, int] | None] | None = None
 ) -> Problems:
-    """What `common.regions.regions.check` finds, and fields that the config needs.
+    """What `common.regions.check.check` finds, and fields that the config needs.
 
     sizes: width and height of the images by name, None where unknown.
     """

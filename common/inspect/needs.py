@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import Config
 from common.config.sections import dataset_sections
-from common.files.images import split_region_path
+from common.files.archives import split_region_path
 
 SPLITS = ("TRAIN", "VAL", "TEST")
 REGION_FORMS = ("", ".packed", ".zip")

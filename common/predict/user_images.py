@@ -23,6 +23,7 @@ from common.boxes import FEATURE_DIM
 from common.errors import BoxError, ImageError, RegionError
 from common.files.images import decode_image, load_image
 from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
+from common.regions.lazy_features import read_features
 from common.regions.regions import Regions
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -145,7 +146,7 @@ class UserImages:
             raise BoxError(str(error)) from error
         found.boxes = check_boxes(found.boxes, image.pixels.size)
         if found.features is not None:
-            for box, feature in zip(found.boxes, found.features, strict=True):
+            for box, feature in zip(found.boxes, read_features(found.features), strict=True):
                 image.features[_box_key(box), b"", b""] = feature
         image.found = found
 

@@ -23,9 +23,11 @@ from torchvision.ops import batched_nms
 from torchvision.transforms.functional import to_tensor
 
 from common.errors import RegionError
-from common.files.images import IMAGE_SUFFIXES, list_files, read_bytes
+from common.files.archives import list_files, read_bytes
+from common.files.images import IMAGE_SUFFIXES
 from common.regions.arguments import SOURCES
-from common.regions.regions import Regions, RegionStore, open_regions
+from common.regions.open import open_regions
+from common.regions.regions import Regions, RegionStore
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class StoredBoxes(BoxSource):
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
         name = entry.name if entry.name in self._store else _coco_name(entry.name)
         try:
-            stored = self._store.regions(name, self._with_features)
+            stored = self._store.regions(name, self._with_features).in_memory()
         except FileNotFoundError as error:
             raise RegionError(str(error)) from error
         if stored.width and (stored.width, stored.height) != image.size:

@@ -1,169 +1,199 @@
-"""Region features that stay in a packed store until they are needed: best of all, until there is a batch to write to.
+"""Region features that stay in a packed store until a batch needs them.
 
-Features are most of a batch's bytes (26 MB of 32 images with 100 boxes each), so every copy of them counts. A sample
-and the message of a worker process carry `StoredRows`; the process that uses the batch copies the rows once, from its
-own memory map to their place in the batch.
+Features are most of a batch's bytes: 26 MB of 32 images with 100 boxes each. A sample and the message of a loader's
+worker therefore carry `LazyFeatures`, which say where the features are. The process that uses the batch copies them
+once, from its own memory map to their place in the batch.
 """
 
 from __future__ import annotations
 
-import math
-import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+import mmap
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-if TYPE_CHECKING:
-    from common.regions.regions import PackedRegions
+from common.errors import RegionError
 
-
-HEADROOM = 2**22  # a buffer's length is a multiple of it, so that it fits a somewhat larger batch too
-
-# What is known of rows that are not read.
-_KNOWN = {Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.dim, Tensor.size}  # type: ignore[attr-defined]
+MAX_MAPPED_FILES = 64
 
 
-class StoredRows(Tensor):
-    """float32 [R, D], to be read: the features `start` .. `stop` of a packed store, maybe with one row before them.
+@dataclass(frozen=True)
+class FeatureFile:
+    """A file of region features in row-major order. Equal values share one memory map in each process.
 
-    A tensor to all who use it: whatever asks for more than the shape reads the rows, once, into memory of their own.
-
-    with_first: a row comes before them, that of the whole image: `first` [D], or the mean of the others where that is
-    None. image: number of the store's image that they are all of; the store may have their mean.
+    path: of the file. dtype: "float32" or "float16", little-endian. shape: regions of all images, and the width D.
+    modified: the file's modification time in nanoseconds. A file with another time was replaced.
     """
 
-    def __new__(
-        cls, store: PackedRegions, start: int, stop: int, with_first: bool = False, *rest: Any, **options: Any
-    ) -> StoredRows:
-        # The meta device: code that got past __torch_function__ would fail, not see numbers that are none.
-        shape = stop - start + with_first, store.meta["columns"]["features"]
-        return torch.empty(shape, dtype=torch.float32, device="meta").as_subclass(cls)
-
-    def __init__(
-        self,
-        store: PackedRegions,
-        start: int,
-        stop: int,
-        with_first: bool = False,
-        first: Tensor | None = None,
-        image: int | None = None,
-    ) -> None:
-        self.store, self.start, self.stop, self.with_first, self.first = store, start, stop, with_first, first
-        self.image = image
-
-    def __len__(self) -> int:
-        return self.stop - self.start + self.with_first
+    path: str
+    dtype: str
+    shape: tuple[int, int]
+    modified: int
 
     @classmethod
-    def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function in _KNOWN:
-            return super().__torch_function__(function, types, args, kwargs)
-        args, kwargs = tree_map_only(StoredRows, lambda rows: rows.loaded, (args, kwargs or {}))
-        return function(*args, **kwargs)
+    def open(cls, path: str | os.PathLike[str], dtype: str, shape: tuple[int, int]) -> FeatureFile:
+        """Describes the file as it is now."""
+        return cls(str(path), dtype, shape, os.stat(path).st_mtime_ns)
 
-    @cached_property
-    def loaded(self) -> Tensor:
-        """The rows in memory, a plain tensor."""
+
+@dataclass(frozen=True, eq=False)
+class LazyFeatures:
+    """float32 [R, D] region features of one image, which `read` copies from their file.
+
+    file: of all images' features. start, stop: the rows of this image in it. indices: int64 [n], the regions that are
+    used, counted from `start`, in this order; None for all of them. first: float32 [D], a feature in front of those, or
+    None. means, image: file of the mean features of images, and the row of this image in it; None where the store has
+    no such file. (Arrays travel inside a worker's message. A tensor would get shared memory of its own, which takes
+    longer.)
+    """
+
+    file: FeatureFile
+    start: int
+    stop: int
+    indices: NDArray[np.int64] | None = None
+    first: NDArray[np.float32] | None = None
+    means: FeatureFile | None = None
+    image: int = 0
+
+    def __len__(self) -> int:
+        count = self.stop - self.start if self.indices is None else len(self.indices)
+        return count + (self.first is not None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, D)."""
+        return len(self), self.file.shape[1]
+
+    def select(self, indices: Tensor | Sequence[int]) -> LazyFeatures:
+        """The features of some regions, unread. indices: int64 [n], counted among those of this object.
+
+        Raises ValueError after `with_first`, and IndexError for an index below 0 or past the last region.
+        """
+        if self.first is not None:
+            raise ValueError("select the regions before the feature of the whole image is put in front of them")
+        chosen = torch.as_tensor(indices, dtype=torch.int64).numpy().copy()
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"regions {chosen.min()} to {chosen.max()} of {len(self)}")
+        return replace(self, indices=chosen if self.indices is None else self.indices[chosen], means=None)
+
+    def with_first(self, feature: Tensor) -> LazyFeatures:
+        """`feature` [D] and then these features, unread. Raises ValueError if there is a first one already."""
+        if self.first is not None:
+            raise ValueError("there is a feature in front of the regions already")
+        return replace(self, first=feature.float().numpy(), means=None)
+
+    def mean(self) -> Tensor:
+        """float32 [D], the mean of the features. Reads them, unless they are all of the image and the store has it."""
+        if self.means is None:
+            return self.read().mean(0)
+        return torch.from_numpy(_mapped(self.means).features[self.image].astype(np.float32))
+
+    def read(self) -> Tensor:
+        """float32 [R, D], a copy in memory. Raises RegionError if the file was replaced since the store was opened."""
         out = torch.empty(self.shape, dtype=torch.float32)
         self.copy_to(out)
         return out
 
-    @property
-    def unread(self) -> bool:
-        """Whether the rows are still what the store has."""
-        return "loaded" not in self.__dict__
-
-    def after(self, first: Tensor | None) -> StoredRows:
-        """These rows, unread and without a first one, with `first` [D] or their mean before them."""
-        assert self.unread and not self.with_first, "what was read may have been changed"
-        if first is None and self.image is not None:
-            first = self.store.mean(self.image)
-        return StoredRows(self.store, self.start, self.stop, True, first)
-
     def copy_to(self, out: Tensor) -> None:
-        """Write the rows to `out`, float32 [R, D]."""
-        rest = out[1:] if self.with_first else out
-        _copy(rest, self.store.mapped_features(self.start, self.stop))
-        if self.with_first:
-            out[0] = _mean(rest) if self.first is None else self.first
+        """Writes the features to `out`, float32 [R, D]. Raises what `read` raises."""
+        if self.first is not None:
+            out[0] = torch.from_numpy(self.first)
+            out = out[1:]
+        stored = _mapped(self.file).features[self.start : self.stop]
+        if self.indices is None:
+            _copy(out, stored)
+        elif stored.dtype == np.float32:
+            np.take(stored, self.indices, axis=0, out=out.numpy(), mode="clip")  # other modes copy once more
+        else:
+            _copy(out, stored[self.indices])
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        assert self.unread, "collate sends what was read as a tensor"
-        self.store.expect(self.start, self.stop)
-        first = self.first
-        if self.with_first and first is None:  # by the worker, which has the time
-            first = _mean(self.store.mapped_features(self.start, self.stop).float())
-        # An array travels in the message itself. A tensor would get shared memory of its own, which takes far longer.
-        return _from_message, (
-            self.store,
-            self.start,
-            self.stop,
-            self.with_first,
-            None if first is None else first.numpy(),
-        )
+    def prefetch(self) -> None:
+        """Asks the system to load these features from the disk, without waiting for it.
 
-
-def _from_message(
-    store: PackedRegions, start: int, stop: int, with_first: bool, first: np.ndarray | None
-) -> StoredRows:
-    return StoredRows(store, start, stop, with_first, None if first is None else torch.from_numpy(first))
+        A worker calls this, so that the process that copies them later finds them in the page cache.
+        """
+        row = self.file.shape[1] * np.dtype(self.file.dtype).itemsize
+        first = self.start * row // mmap.PAGESIZE * mmap.PAGESIZE
+        _mapped(self.file).memory.madvise(mmap.MADV_WILLNEED, first, self.stop * row - first)
 
 
-def read_padded(items: Sequence[StoredRows], empty: Callable[..., Tensor] = torch.empty) -> Tensor:
-    """float32 [n, largest R, D]: the rows of each item, zeros below. empty: gives memory of a shape."""
-    out = empty((len(items), max(map(len, items)), items[0].shape[1]))
+Features: TypeAlias = Tensor | LazyFeatures
+
+
+def read_features(features: Features) -> Tensor:
+    """float32 [R, D]: the features in memory, read if they are not."""
+    return features.read() if isinstance(features, LazyFeatures) else features
+
+
+def select_features(features: Features, indices: Tensor | Sequence[int]) -> Features:
+    """The features of the regions `indices` [n], in this order. Lazy features stay lazy."""
+    if isinstance(features, LazyFeatures):
+        return features.select(indices)
+    return features[torch.as_tensor(indices, dtype=torch.int64)]
+
+
+def mean_feature(features: Features) -> Tensor:
+    """float32 [D], the mean of the features [R, D]."""
+    return features.mean() if isinstance(features, LazyFeatures) else features.mean(0)
+
+
+def put_first(feature: Tensor, features: Features) -> Features:
+    """`feature` [D] and then `features` [R, D]: [R + 1, D]. Lazy features stay lazy."""
+    if isinstance(features, LazyFeatures):
+        return features.with_first(feature)
+    return torch.cat([feature[None], features])
+
+
+def read_padded(items: Sequence[Features], pinned: bool = False) -> Tensor:
+    """float32 [n, largest R, D]: the features of each item, zeros below. pinned: in page-locked memory."""
+    out = torch.empty(len(items), max(map(len, items)), items[0].shape[1], dtype=torch.float32, pin_memory=pinned)
     for rows, item in zip(out, items, strict=True):
-        item.copy_to(rows[: len(item)])
+        if isinstance(item, LazyFeatures):
+            item.copy_to(rows[: len(item)])
+        else:
+            _copy(rows[: len(item)], item.numpy())
         rows[len(item) :].numpy().fill(0)
     return out
 
 
-class Buffers:
-    """Memory for one batch after the other: that of a batch which is gone is written again.
+class _Mapped(NamedTuple):
+    """memory: a file's memory map. features: [N, D], the same bytes."""
 
-    Memory that is fresh from the system costs a page fault for every 4 KiB, together more than the copy into it.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[np.ndarray] = deque(maxlen=2)
-
-    def empty(self, shape: Sequence[int]) -> Tensor:
-        """float32 of this shape, with any values. It is free again when no tensor shares its memory any more."""
-        size = math.prod(shape)
-        memory = self._free.pop() if self._free else None
-        if memory is None or len(memory) < size:
-            memory = np.empty(-(-size // HEADROOM) * HEADROOM, np.float32)  # what is not written takes no memory
-        used = memory[:size]
-        weakref.finalize(used, self._free.append, memory).atexit = False
-        return torch.from_numpy(used).view(*shape)
+    memory: mmap.mmap
+    features: NDArray[np.floating]
 
 
-# PyTorch shares work of this size among threads, of which each waits for the slowest. Beside loader processes on every
-# core that wait can be a hundred times as long as the work, so here it is cut into pieces below that.
+@lru_cache(MAX_MAPPED_FILES)
+def _mapped(file: FeatureFile) -> _Mapped:
+    with open(file.path, "rb") as opened:
+        if os.fstat(opened.fileno()).st_mtime_ns != file.modified:
+            raise RegionError(f"{file.path}: another store took its place during the run")
+        memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    features = np.frombuffer(memory, np.dtype(file.dtype).newbyteorder("<")).reshape(file.shape)
+    return _Mapped(memory, features)
+
+
+# PyTorch splits work of this size or more among threads and waits for the slowest. With loader processes on every core
+# that wait can be a hundred times as long as the work, so `_copy` converts smaller pieces.
 SMALL = 2**15
 
 
-def _copy(out: Tensor, rows: Tensor) -> None:
-    """`rows` [R, D] of any floating dtype to `out`, float32 [R, D]."""
-    if out.dtype == rows.dtype:
-        out.numpy()[:] = rows.numpy()
+def _copy(out: Tensor, features: NDArray[np.floating]) -> None:
+    """Copies `features` [R, D] of any floating dtype to `out`, float32 [R, D]."""
+    if features.dtype == np.float32:
+        out.numpy()[:] = features
         return
-    count = (SMALL - 1) // out.shape[1]
-    for part, some in zip(out.split(count), rows.split(count), strict=True):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
+        source = torch.from_numpy(features)
+    count = max(1, (SMALL - 1) // out.shape[1])  # PyTorch converts float16 three times as fast as NumPy does
+    for part, some in zip(out.split(count), source.split(count), strict=True):
         part.copy_(some)
-
-
-def _mean(rows: Tensor) -> Tensor:
-    """`rows.mean(0)`, bit for bit: pieces of whole vector registers add up in the same order."""
-    if torch.get_num_threads() == 1:
-        return rows.mean(0)
-    width = max(1, (SMALL - 1) // len(rows) // 64) * 64
-    return torch.cat([part.mean(0) for part in rows.split(width, dim=1)])

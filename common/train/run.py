@@ -162,7 +162,7 @@ def resume(trainer: Trainer, cfg: Config) -> None:
 
 
 def predict(task: Task, cfg: Config, loaded: Loaded, split: str) -> tuple[list[Record], Any]:
-    """Records of every sample of "val" or "test" in the order of the dataset, and the dataset.
+    """Records of every sample of "val" or "test", to be joined by their ids, and the dataset.
 
     Several processes share the samples. Rank 0 returns the records of all, the others return none.
     """
@@ -175,7 +175,7 @@ def predict(task: Task, cfg: Config, loaded: Loaded, split: str) -> tuple[list[R
     _, records = evaluate(
         loaded.model, loader, loaded.device, loaded.precision, to_records=to_records, title=f"predict {split}"
     )
-    return loader.in_dataset_order(records) if records else [], dataset
+    return records, dataset
 
 
 @dataclass(frozen=True)

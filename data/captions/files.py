@@ -52,7 +52,7 @@ def write_records(table: Path, out: Path, split: str, with_regions: bool = False
 
     with_regions: only those that have regions in `<split>_frcnn`. Raises as `write_pairs` does.
     """
-    from common.regions.regions import open_regions  # here, so that the command line answers at once
+    from common.regions.open import open_regions  # here, so that the command line answers at once
 
     known = read_manifest(manifest_file(out, split))
     regions = open_regions(out / f"{split}_frcnn") if with_regions else None

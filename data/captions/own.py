@@ -28,13 +28,9 @@ from common.regions.box_sources import (
     StoredBoxes,
     build_source,
 )
-from common.regions.regions import (
-    JsonRegions,
-    Regions,
-    check_shapes,
-    open_regions,
-    save_regions,
-)
+from common.regions.json_store import JsonRegions, save_regions
+from common.regions.open import open_regions
+from common.regions.regions import Regions, check_shapes
 from data.captions.fetch import LostError, image_size
 from data.captions.files import image_file, write_pairs
 from data.captions.table import image_name, split_words

@@ -24,16 +24,11 @@ from common.files.images import load_image
 from common.nn.fast_rcnn import FastRCNN
 from common.predict.region_features import RegionFeatureExtractor
 from common.regions.box_sources import BoxSource, ImageEntry, build_source
-from common.regions.regions import (
-    JsonRegions,
-    Regions,
-    check,
-    check_shapes,
-    open_regions,
-    pack,
-    save_regions,
-    unpack,
-)
+from common.regions.check import check
+from common.regions.json_store import JsonRegions, save_regions, unpack
+from common.regions.open import open_regions
+from common.regions.packed_store import pack
+from common.regions.regions import Regions, check_shapes
 from common.weights.foreign import load_backbone
 
 logger = logging.getLogger(__name__)

@@ -216,7 +216,8 @@ def _write_images(out: Path, world: World, name: str, scenes: Sequence[Scene]) -
 
 def _pack_regions(out: Path) -> None:
     """The packed store beside each folder of region files: what a training run reads."""
-    from common.regions.regions import open_regions, pack  # here, so that `--help` answers at once
+    from common.regions.open import open_regions
+    from common.regions.packed_store import pack  # here, so that `--help` answers at once
 
     for folder in {split.region_folder for split in SPLITS.values()}:
         store = open_regions(out / REGION_FOLDER / folder)
@@ -280,7 +281,7 @@ def _write_captions(out: Path, world: World, scenes: dict[str, list[Scene]], cou
 
 def _pack_scenes(path: Path, entries: dict[str, tuple[Scene, np.ndarray]]) -> None:
     """A packed store with the features of boxes [n, 4]; none where there are no images."""
-    from common.regions.regions import pack
+    from common.regions.packed_store import pack
     from data.scenes.store import SceneRegions
 
     if entries:

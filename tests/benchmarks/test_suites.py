@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import steps
-from benchmarks.loading import PICTURES, QUESTIONS, _loader, write_world
+from benchmarks.loading import IMAGES, QUESTIONS, _loader, write_world
 from benchmarks.plots import draw
 from benchmarks.steps import SPLIT_HEADER, Step, of_one_image, split, split_rows
 from common.config import load_config
@@ -85,7 +85,7 @@ def test_the_split_counts_the_backward_of_each_part(step, monkeypatch):
 def test_the_loaders_of_the_three_forms_give_the_same_samples(tmp_path):
     loaders = [_loader(tmp_path, path, zipped) for path, zipped in write_world(tmp_path).values()]
     samples = [[loader.dataset.sample(i, random.Random(i)) for i in (0, 7)] for loader in loaders]
-    assert len(loaders) == 3 and len(loaders[0].dataset) == PICTURES * QUESTIONS
+    assert len(loaders) == 3 and len(loaders[0].dataset) == IMAGES * QUESTIONS
     for other in samples[1:]:
         assert_same(other, samples[0])
     assert samples[0][0].targets["label"].sum() > 0

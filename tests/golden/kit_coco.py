@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.regions.regions import Regions, save_regions
+from common.regions.json_store import save_regions
+from common.regions.regions import Regions
 
 FEATURE_DIM = 2048
 

@@ -21,7 +21,8 @@ from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader, MultiLoader
 from common.data.sample import Batch, Sample
 from common.data.text import load_tokenizer
-from common.regions.regions import Regions, save_regions
+from common.regions.json_store import save_regions
+from common.regions.regions import Regions
 from pretrain.captions import CaptionDataset
 from pretrain.corpus import GeneralCorpus
 from pretrain.dataset import build_dataset

@@ -12,7 +12,8 @@ from PIL import Image
 
 from common.data.text import load_tokenizer
 from common.data.transforms import Transform
-from common.regions.regions import Regions, save_regions
+from common.regions.json_store import save_regions
+from common.regions.regions import Regions
 from pretrain.captions import CaptionSettings
 from tests.tiny import tiny_settings
 

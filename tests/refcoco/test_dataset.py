@@ -18,12 +18,9 @@ from common.data.collate import collate
 from common.data.loader import BatchLoader
 from common.data.sample import Sample
 from common.errors import ConfigError, DataError, ImageError
-from common.regions.regions import (
-    JsonRegions,
-    Regions,
-    pack,
-    save_regions,
-)
+from common.regions.json_store import JsonRegions, save_regions
+from common.regions.packed_store import pack
+from common.regions.regions import Regions
 from refcoco.dataset import DETECTIONS_FILE, REGION_FOLDER, build_dataset
 from tests.refcoco.world import GOLDEN_BOXES, MEANS, World, small_world
 from tests.task_check import assert_same

@@ -14,12 +14,9 @@ from PIL import Image
 
 from common.data.text import load_tokenizer
 from common.data.transforms import Transform
-from common.regions.regions import (
-    JsonRegions,
-    Regions,
-    pack,
-    save_regions,
-)
+from common.regions.json_store import JsonRegions, save_regions
+from common.regions.packed_store import pack
+from common.regions.regions import Regions
 from refcoco.dataset import DETECTIONS_FILE, CandidateSettings, ExpressionFiles, RefCOCODataset
 from tests.tiny import tiny_settings
 

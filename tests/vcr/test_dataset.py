@@ -16,7 +16,8 @@ from PIL import Image
 from common.config import load_config
 from common.data.collate import collate
 from common.errors import ConfigError, DataError, ImageError
-from common.regions.regions import JsonRegions, pack
+from common.regions.json_store import JsonRegions
+from common.regions.packed_store import pack
 from tests.tiny import write_settings
 from tests.vcr.world import OBJECTS, read_annotations, tiny_vcr, write_annotations
 from vcr.annotations import CATEGORY_IDS
@@ -350,7 +351,7 @@ class TestFeatures:
     def rewrite(self, store: Path, name: str, **values: object) -> None:
         from dataclasses import replace
 
-        from common.regions.regions import save_regions
+        from common.regions.json_store import save_regions
 
         save_regions(store, name, replace(JsonRegions(store).regions(name), **values))
 
@@ -379,7 +380,7 @@ class TestFeatures:
         want = sample(build(self.FEATURES))
         pack(JsonRegions(store), store.with_name("other.packed"))
         got = sample(build(self.FEATURES, f"DATASET.REGION_PATH={store.with_name('other')}"))
-        assert torch.equal(got.features, want.features)
+        assert torch.equal(got.features.read(), want.features)
 
     @pytest.mark.parametrize(
         ("values", "message"),

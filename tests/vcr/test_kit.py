@@ -11,7 +11,7 @@ import torch
 from common.config import load_config
 from common.data.collate import collate
 from common.regions.box_sources import build_source
-from common.regions.regions import JsonRegions
+from common.regions.json_store import JsonRegions
 from data.regions.extract import extract
 from vcr.dataset import VCRDataset, build_dataset
 from vcr.text import MAX_TOKENS, QA2R

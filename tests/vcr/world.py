@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from common.regions.regions import FEATURE_DIM, Regions, save_regions
+from common.regions.json_store import save_regions
+from common.regions.regions import FEATURE_DIM, Regions
 from tests.tiny import tiny_settings
 from vcr.text import GENDER_NEUTRAL_NAMES, QA2R
 

@@ -22,12 +22,9 @@ from common.data.sample import Sample
 from common.data.text import BertTokenizer
 from common.data.transforms import Transform
 from common.errors import DataError, ImageError, RegionError
-from common.regions.regions import (
-    JsonRegions,
-    Regions,
-    pack,
-    save_regions,
-)
+from common.regions.json_store import JsonRegions, save_regions
+from common.regions.packed_store import pack
+from common.regions.regions import Regions
 from data.scenes import questions as scene_questions
 from tests.task_check import assert_same
 from tests.vqa.test_annotations import write_imdb

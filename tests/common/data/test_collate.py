@@ -64,6 +64,30 @@ def test_boxes_of_a_sample_without_any():
     assert batch.box_mask.tolist() == [[False, False], [True, True]]
 
 
+def test_samples_with_equal_image_keys_share_a_row():
+    """Whatever tensors hold their pixels: equal keys stand for equal pixels."""
+    wide, upright = torch.ones(3, 2, 5), torch.full((3, 4, 3), 2.0)
+    shown = [("b", upright), ("a", wide), ("b", upright.clone()), ("a", wide.clone())]
+    batch = collate([sample(i, 1, 1, image=image, image_key=(key, False)) for i, (key, image) in enumerate(shown)])
+    assert batch.image.shape == (2, 3, 4, 5) and batch.image_row.tolist() == [0, 1, 0, 1]
+    assert batch.image.amax((1, 2, 3)).tolist() == [2, 1]
+
+
+def test_samples_without_an_image_key_share_nothing():
+    image = torch.ones(3, 2, 2)
+    batch = collate([sample(i, 1, 1, image=image) for i in range(2)])
+    assert len(batch.image) == 2 and batch.image_row is None
+    mixed = collate([sample(i, 1, 1, image=image, image_key=key) for i, key in enumerate((None, 0, 0))])
+    assert len(mixed.image) == 2 and mixed.image_row.tolist() == [0, 1, 1]
+    apart = collate([sample(i, 1, 1, image=image, image_key=key) for i, key in enumerate("ab")])
+    assert len(apart.image) == 2 and apart.image_row is None
+
+
+def test_an_image_key_of_two_images_is_refused():
+    with pytest.raises(ValueError, match="'s1': the image_key 'a' stands for images of two sizes"):
+        collate([sample(i, 1, 1, image=torch.ones(3, 2, 2 + i), image_key="a") for i in range(2)])
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

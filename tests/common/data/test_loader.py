@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from common.config import load_config
 from common.data.dataset import TaskDataset
-from common.data.loader import BatchLoader, MultiLoader, _leave_signals_to_the_trainer, build_loader
+from common.data.loader import BatchLoader, MultiLoader, build_loader, ignore_signals_of_others
 from common.data.sample import Sample
 
 
@@ -183,7 +183,7 @@ class TestSignals:
 
     @pytest.fixture
     def iterator(self):
-        batches = iter(DataLoader(range(1000), num_workers=1, worker_init_fn=_leave_signals_to_the_trainer))
+        batches = iter(DataLoader(range(1000), num_workers=1, worker_init_fn=ignore_signals_of_others))
         next(batches)
         return batches
 

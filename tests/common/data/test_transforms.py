@@ -7,11 +7,11 @@ from PIL import Image
 
 from common.data.transforms import (
     Transform,
-    _levels,
     blank_pixels,
     look_up,
     normalise,
     pad_to_canvas,
+    pixel_levels,
     resize_ratios,
     resize_size,
     to_tensor,
@@ -71,7 +71,7 @@ def test_looked_up_pixels_have_the_bits_of_normalised_ones(stds):
     means = (102.9801, 115.9465, 122.7717)
     values = np.stack([np.random.default_rng(c).permutation(256).reshape(8, 32) for c in range(3)], axis=-1)
     image = Image.fromarray(values.astype(np.uint8))
-    got = look_up(image, _levels(means, stds))
+    got = look_up(image, pixel_levels(means, stds))
     assert got.shape == (3, 8, 32) and got.is_contiguous()
     assert torch.equal(got, normalise(to_tensor(image), means, stds))
 

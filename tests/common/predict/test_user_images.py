@@ -13,7 +13,8 @@ from PIL import Image
 from common.errors import BoxError, ImageError
 from common.predict.user_images import ModuleFeatureExtractor, UserImages, check_boxes
 from common.regions.box_sources import GridBoxes, StoredBoxes
-from common.regions.regions import JsonRegions, Regions, save_regions
+from common.regions.json_store import JsonRegions, save_regions
+from common.regions.regions import Regions
 from data.scenes import regions as scene_regions
 
 

@@ -9,36 +9,32 @@ import random
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from common.data.collate import collate
+from common.data.collate import UnreadBatch, collate, collate_unread
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader, MultiLoader
 from common.data.sample import Batch, Sample
 from common.errors import RegionError
+from common.regions.json_store import JsonRegions, save_regions
 from common.regions.lazy_features import (
-    Buffers,
-    StoredRows,
-    _copy,
-    _mean,
+    LazyFeatures,
+    mean_feature,
+    put_first,
+    read_features,
+    read_padded,
+    select_features,
 )
-from common.regions.regions import (
-    FEATURE_DIM,
-    JsonRegions,
-    PackedRegions,
-    Regions,
-    RegionStore,
-    pack,
-    save_regions,
-    with_image_box,
-)
+from common.regions.packed_store import PackedRegions, pack
+from common.regions.regions import FEATURE_DIM, Regions, RegionStore, with_image_box
 
 IMAGES = 7
 
 
 class Questions(TaskDataset):
-    """A sample for each image of a store, the whole image in front of its boxes where that is asked for."""
+    """A sample for each image of a store: the whole image in front of its boxes, or its boxes in reverse order."""
 
     def __init__(self, store: RegionStore, image_box: bool) -> None:
         self.store, self.image_box = store, image_box
@@ -51,25 +47,27 @@ class Questions(TaskDataset):
         boxes, features = regions.boxes, regions.features
         if self.image_box:
             boxes, features = with_image_box(boxes, features, regions.image_feature, 64, 48)
+        else:
+            features = select_features(features, range(len(boxes))[::-1])
         text = torch.tensor([index])
         return Sample(index, torch.zeros(4), boxes, text, text, features=features)
 
 
 def write(folder: Path, image_feature: bool) -> JsonRegions:
+    """Image n has 1 + 9 n regions, from one to more than are converted at once."""
     folder.mkdir()
     draw = torch.Generator().manual_seed(1)
     for name in range(IMAGES):
-        count = 1 + 9 * name  # from one row to more than a piece of _copy has
+        count = 1 + 9 * name
         whole = torch.rand(FEATURE_DIM, generator=draw).half().float() if image_feature else None
         features = torch.rand(count, FEATURE_DIM, generator=draw).half().float()  # exact in both number formats
         save_regions(folder, str(name), Regions(torch.rand(count, 4, generator=draw), features, whole))
     return JsonRegions(folder)
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> StoredRows:
-    features = pack(write(tmp_path / "a", True), tmp_path / "a.packed").regions("3").features
-    assert isinstance(features, StoredRows)
+def lazy(store: RegionStore, name: int | str) -> LazyFeatures:
+    features = store.regions(name).features
+    assert isinstance(features, LazyFeatures)
     return features
 
 
@@ -105,93 +103,107 @@ def test_loaders_in_step(tmp_path: Path) -> None:
             assert_same(*(dataclasses.replace(batch, auxiliary=()) for batch in (ours, wanted)))
 
 
-def test_a_workers_message_has_no_features(tmp_path: Path) -> None:
+@pytest.mark.parametrize("image_box", [True, False])
+def test_a_workers_message_has_no_features(tmp_path: Path, image_box: bool) -> None:
+    data = Questions(pack(write(tmp_path / "a", False), tmp_path / "a.packed"), image_box)
+    batch = collate_unread([data[i, 0] for i in range(IMAGES)])
+    assert isinstance(batch, UnreadBatch) and batch.batch.features is None
+    message = bytes(ForkingPickler.dumps(batch.features))
+    rows = IMAGES if image_box else 0  # the features of whole images do travel
+    assert len(message) < (rows + 1) * FEATURE_DIM * 4 < batch.read().features.nbytes
+    again = UnreadBatch(batch.batch, pickle.loads(message))
+    assert torch.equal(again.read().features, batch.read().features)
+
+
+def test_equal_files_share_a_memory_map(tmp_path: Path) -> None:
+    """A worker's message names the file, which the process that reads it has mapped already."""
     store = pack(write(tmp_path / "a", True), tmp_path / "a.packed")
-    data = Questions(store, False)
-    batch = collate([data[i, 0] for i in range(IMAGES)], read=False)
-    assert batch.features is None and all(rows.unread for rows in batch.stored)
-    message = bytes(ForkingPickler.dumps(batch.stored))
-    assert len(message) < FEATURE_DIM * 4 < batch.read().features.nbytes
-    again = pickle.loads(message)
-    assert all(rows.store is store for rows in again)  # mapped already
-    assert torch.equal(dataclasses.replace(batch, stored=again).read().features, batch.read().features)
+    features = lazy(store, 3)
+    wanted = features.read()
+    (Path(store.path) / "features.bin").unlink()
+    assert torch.equal(pickle.loads(pickle.dumps(features)).read(), wanted)
 
 
-def test_a_message_about_a_store_that_was_replaced(tmp_path: Path) -> None:
+def test_a_store_that_was_replaced_is_refused(tmp_path: Path) -> None:
     files = write(tmp_path / "a", False)
-    message = pickle.dumps(pack(files, tmp_path / "a.packed"))
-    new = pack(files, tmp_path / "a.packed", info={"version": 2}, overwrite=True)
-    assert pickle.loads(pickle.dumps(new)) is new
-    with pytest.raises(RegionError, match=r"a\.packed: another store"):
-        pickle.loads(message)
+    old = lazy(pack(files, tmp_path / "a.packed"), 3)
+    new = lazy(pack(files, tmp_path / "a.packed", info={"version": 2}, overwrite=True), 3)
+    with pytest.raises(RegionError, match=r"a\.packed/features\.bin: another store"):
+        old.read()
+    assert new.read().shape == (28, FEATURE_DIM)
 
 
-def test_rows_are_a_tensor_to_who_looks(rows: StoredRows) -> None:
-    assert isinstance(rows, torch.Tensor) and rows.shape == (28, FEATURE_DIM) and len(rows) == 28 and rows.unread
-    values = rows.store.mapped_features(rows.start, rows.stop).clone()
-    assert torch.equal(rows, values) and not rows.unread
-    assert type(rows[:2]) is type(rows + 1) is torch.Tensor and rows.device.type == "cpu"
-    assert (rows.numpy() == values.numpy()).all() and torch.equal(torch.cat([rows, rows])[28:], values)
-    torch.testing.assert_close(rows, values)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_lazy_features_do_what_a_tensor_does(tmp_path: Path, dtype: str) -> None:
+    files = write(tmp_path / "a", False)
+    ours, theirs = lazy(pack(files, tmp_path / "a.packed", dtype), 3), files.regions(3).features
+    first, chosen = torch.rand(FEATURE_DIM), torch.tensor([20, 3, 3, 27, 0])
+    for change in (
+        lambda features: features,
+        lambda features: select_features(features, chosen),
+        lambda features: select_features(select_features(features, chosen), [4, 0]),
+        lambda features: select_features(features, []),
+        lambda features: put_first(first, features),
+        lambda features: put_first(mean_feature(features), select_features(features, range(9))),
+    ):
+        mine, wanted = change(ours), change(theirs)
+        assert isinstance(mine, LazyFeatures) and len(mine) == len(wanted) and mine.shape == wanted.shape
+        assert torch.equal(read_features(mine), read_features(wanted))
+        if len(wanted):
+            assert torch.equal(mean_feature(mine), mean_feature(wanted))
+    assert torch.equal(ours.read(), theirs)  # none of this has changed it
 
 
-def test_what_was_changed_stays_changed_and_the_store_does_not(rows: StoredRows) -> None:
-    rows[0] = 5.0
-    rows[1:].mul_(0)
-    text = torch.tensor([0])
-    for read in (True, False):
-        batch = collate([Sample(0, torch.zeros(4), torch.zeros(28, 4), text, text, features=rows)], read)
-        assert batch.stored is None and batch.features.unique().tolist() == [0, 5]
-    boxes, features = with_image_box(torch.zeros(28, 4), rows, torch.ones(FEATURE_DIM), 9, 9)
-    assert features[:2, 0].tolist() == [1, 5] and len(boxes) == 29
-    assert 5 not in rows.store.regions("3").features
+def test_what_was_read_can_be_written_to(tmp_path: Path) -> None:
+    store = pack(write(tmp_path / "a", True), tmp_path / "a.packed")
+    lazy(store, 3).read().fill_(5)
+    assert 5 not in lazy(store, 3).read()
 
 
-def test_read_and_unread_samples_of_a_batch(tmp_path: Path) -> None:
+def test_bad_selections_are_refused(tmp_path: Path) -> None:
+    features = lazy(pack(write(tmp_path / "a", True), tmp_path / "a.packed"), 1)
+    for indices in ([0, 10], [-1]):
+        with pytest.raises(IndexError, match=r"of 10$"):
+            features.select(indices)
+    with_first = features.with_first(torch.zeros(FEATURE_DIM))
+    with pytest.raises(ValueError, match="select the regions before"):
+        with_first.select([0])
+    with pytest.raises(ValueError, match="already"):
+        with_first.with_first(torch.zeros(FEATURE_DIM))
+
+
+def test_lazy_features_and_tensors_in_one_batch(tmp_path: Path) -> None:
     files = write(tmp_path / "a", False)
     store = pack(files, tmp_path / "a.packed")
     ours, theirs = Questions(store, True), Questions(files, True)
     mixed = [(ours, theirs)[i % 2][i, 0] for i in range(IMAGES)]
-    assert_same(collate(mixed, read=False), collate([theirs[i, 0] for i in range(IMAGES)]))
+    assert_same(collate(mixed), collate([theirs[i, 0] for i in range(IMAGES)]))
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 37, 100])
-def test_pieces_give_the_bits_of_the_whole(count: int) -> None:
+def test_conversion_in_pieces_is_exact(count: int) -> None:
     rows = torch.rand(count, FEATURE_DIM, generator=torch.Generator().manual_seed(count))
-    assert torch.equal(_mean(rows), rows.mean(0))
     for stored in (rows, rows.half()):
-        out = torch.empty(count, FEATURE_DIM)
-        _copy(out, stored)
-        assert torch.equal(out, stored.float())
-
-
-def test_a_buffer_is_written_again_when_nothing_shares_it() -> None:
-    buffers = Buffers()
-    first = buffers.empty((2, 3))
-    address, view = first.data_ptr(), first[1]
-    del first
-    assert buffers.empty((2, 3)).data_ptr() != address  # a part is still in use
-    del view
-    other = buffers.empty((4, 5))
-    assert other.shape == (4, 5) and other.dtype == torch.float32
-    assert address in (other.data_ptr(), buffers.empty((2, 3)).data_ptr())
+        assert torch.equal(read_padded([stored])[0], stored.float())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_store_knows_the_mean_of_an_image_and_one_without_it_gives_the_same(tmp_path, dtype):
+def test_the_mean_of_an_image_is_stored_and_a_store_without_it_gives_the_same(tmp_path: Path, dtype: str) -> None:
     store = pack(write(tmp_path / "json", image_feature=False), tmp_path / "x.packed", dtype)
-    with_mean = [Questions(store, True).sample(i, random.Random()).features for i in range(IMAGES)]
-    assert all(rows.first is not None for rows in with_mean)
+    file = tmp_path / "x.packed/mean_features.bin"
+    means = np.fromfile(file, "<f4").reshape(IMAGES, FEATURE_DIM)
+    wanted = [lazy(store, i).mean() for i in range(IMAGES)]
+    assert all(np.array_equal(mean.numpy(), row) for mean, row in zip(wanted, means, strict=True))
     meta = json.loads((tmp_path / "x.packed/meta.json").read_text())
     del meta["columns"]["mean"]
     (tmp_path / "x.packed/meta.json").write_text(json.dumps(meta))
-    (tmp_path / "x.packed/mean_features.bin").unlink()
-    without = [Questions(PackedRegions(store.path), True).sample(i, random.Random()).features for i in range(IMAGES)]
-    for one, other in zip(with_mean, without, strict=True):
-        assert other.first is None and torch.equal(one.loaded, other.loaded)
-        torch.testing.assert_close(one.loaded[0], one.loaded[1:].mean(0))
+    file.unlink()
+    without = PackedRegions(store.path)
+    for i, mean in enumerate(wanted):
+        assert torch.equal(lazy(without, i).mean(), mean)
+        torch.testing.assert_close(mean, lazy(without, i).read().mean(0))
 
 
-def test_a_store_with_features_of_images_needs_no_means(tmp_path):
+def test_a_store_with_features_of_images_needs_no_means(tmp_path: Path) -> None:
     store = pack(write(tmp_path / "json", image_feature=True), tmp_path / "x.packed")
     assert "mean" not in store.meta["columns"] and not (tmp_path / "x.packed/mean_features.bin").exists()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.config import load_config
-from common.regions.regions import open_regions
+from common.regions.open import open_regions
 from common.task import load_task
 from data.captions.files import main as files
 from data.captions.table import split_words

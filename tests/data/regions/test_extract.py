@@ -21,12 +21,9 @@ from common.regions.box_sources import (
     build_source,
     select_boxes,
 )
-from common.regions.regions import (
-    JsonRegions,
-    Regions,
-    open_regions,
-    save_regions,
-)
+from common.regions.json_store import JsonRegions, save_regions
+from common.regions.open import open_regions
+from common.regions.regions import Regions
 from data.extract_features import main
 from data.regions import extract as region_features
 from data.regions.extract import extract

@@ -13,7 +13,8 @@ import pytest
 
 from common.config import load_config
 from common.data.text import load_tokenizer
-from common.regions.regions import check, open_regions
+from common.regions.check import check
+from common.regions.open import open_regions
 from common.task import load_task
 from data.scenes.captions import MOST, NUMBERS, caption
 from data.scenes.description import COLORS, SHAPES, Scene

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.files.safe_pickle import load_pickle
-from common.regions.regions import check, open_regions
+from common.regions.check import check
+from common.regions.open import open_regions
 from data.scenes.description import COLORS, SHAPES, SIZES
 from data.scenes.expressions import KINDS
 from data.scenes.generate import (

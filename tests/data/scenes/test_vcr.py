@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.regions.regions import check, open_regions
+from common.regions.check import check
+from common.regions.open import open_regions
 from data.scenes.generate import (
     SPLITS,
     World,

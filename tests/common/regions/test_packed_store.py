@@ -1,0 +1,82 @@
+"""The packed store."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import RegionError
+from common.regions.json_store import JsonRegions, save_regions, unpack
+from common.regions.packed_store import PackedRegions, pack
+from common.regions.regions import FEATURE_DIM, Regions
+from tests.common.regions.stores import as_packed, assert_same, make
+
+
+def test_pickled_packed_store_carries_no_data(folder: Path) -> None:
+    store = as_packed(folder)
+    store.regions(9)
+    data = pickle.dumps(store)
+    assert len(data) < 2000
+    assert_same(pickle.loads(data).regions(9), make(1, seed=1))
+
+
+def test_packed_round_trip_gives_the_same_files(folder: Path) -> None:
+    back = unpack(as_packed(folder), folder.parent / "back")
+    for file in folder.iterdir():
+        assert (Path(back.path) / file.name).read_bytes() == file.read_bytes()
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["back", "regions", "regions.packed"]
+
+
+def test_float16_halves_and_rounds(folder: Path) -> None:
+    exact, half = as_packed(folder), pack(JsonRegions(folder), f"{folder}-half.packed", "float16", {"from": "test"})
+    assert half.meta["info"] == {"from": "test"}
+    got, wanted = half.regions(581), make(3, seed=3)
+    assert got.boxes.equal(wanted.boxes)
+    assert_same(got, wanted, atol=2**-11)  # values in [0, 1]: half a unit in the last place
+    size = [(Path(store.path) / "features.bin").stat().st_size for store in (exact, half)]
+    assert size == [6 * 2048 * 4, 6 * 2048 * 2]
+
+
+def test_boxes_alone_can_be_packed(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    save_regions(tmp_path / "plain", "a", Regions(torch.tensor([[0.0, 0, 1, 1]])))
+    got = pack(JsonRegions(tmp_path / "plain"), tmp_path / "plain.packed").regions("a")
+    assert got.boxes.tolist() == [[0, 0, 1, 1]]
+    assert got.features is None and got.class_scores is None and got.width is None
+
+
+def test_failed_pack_leaves_nothing(folder: Path) -> None:
+    def packing_fails(match: str, dtype: str = "float32") -> None:
+        with pytest.raises(RegionError, match=match):
+            pack(JsonRegions(folder), f"{folder}.packed", dtype)
+        assert [p.name for p in folder.parent.iterdir()] == ["regions"]
+
+    original = (folder / "9.json").read_bytes()
+    (folder / "9.json").write_bytes(original[:1000])
+    packing_fails(r"9\.json: no JSON")
+    large = make(1)
+    large.features = torch.full((1, FEATURE_DIM), 1e5)
+    save_regions(folder, "9", large)
+    packing_fails(r"9: features goes up to 100000, beyond float16 \(65504\)", "float16")
+    large.features = None
+    save_regions(folder, "9", large)
+    packing_fails(r"9: fields .* but image 10 has")
+
+
+def test_existing_store_is_replaced_only_when_asked(folder: Path) -> None:
+    as_packed(folder)
+    with pytest.raises(FileExistsError):
+        as_packed(folder)
+    save_regions(folder, "77", make())
+    assert 77 in pack(JsonRegions(folder), f"{folder}.packed", overwrite=True)
+
+
+def test_truncated_packed_store_is_named(folder: Path) -> None:
+    path = Path(as_packed(folder).path)
+    data = (path / "features.bin").read_bytes()
+    (path / "features.bin").write_bytes(data[:-4])
+    with pytest.raises(RegionError, match=r"features\.bin: 49148 bytes, the index says 49152"):
+        PackedRegions(path)
