@@ -22,7 +22,6 @@ from common.errors import ConfigError, DataError
 from common.files.images import SharedImage
 from common.regions.regions import open_regions, with_image_box
 from refcoco.candidates import (
-    IMAGE_FOLDER,
     Candidates,
     CandidateSource,
     image_stem,
@@ -30,12 +29,10 @@ from refcoco.candidates import (
     load_detections,
     read_box,
 )
+from refcoco.files import DETECTIONS_FILE, IMAGE_FOLDER, INSTANCES_FILE, REGION_FOLDER
 from refcoco.refer import REFER
 
 log = logging.getLogger(__name__)
-
-DETECTIONS_FILE = "proposal/res101_coco_minus_refer_notime_dets.json"
-REGION_FOLDER = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
 
 POSITIVE_IOU = 0.5  # a candidate above it is labelled as the referent
 # Positions that an expression cannot have: [CLS], [SEP], the regions' and END's.
@@ -109,7 +106,7 @@ class RefCOCODataset(TaskDataset):
         self.max_expression = max_positions - RESERVED_POSITIONS
         self.expressions = load_expressions(self.root, dataset, split_by, image_sets)
         image_ids = {e.image_id for e in self.expressions}
-        self.images = load_annotations(self.root / f"annotations/instances_{IMAGE_FOLDER}.json", image_ids)
+        self.images = load_annotations(self.root / INSTANCES_FILE, image_ids)
         detections = regions = None
         if precomputed or ("proposal" in boxes and proposal_source == "vg"):
             regions = open_regions(region_path or self.root / REGION_FOLDER, zip_mode)

@@ -17,7 +17,7 @@ from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_
 from common.data.transforms import Transform
 from common.errors import DataError
 from common.regions.regions import Regions, open_regions, with_image_box
-from vqa.annotations import BOX_SETS, ImageSet, Question, load_questions, parse_image_sets, read_list
+from vqa.annotations import BOX_SETS, Question, load_questions, parse_image_sets, read_list
 from vqa.answers import AnswerVocabulary, soft_target
 
 # Positions that a question cannot have: [CLS], [SEP], [MASK], [SEP], the regions' and END's.
@@ -64,7 +64,9 @@ class VQADataset(TaskDataset):
             self.questions += load_questions(self.root, image_set, with_answers, from_imdb)
         if not self.questions:
             raise DataError(f"image sets {image_sets!r} under {root} have no question")
-        self._regions = {s: open_regions(region_path or self._region_path(s, boxes), zip_mode) for s in self.image_sets}
+        self._regions = {
+            s: open_regions(region_path or self.root / s.region_folder(boxes), zip_mode) for s in self.image_sets
+        }
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -128,10 +130,6 @@ class VQADataset(TaskDataset):
             except (KeyError, TypeError) as error:
                 raise DataError(f"{self.root / file}: an image needs id, width and height") from error
         return sizes
-
-    def _region_path(self, image_set: ImageSet, boxes: str) -> Path:
-        trainval, test = BOX_SETS[boxes]
-        return self.root / "vgbua_res101_precomputed" / (trainval if image_set.regions == "trainval" else test)
 
     def _boxes(self, regions: Regions, width: int, height: int, question: Question) -> tuple[Tensor, Tensor | None]:
         """Boxes [R, 4] in original pixels and features [R, 2048], the whole image first where configured."""

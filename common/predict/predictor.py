@@ -21,9 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from common.config import Config, config_from_dict, load_config, replace
-from common.config.keys import TASKS
-from common.config.sections import dataset_sections
+from common.config import Config, config_from_dict, dataset_sections, load_config, replace
+from common.config.table import task_names
 from common.data.collate import collate
 from common.data.sample import ModelOutput, Sample
 from common.data.text import CLS, MASK, SEP, BertTokenizer, load_tokenizer
@@ -405,7 +404,7 @@ def build_predictor(
 def _task_of(content: Any, path: Path) -> str:
     name = content.get("task") if isinstance(content, dict) else None
     if not name:
-        raise CheckpointError(f"checkpoint {path}: does not say its task; name it: {', '.join(TASKS)}")
+        raise CheckpointError(f"checkpoint {path}: does not say its task; name it: {', '.join(task_names())}")
     return name
 
 

@@ -24,7 +24,8 @@ from common.regions.regions import (
     pack,
     save_regions,
 )
-from refcoco.dataset import DETECTIONS_FILE, REGION_FOLDER, build_dataset
+from refcoco.dataset import build_dataset
+from refcoco.files import DETECTIONS_FILE, REGION_FOLDER
 from tests.refcoco.world import GOLDEN_BOXES, MEANS, World, small_world
 from tests.task_check import assert_same
 

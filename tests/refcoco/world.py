@@ -19,7 +19,8 @@ from common.regions.regions import (
     pack,
     save_regions,
 )
-from refcoco.dataset import DETECTIONS_FILE, RefCOCODataset
+from refcoco.dataset import RefCOCODataset
+from refcoco.files import DETECTIONS_FILE
 from tests.tiny import tiny_settings
 
 MEANS = (102.9801, 115.9465, 122.7717)

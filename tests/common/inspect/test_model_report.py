@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from common.config import load_config
 from common.data.sample import ModelOutput
-from common.data.synthetic import made_up_batch
 from common.inspect.model_report import (
     OTHER,
     PARTS,
@@ -36,6 +35,7 @@ from common.nn import resnet
 from common.nn.bert import VECTOR
 from common.precision import Precision
 from common.task import load_task
+from tests.made_up import made_up_batch
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(
