@@ -131,7 +131,7 @@ class _Draft:
         except yaml.YAMLError as error:
             raise ConfigError(f"override {text!r}: the value is no YAML: {error}") from None
         if key is not None and key.type == "str" and not isinstance(value, str):
-            value = raw.strip()  # GPUS=0 and BOXES=36 mean text; a shell has eaten the quotes
+            value = raw.strip()  # GPUS=0 is a text whose quotes the shell removed
         return path, value
 
     def _override(self, path: str, value: Any) -> None:

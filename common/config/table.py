@@ -64,10 +64,11 @@ def key_table(task: str) -> dict[str, Key]:
     """
     keys = load_keys(task)
     rows = (*COMMON_KEYS, *keys.rows)
-    table = {row.path: row for row in rows}
-    if len(table) < len(rows):
-        twice = next(row.path for row in rows if table[row.path] is not row)
-        raise ConfigError(f"{task}/keys.py: the key {twice} stands twice")
+    table: dict[str, Key] = {}
+    for row in rows:
+        if row.path in table:
+            raise ConfigError(f"{task}/keys.py: the key {row.path} stands twice")
+        table[row.path] = row
     for path in (*keys.defaults, *keys.choices, *keys.reads, *keys.unread):
         if path not in table:
             raise ConfigError(f"{task}/keys.py: {path} is changed, but it is no key of {task}")

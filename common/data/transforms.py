@@ -38,7 +38,7 @@ class TransformResult:
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize, maybe flip, to tensor, normalise, and with `fixed_padding` (vcr) put on a canvas of one size.
+    """Resize, maybe flip, to tensor, normalise, and with `fixed_padding` put on a canvas of one size.
 
     scales: shorter and longest allowed side in pixels. means, stds: of the BGR channels, in [0, 255].
     flip_prob: probability of mirroring.

@@ -1,4 +1,4 @@
-"""Report about the cost of models: `python -m common.model_report --cfg cfgs/vcr/base_q2a_4x16G_fp32.yaml ...`.
+"""Report about the cost of models: `python -m common.model_report --cfg FILE ...`.
 
 Builds the model of each config with random weights, runs one inference and one training step on a made-up batch, and
 prints parameters, FLOPs, losses and times. A multiply-add counts as 2 FLOPs. Matrix products, convolutions and

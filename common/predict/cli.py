@@ -1,4 +1,4 @@
-"""The command line of prediction, the same for all tasks: `predict("vqa", FIELDS)` is a whole entry point."""
+"""The command line of prediction, the same for all tasks: `predict(task, FIELDS)` is a whole entry point."""
 
 from __future__ import annotations
 
