@@ -48,7 +48,7 @@ class Work:
     boxes: int
 
     def step(self, model: torch.nn.Module, cfg: Config, precision: str, device: torch.device) -> Step:
-        batch = made_up_batch("vqa", cfg, self.samples, self.words, self.boxes, equal=True)
+        batch = made_up_batch(load_task("vqa").made_up, cfg, self.samples, self.words, self.boxes, equal=True)
         return Step(model, batch.to(device), Precision(precision, device))
 
 

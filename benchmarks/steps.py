@@ -160,7 +160,8 @@ def _serve(
     work, device = WORKLOADS[workload], torch.device(device_name)
     cfg = load_config(work.task, work.cfg, NO_WEIGHTS)
     torch.manual_seed(0)
-    batch = made_up_batch(work.task, cfg, samples or work.samples, work.words, work.boxes, equal=work.shared)
+    made_up = load_task(work.task).made_up
+    batch = made_up_batch(made_up, cfg, samples or work.samples, work.words, work.boxes, equal=work.shared)
     if work.shared:
         batch = of_one_image(batch, own=family == "plain")
     batch = batch.to(device)

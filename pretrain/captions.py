@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from abc import abstractmethod
@@ -36,6 +35,7 @@ from pretrain.masking import (
     joint_lengths,
     mask_regions,
 )
+from pretrain.records import read_record
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class ConceptualCaptions(CaptionDataset):
         self.lines = LineFile(self.root / f"{image_set}_frcnn.json")
         self._stores: dict[str, RegionStore] = {}
         self._readable: defaultdict[bool, int] = defaultdict(int)
-        self._find(str(self._record(0)["frcnn"]))  # a folder that is missing is told at the start
+        self.region_file(0)  # raises for a missing folder
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -210,7 +210,7 @@ class ConceptualCaptions(CaptionDataset):
 
     def regions(self, index: int) -> Regions:
         settings = self.settings
-        store, name = self._find(self._record(index)["frcnn"])
+        store, name = self.region_file(index)
         regions = store.regions(name, with_features=settings.precomputed)
         where = f"{store.path}: {name}"
         if settings.precomputed and regions.features is None:
@@ -253,8 +253,11 @@ class ConceptualCaptions(CaptionDataset):
         path = self._record(index)["image"]
         return f"{self.root}/{path if self.zip_mode else unpacked(path)}"
 
+    def region_file(self, index: int) -> tuple[RegionStore, str]:
+        """Returns the store of the detector's file of a record, and the name of the file in it."""
+        return self._find(str(self._record(index)["frcnn"]))
+
     def _find(self, frcnn: str) -> tuple[RegionStore, str]:
-        """The store of a detector's file, and its name there."""
         folder, name = split_region_path(frcnn, self.zip_mode)
         if self.region_path:
             folder, name = self.region_path, PurePosixPath(name).name
@@ -264,17 +267,7 @@ class ConceptualCaptions(CaptionDataset):
         return self._stores[folder], name
 
     def _record(self, index: int) -> dict[str, Any]:
-        where = f"{self.lines.path}: line {index + 1}"
-        try:
-            record = json.loads(self.lines[index])
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON: {error.msg}") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: expected an object with image, caption and frcnn")
-        missing = [key for key in ("image", "caption", "frcnn") if key not in record]
-        if missing:
-            raise DataError(f"{where}: no {' and no '.join(missing)}")
-        return record
+        return read_record(self.lines[index], f"{self.lines.path}: line {index + 1}")
 
 
 class COCOCaptions(CaptionDataset):

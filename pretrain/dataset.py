@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.config import Config
-from common.config.sections import dataset_sections
+from common.config import Config, dataset_sections
 from common.data.build import build_transform
 from common.data.dataset import TaskDataset
 from common.data.text import BertTokenizer, load_tokenizer

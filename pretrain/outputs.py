@@ -1,20 +1,15 @@
-"""What pretraining reports (spec 10 §13)."""
+"""Metrics of pretraining (spec 10 §13)."""
 
 from __future__ import annotations
 
 from common.config import Config
-from common.train.metrics import (
-    Mean,
-    Metric,
-    MetricGroup,
-    MLMAccuracy,
-    MVRCAccuracy,
-    RelationshipAccuracy,
-)
+from common.train.metrics import Metric, MetricGroup, loss_means
+from pretrain.keys import MULTITASK
+from pretrain.metrics import MLMAccuracy, MVRCAccuracy, RelationshipAccuracy
 
 
 def build_metrics(cfg: Config, training: bool) -> MetricGroup:
-    """Accuracies of the losses that are on, and the losses of TRAIN.LOSS_LOGGERS, in validation too."""
+    """Returns accuracies of the losses that are on, and the losses of TRAIN.LOSS_LOGGERS, in validation too."""
     metrics: list[Metric] = []
     if cfg.NETWORK.WITH_REL_LOSS:
         metrics.append(RelationshipAccuracy())
@@ -22,15 +17,15 @@ def build_metrics(cfg: Config, training: bool) -> MetricGroup:
         metrics += [MLMAccuracy("wvc"), MLMAccuracy("aux")] if _is_multitask(cfg) else [MLMAccuracy()]
     if cfg.NETWORK.WITH_MVRC_LOSS:
         metrics.append(MVRCAccuracy())
-    return MetricGroup([*metrics, *(Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS)])
+    return MetricGroup([*metrics, *loss_means(cfg.TRAIN.LOSS_LOGGERS)])
 
 
 def main_metric(cfg: Config) -> str:
-    """The accuracy of masked words of captions; without that loss, of regions or of the relationship."""
+    """Returns the accuracy of masked words of captions; without that loss, of regions or of the relationship."""
     if cfg.NETWORK.WITH_MLM_LOSS:
         return "MLMAccWVC" if _is_multitask(cfg) else "MLMAcc"
     return "MVRCAccuracy" if cfg.NETWORK.WITH_MVRC_LOSS else "RelAcc"
 
 
 def _is_multitask(cfg: Config) -> bool:
-    return cfg.MODULE == "ResNetVLBERTForPretrainingMultitask"
+    return cfg.MODULE == MULTITASK

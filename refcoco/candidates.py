@@ -22,8 +22,7 @@ from common.errors import DataError
 from common.files.json_files import list_under, read_json
 from common.regions.lazy_features import Features, mean_feature, select_features
 from common.regions.regions import Regions, RegionStore
-
-IMAGE_FOLDER = "train2014"  # all splits use images of COCO train2014
+from refcoco.files import IMAGE_FOLDER
 
 # Regions stored for annotations may end at x + w or at x + w - 1, and be clipped to the image.
 BOX_TOLERANCE = 1.0

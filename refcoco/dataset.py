@@ -25,7 +25,6 @@ from common.errors import ConfigError, DataError
 from common.regions.open import open_regions
 from common.regions.regions import with_image_box
 from refcoco.candidates import (
-    IMAGE_FOLDER,
     Candidates,
     CandidateSource,
     image_stem,
@@ -33,15 +32,13 @@ from refcoco.candidates import (
     load_detections,
     read_box,
 )
+from refcoco.files import DETECTIONS_FILE, IMAGE_FOLDER, INSTANCES_FILE, REGION_FOLDER
 from refcoco.refer import REFER
 
 log = logging.getLogger(__name__)
 
-DETECTIONS_FILE = "proposal/res101_coco_minus_refer_notime_dets.json"
-REGION_FOLDER = "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
-
-POSITIVE_IOU = 0.5  # a candidate with a larger IoU is labelled as the referent
-# Positions that an expression cannot use: [CLS], [SEP], the regions' and END's.
+POSITIVE_IOU = 0.5  # a candidate above it is labelled as the referent
+# Positions that an expression cannot have: [CLS], [SEP], the regions' and END's.
 RESERVED_POSITIONS = 4
 
 
@@ -141,7 +138,7 @@ class RefCOCODataset(TaskDataset):
         self.max_expression = max_positions - RESERVED_POSITIONS
         self.expressions = load_expressions(self.root, files.dataset, files.split_by, files.image_sets)
         image_ids = {e.image_id for e in self.expressions}
-        self.images = load_annotations(self.root / f"annotations/instances_{IMAGE_FOLDER}.json", image_ids)
+        self.images = load_annotations(self.root / INSTANCES_FILE, image_ids)
         self.candidates = self._candidate_source(files, candidates, image_ids)
         self._check_empty(image_ids)
 

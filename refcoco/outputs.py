@@ -1,4 +1,4 @@
-"""What RefCOCO+ reports and writes: metrics, the result file, three counts of what is right (spec 40 §9 and 10)."""
+"""Outputs of RefCOCO+: metrics, the result file, and three counts of right predictions (spec 40 §9 and 10)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,26 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
-from common.train.metrics import (
-    ClsAccuracy,
-    ClsPosAccuracy,
-    ClsPosFraction,
-    Mean,
-    Metric,
-    MetricGroup,
-    RefAccuracy,
-)
+from common.train.metrics import Metric, MetricGroup, loss_means
 from refcoco.dataset import Expression, RefCOCODataset
+from refcoco.metrics import ClsAccuracy, ClsPosAccuracy, ClsPosFraction, RefAccuracy
 
-CORRECT_IOU = 0.5  # a box that reaches it is right
+CORRECT_IOU = 0.5  # IoU from which a box is right
 
 
 def build_metrics(cfg: Config, training: bool) -> MetricGroup:
-    """RefAcc, and in training the accuracies over candidates and the losses of TRAIN.LOSS_LOGGERS."""
+    """Returns RefAcc, and in training the accuracies over candidates and the losses of TRAIN.LOSS_LOGGERS."""
     metrics: list[Metric] = [RefAccuracy()]
     if training:
-        metrics += [ClsAccuracy(), ClsPosAccuracy(), ClsPosFraction()]
-        metrics += [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS]
+        metrics += [ClsAccuracy(), ClsPosAccuracy(), ClsPosFraction(), *loss_means(cfg.TRAIN.LOSS_LOGGERS)]
     return MetricGroup(metrics)
 
 
 def to_records(output: ModelOutput, batch: Batch, dataset: RefCOCODataset) -> list[dict[str, Any]]:
-    """For each sample the candidate with the highest score, as JSON-able values.
+    """Returns for each sample the candidate with the highest score, as JSON-able values.
 
-    id: sentence. box: xyxy in pixels of the original image. candidate: its row of the sample's boxes. score: the
-    probability that it is meant, in [0, 1].
+    id: sentence. box: xyxy in pixels of the original image. candidate: its row of the sample's boxes. score: its
+    probability, in [0, 1].
     """
     logits = output.predictions["label_logits"].float()
     scores, best = logits.sigmoid().max(1).values.tolist(), logits.argmax(1).tolist()
@@ -53,7 +45,7 @@ def to_records(output: ModelOutput, batch: Batch, dataset: RefCOCODataset) -> li
 
 
 def write_boxes(records: Sequence[dict[str, Any]], dataset: RefCOCODataset, path: Path) -> None:
-    """A JSON list with an entry {ref_id, box, sent_id} per expression, in the order of the dataset.
+    """Writes a JSON list with an entry {ref_id, box, sent_id} per expression, in the order of the dataset.
 
     Raises DataError when the records are not exactly the expressions of the dataset.
     """
@@ -78,11 +70,11 @@ def result_name(cfg: Config, stem: str) -> str:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """How many of `expressions` are right, counted in three ways.
+    """The number of `expressions` that are right, counted in three ways.
 
     overlap: the chosen box has IoU >= 0.5 with the target box, as the original counts (spec 40 §10).
-    exact: it is the target: with box mode gt the target annotation itself; otherwise the overlap is reached and no
-    other annotation of the image overlaps the chosen box more.
+    exact: the chosen box is the target. With box mode gt it is the target annotation itself; otherwise the overlap is
+    reached and no other annotation of the image overlaps the chosen box more.
     ceiling: some candidate has IoU >= 0.5 with the target, so that the overlap could be reached.
     """
 
@@ -93,7 +85,7 @@ class Accuracies:
 
 
 def count_correct(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> Accuracies:
-    """Compare records of `to_records` with the truth that the dataset knows, whatever split it is of.
+    """Compares records of `to_records` with the annotations of the dataset, of any split.
 
     Raises DataError when the records are not exactly the expressions of the dataset.
     """
@@ -115,14 +107,14 @@ def count_correct(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) ->
 
 
 def accuracies(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> dict[str, float]:
-    """`count_correct` as a dict: "expressions", a count, and "overlap", "exact", "ceiling" in percent of it."""
+    """Returns `count_correct` as a dict: "expressions", a count, and "overlap", "exact", "ceiling" in percent of it."""
     counts = asdict(count_correct(records, dataset))
     total = counts.pop("expressions")
     return {"expressions": total, **{name: 100 * count / total for name, count in counts.items()}}
 
 
 def summary(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> str:
-    """The three counts side by side, in percent with two decimals."""
+    """Returns a table of the three counts, in percent with two decimals."""
     counts = count_correct(records, dataset)
     rows = [
         ("chosen box has IoU >= 0.5 (the original's accuracy)", counts.overlap),
@@ -138,18 +130,18 @@ def summary(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> str:
 
 
 def _is_nearest(box: Tensor, target: Tensor, expression: Expression, dataset: RefCOCODataset) -> bool:
-    """Whether no annotation of the image overlaps `box` more than the target does. box, target: float64 [1, 4]."""
+    """Returns whether no annotation of the image overlaps `box` more than `target` does. Both are float64 [1, 4]."""
     image = dataset.images[expression.image_id]
     overlaps = iou(image.boxes, box)[:, 0]
     if expression.ann_id in image.ann_ids:
         own = overlaps[image.ann_ids.index(expression.ann_id)]
-    else:  # the COCO file does not know the target
+    else:  # the COCO file lacks the target
         own = iou(target, box)[0, 0]
     return bool((own >= overlaps).all())
 
 
 def _by_expression(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> list[dict[str, Any]]:
-    """The records in the order of the expressions."""
+    """Returns the records in the order of the expressions."""
     by_id = {record["id"]: record for record in records}
     sent_ids = [e.sent_id for e in dataset.expressions]
     if len(by_id) != len(records) or by_id.keys() != set(sent_ids):

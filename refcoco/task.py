@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.task import Task
 from refcoco.dataset import build_dataset
+from refcoco.made_up import MADE_UP
 from refcoco.module import build_model
 from refcoco.outputs import build_metrics, result_name, result_stem, summary, to_records, write_boxes
 from refcoco.predictor import ReferringPredictor
@@ -20,5 +21,6 @@ TASK = Task(
     result_stem=result_stem,
     summary=summary,
     predictor=ReferringPredictor,
+    made_up=MADE_UP,
     loss_scale_range=(128.0, None),
 )

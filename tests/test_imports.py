@@ -36,6 +36,7 @@ RULES = {
     "common.train": {"common.log", "common.task", *DATA, *MODEL},
     "common.predict": PREDICT,
     "common.inspect": EVERYTHING,
+    "common.needs": CONFIG,
     "common.task": EVERYTHING,
     "common.cli": EVERYTHING,
     "common.doctor": {"common.inspect"},

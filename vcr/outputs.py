@@ -1,4 +1,4 @@
-"""What VCR reports and writes: metrics, and the table of probabilities for the leaderboard (spec 20 §6.5 and 7.2)."""
+"""Outputs of VCR: metrics, and the table of probabilities for the leaderboard (spec 20 §6.5 and 7.2)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import save_array
 from common.task import Record
-from common.train.metrics import Accuracy, Mean, MetricGroup
+from common.train.metrics import Accuracy, MetricGroup, loss_means
 from vcr.annotations import NUM_CHOICES
 from vcr.dataset import VCRDataset
 from vcr.result_table import write_table
 
 
 def build_metrics(cfg: Config, training: bool) -> MetricGroup:
-    """Acc, and in training the losses of TRAIN.LOSS_LOGGERS."""
-    losses = [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS] if training else []
-    return MetricGroup([Accuracy(), *losses])
+    """Returns Acc, and in training the losses of TRAIN.LOSS_LOGGERS."""
+    return MetricGroup([Accuracy(), *(loss_means(cfg.TRAIN.LOSS_LOGGERS) if training else [])])
 
 
 def to_records(output: ModelOutput, batch: Batch, dataset: VCRDataset) -> list[Record]:
-    """{"id": annot_id, "logits": 4 numbers, or 16 for QA2R without labels} for each sample."""
+    """Returns {"id": annot_id, "logits": 4 numbers, or 16 for QA2R without labels} for each sample."""
     logits = output.predictions["label_logits"].float().tolist()
     return [{"id": i, "logits": row} for i, row in zip(batch.ids, logits, strict=True)]
 
 
 def logits_in_order(records: Sequence[Record], ids: Sequence[str]) -> Tensor:
-    """float32 [n, 4 or 16], the logits of each annotation of `ids`.
+    """Returns float32 [n, 4 or 16], the logits of each annotation of `ids`.
 
     Raises DataError when the records are not exactly these annotations.
     """
@@ -43,13 +42,13 @@ def logits_in_order(records: Sequence[Record], ids: Sequence[str]) -> Tensor:
 
 
 def write_results(records: Sequence[Record], dataset: VCRDataset, path: Path) -> None:
-    """The probabilities over each four choices as a table in the order of the annotations, and the same as .npy beside.
+    """Writes the probabilities over each four choices as a table in the order of the annotations, and a .npy beside it.
 
     Raises DataError when the records are not exactly the annotations of the dataset.
     """
     logits = logits_in_order(records, dataset.ids)
     probabilities = logits.unflatten(1, (-1, NUM_CHOICES)).softmax(-1).flatten(1).numpy()
-    # str of a float32 is the shortest decimal that reads back as the same number.
+    # str of a float32 is the shortest decimal that parses to the same number.
     rows = [[i, *map(str, row)] for i, row in zip(dataset.ids, probabilities, strict=True)]
     write_table(dataset.task, rows, path)
     save_array(path.with_suffix(".npy"), probabilities)

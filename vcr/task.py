@@ -2,6 +2,7 @@
 
 from common.task import Task
 from vcr.dataset import build_dataset
+from vcr.made_up import MADE_UP
 from vcr.module import build_model
 from vcr.outputs import build_metrics, result_name, to_records, write_results
 from vcr.predictor import VCRPredictor
@@ -19,5 +20,6 @@ TASK = Task(
     result_stem=lambda cfg, yaml_stem: cfg.MODEL_PREFIX or yaml_stem,
     adapt_pretrained=adapt_pretrained,
     predictor=VCRPredictor,
+    made_up=MADE_UP,
     loss_scale_range=(128.0, None),
 )

@@ -34,6 +34,11 @@ class ImageSet:
     def imdb_file(self) -> str:
         return f"vqa/vqa_imdb/imdb_{self.split}.npy"
 
+    def region_folder(self, boxes: str) -> str:
+        """The folder of precomputed regions; boxes: a key of BOX_SETS."""
+        trainval, test = BOX_SETS[boxes]
+        return f"vgbua_res101_precomputed/{trainval if self.regions == 'trainval' else test}"
+
 
 def _image_set(split: str, images: str) -> ImageSet:
     test = images == "test2015"

@@ -22,7 +22,7 @@ from common.errors import DataError
 from common.regions.lazy_features import Features
 from common.regions.open import open_regions
 from common.regions.regions import Regions, with_image_box
-from vqa.annotations import BOX_SETS, ImageSet, Question, load_questions, parse_image_sets, read_list
+from vqa.annotations import BOX_SETS, Question, load_questions, parse_image_sets, read_list
 from vqa.answers import AnswerVocabulary, soft_target
 
 # Positions that a question cannot use: [CLS], [SEP], [MASK], [SEP], the regions' and END's.
@@ -83,7 +83,9 @@ class VQADataset(TaskDataset):
         if not self.questions:
             raise DataError(f"image sets {files.image_sets!r} under {self.root} have no question")
         self._regions = {
-            image_set: open_regions(files.region_path or self._region_path(image_set, files.boxes), files.zip_mode)
+            image_set: open_regions(
+                files.region_path or self.root / image_set.region_folder(files.boxes), files.zip_mode
+            )
             for image_set in self.image_sets
         }
 
@@ -146,10 +148,6 @@ class VQADataset(TaskDataset):
             except (KeyError, TypeError) as error:
                 raise DataError(f"{self.root / file}: an image needs id, width and height") from error
         return sizes
-
-    def _region_path(self, image_set: ImageSet, boxes: str) -> Path:
-        trainval, test = BOX_SETS[boxes]
-        return self.root / "vgbua_res101_precomputed" / (trainval if image_set.regions == "trainval" else test)
 
     def _boxes(self, regions: Regions, width: int, height: int, question: Question) -> tuple[Tensor, Features | None]:
         """Boxes [R, 4] in original pixels and features [R, 2048]; with `image_box` the whole image comes first."""

@@ -1,4 +1,4 @@
-"""What VQA reports and writes: metrics, and the result file of the evaluation server (spec 30 §12 and 13)."""
+"""Outputs of VQA: metrics, and the result file of the evaluation server (spec 30 §12 and 13)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
-from common.train.metrics import Mean, MetricGroup, SoftAccuracy
+from common.train.metrics import MetricGroup, loss_means
 from vqa.dataset import VQADataset
+from vqa.metrics import SoftAccuracy
 
 
 def build_metrics(cfg: Config, training: bool) -> MetricGroup:
-    """SoftAcc, and in training the losses of TRAIN.LOSS_LOGGERS."""
-    losses = [Mean(output, name) for output, name in cfg.TRAIN.LOSS_LOGGERS] if training else []
-    return MetricGroup([SoftAccuracy(), *losses])
+    """Returns SoftAcc, and in training the losses of TRAIN.LOSS_LOGGERS."""
+    return MetricGroup([SoftAccuracy(), *(loss_means(cfg.TRAIN.LOSS_LOGGERS) if training else [])])
 
 
 def to_records(output: ModelOutput, batch: Batch, dataset: VQADataset) -> list[dict[str, Any]]:
-    """{"id": question id, "answer": string of the best logit} for each sample."""
+    """Returns {"id": question id, "answer": string of the best logit} for each sample."""
     best = output.predictions["label_logits"].argmax(1).tolist()
     answers = dataset.vocabulary.answers
     return [{"id": i, "answer": answers[k]} for i, k in zip(batch.ids, best, strict=True)]
 
 
 def write_answers(records: Sequence[dict[str, Any]], dataset: VQADataset, path: Path) -> None:
-    """The JSON list that the VQA server takes, in question-file order.
+    """Writes the JSON list that the VQA server takes, in the order of the question file.
 
     Raises DataError when the records are not exactly the questions of the dataset.
     """

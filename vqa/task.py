@@ -13,6 +13,7 @@ from common.data.text import BertTokenizer
 from common.task import Task
 from common.weights.foreign import find_language_weights, load_head_transform, read_tensors
 from vqa.dataset import VQADataset, build_dataset
+from vqa.made_up import MADE_UP
 from vqa.module import VLBertForVQA, build_model
 from vqa.outputs import build_metrics, result_name, to_records, write_answers
 from vqa.predictor import VQAPredictor
@@ -68,5 +69,6 @@ TASK = Task(
     result_name=result_name,
     after_loading=after_loading,
     predictor=VQAPredictor,
+    made_up=MADE_UP,
     loss_scale_range=(32.0, None),
 )

@@ -1,82 +1,43 @@
 """Configuration: defaults, YAML files, `_BASE_` and overrides become one checked, frozen Config (spec 01).
 
-The keys are rows of `common/config/keys.py`. Precedence: overrides, file, its `_BASE_` files, defaults.
+Later sources replace earlier ones: defaults of the keys, `_BASE_` files, the file, overrides.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from easydict import EasyDict
 
-from common.config.keys import (
-    KEYS,
-    SECTIONS,
-    check,
-    keys_of,
-    table_path,
-    unread_keys,
-)
+from common.config.checks import check
+from common.config.config import Config, did_you_mean
+from common.config.convert import CONVERTERS
+from common.config.keys import SECTIONS
+from common.config.table import key_table, load_keys, table_path, tasks_with, unread_keys
 from common.errors import ConfigError
-
-__all__ = ["Config", "ConfigError", "config_from_dict", "default_config", "load_config", "replace", "unread_keys"]
 
 logger = logging.getLogger(__name__)
 
 
-class Config(EasyDict):
-    """Attribute dictionary that is never written to: lists are tuples, sections are Configs. Copies and pickles.
-
-    task: whose keys these are; an attribute of the outermost Config, not a key.
-    """
-
-    def __init__(self, values: Mapping[str, Any], task: str = "") -> None:
-        # Past EasyDict, which would store every value twice and through the setters that raise here.
-        dict.__init__(self, {name: _frozen(value) for name, value in values.items()})
-        object.__setattr__(self, "task", task)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the config has no key {name!r} here{_hint(name, self)}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers, for JSON and for checkpoints. `config_from_dict` reads it."""
-        return {name: _plain(value) for name, value in self.items()}
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError("a Config is frozen: use replace(), which gives a changed copy")
-
-    __setattr__ = __setitem__ = __delattr__ = __delitem__ = __ior__ = _refuse
-    update = setdefault = pop = popitem = clear = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Config, (dict(self), self.task)
-
-
 def default_config(task: str) -> Config:
-    """The defaults of `task`, not checked: they hold values that every file must set, such as an empty SCALES."""
+    """Returns the defaults of `task`, not checked: every file must set some of them, such as SCALES, which is empty."""
     return _Draft(task).freeze()
 
 
 def load_config(
     task: str, path: str | os.PathLike[str] | None = None, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> Config:
-    """The configuration of a run.
+    """Returns the configuration of a run.
 
-    path: YAML file; without one the overrides change the defaults and, as those, go without `check`.
+    path: YAML file. Without one the overrides change the defaults, and the result is not checked.
     overrides: "TRAIN.LR=1e-4" texts whose values are YAML, or a mapping of dotted keys to values. A key of a data set
-        in a list is DATASET.0.ROOT_PATH.
-    Raises ConfigError, or FileNotFoundError where a file is missing. Logs one warning about keys without effect.
+    in a list is DATASET.0.DATASET_PATH.
+    Raises ConfigError, and FileNotFoundError where a file is missing. Logs one warning about keys without effect.
     """
     draft = _Draft(task)
     if path is not None:
@@ -86,7 +47,7 @@ def load_config(
     if path is not None:
         try:
             check(task, cfg)
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"{path}{' with overrides' if overrides else ''}: {error}") from None
     unread = unread_keys(task, draft.given)
     if unread:
@@ -95,9 +56,9 @@ def load_config(
 
 
 def config_from_dict(task: str, values: Mapping[str, Any]) -> Config:
-    """The Config that `Config.to_dict` gave, say to a checkpoint; not checked, and a key it lacks has its default.
+    """Returns the Config that `Config.to_dict` stored, for example in a checkpoint. It is not checked.
 
-    Raises ConfigError.
+    A key that is missing has its default. Raises ConfigError for an unknown key or a wrong type.
     """
     draft = _Draft(task)
     draft.merge(values, "stored config")
@@ -105,9 +66,9 @@ def config_from_dict(task: str, values: Mapping[str, Any]) -> Config:
 
 
 def replace(cfg: Config, changes: Mapping[str, Any] | Sequence[str]) -> Config:
-    """A copy of `cfg` with dotted keys changed: replace(cfg, {"TEST.BATCH_IMAGES": 8}), or texts "KEY=VALUE". Not
-    checked again.
+    """Returns a copy of `cfg` with dotted keys changed: replace(cfg, {"TEST.BATCH_IMAGES": 8}), or texts "KEY=VALUE".
 
+    The copy is not checked again.
     Raises ConfigError for an unknown key or a wrong type.
     """
     draft = _Draft(cfg.task)
@@ -117,22 +78,26 @@ def replace(cfg: Config, changes: Mapping[str, Any] | Sequence[str]) -> Config:
 
 
 class _Draft:
-    """A configuration in the making: nested plain values, and the paths of those that were given."""
+    """A configuration under construction: nested plain values, and the paths of those that were given."""
 
     def __init__(self, task: str) -> None:
         self.task = task
-        self.keys = keys_of(task)
+        self.keys = key_table(task)
+        self.dataset_list = load_keys(task).dataset_list
         self.given: list[str] = []
         self.values: dict[str, Any] = {}
         for path, key in self.keys.items():
-            _put(self.values, path.split("."), copy.deepcopy(key.default_in(task)))
+            _put(self.values, path.split("."), copy.deepcopy(key.default))
         self.dataset_defaults = copy.deepcopy(self.values["DATASET"])
 
     def freeze(self) -> Config:
         return Config(self.values, self.task)
 
     def merge_file(self, path: Path, below: tuple[Path, ...] = ()) -> None:
-        """Merges a YAML file after its bases, which are relative to it; a later base wins. below: who named it."""
+        """Merges a YAML file after its bases.
+
+        Paths of bases are relative to the file. A later base replaces an earlier one. below: the files that lead here.
+        """
         if path.resolve() in below:
             chain = " -> ".join(map(str, (*below, path.resolve())))
             raise ConfigError(f"{below[-1]}: _BASE_: files name each other in a circle: {chain}")
@@ -166,7 +131,7 @@ class _Draft:
         except yaml.YAMLError as error:
             raise ConfigError(f"override {text!r}: the value is no YAML: {error}") from None
         if key is not None and key.type == "str" and not isinstance(value, str):
-            value = raw.strip()  # GPUS=0 and BOXES=36 mean text; a shell has eaten the quotes
+            value = raw.strip()  # GPUS=0 is a text whose quotes the shell removed
         return path, value
 
     def _override(self, path: str, value: Any) -> None:
@@ -194,7 +159,7 @@ class _Draft:
             raise ConfigError(f"{source}: {prefix[:-1]} = {given!r}: expected a mapping of keys to values")
         for name, value in given.items():
             path = f"{prefix}{name}"
-            if path == "DATASET" and self.task == "pretrain" and isinstance(value, (list, tuple)):
+            if path == "DATASET" and self.dataset_list and isinstance(value, (list, tuple)):
                 into[name] = self._datasets(into[name], value, source)
             elif path in SECTIONS:
                 if isinstance(into[name], list):
@@ -204,7 +169,7 @@ class _Draft:
                 into[name] = self._convert(path, value, source)
 
     def _datasets(self, before: Any, entries: Sequence[Any], source: str) -> list[dict[str, Any]]:
-        """The entries, each on top of the mapping that stood there before; a list before it counts for nothing."""
+        """Returns the entries, each merged over the mapping of an earlier source. An earlier list has no effect."""
         template = self.dataset_defaults if isinstance(before, list) else before
         datasets = [copy.deepcopy(template) for _ in entries]
         for i, (values, entry) in enumerate(zip(datasets, entries, strict=True)):
@@ -225,23 +190,14 @@ class _Draft:
 
     def _unknown(self, path: str) -> str:
         row = table_path(path)
-        if row in KEYS:
-            return f"no key of {self.task}, only of {', '.join(KEYS[row].tasks)}"
+        if others := tasks_with(row):
+            return f"no key of {self.task}, only of {', '.join(others)}"
         sections = [section for section in SECTIONS if section.count(".") == row.count(".")]
-        return f"unknown key in {self.task}{_hint(row, [*self.keys, *sections])}"
-
-
-def _hint(path: str, candidates: Iterable[str]) -> str:
-    """Names the candidate that `path` may stand for: the same name in another section, else a similar text."""
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
-    name = path.lower().rpartition(".")[2]
-    same_name = [candidate for candidate in by_lower if candidate.rpartition(".")[2] == name]
-    close = difflib.get_close_matches(path.lower(), same_name or by_lower, 1, 0.0 if same_name else 0.6)
-    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+        return f"unknown key in {self.task}{did_you_mean(row, [*self.keys, *sections])}"
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and a key that stands twice in a mapping is an error instead of a silent choice."""
+    """Reads plain values only. A key that stands twice in a mapping is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = set()
@@ -263,108 +219,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(tree).__name__}")
     return tree
-
-
-# ---- values ----
-
-
-def _bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _int(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _float(value: Any) -> float:
-    """Texts too: YAML 1.1 reads 1e-7, which lacks a point, as one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _str(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError
-    return str(os.fspath(value))
-
-
-def _list(convert: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    def converted(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError
-        return tuple(convert(entry) for entry in value)
-
-    return converted
-
-
-def _pair(second: Callable[[Any], Any]) -> Callable[[Any], tuple[str, Any]]:
-    """A pair is a list of two, or the form of the published files, "name,value"."""
-
-    def converted(value: Any) -> tuple[str, Any]:
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)):
-            raise TypeError
-        name, other = parts
-        return _str(name), second(other)
-
-    return converted
-
-
-def _scales(value: Any) -> tuple[int, ...]:
-    scales = _list(_int)(value)
-    if len(scales) not in (0, 2):
-        raise ValueError
-    return scales
-
-
-def _epochs(value: Any) -> tuple[float, ...]:
-    """14, [14, 18] or the form of the published files, "14,18"."""
-    if isinstance(value, str):
-        value = [part for part in value.split(",") if part.strip()]
-    return _list(_float)(value if isinstance(value, (list, tuple)) else [value])
-
-
-def _loss_scale(value: Any) -> float | str:
-    return value if value == "dynamic" else _float(value)
-
-
-CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "bool": _bool,
-    "int": _int,
-    "float": _float,
-    "str": _str,
-    "list of int": _list(_int),
-    "list of float": _list(_float),
-    "list of str": _list(_str),
-    "list of (str, float)": _list(_pair(_float)),
-    "list of (str, str)": _list(_pair(_str)),
-    "pair of ints or empty": _scales,
-    "int or list of int": lambda value: _list(_int)(value) if isinstance(value, (list, tuple)) else _int(value),
-    "epochs": _epochs,
-    "float or dynamic": _loss_scale,
-}
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Config):
-        return value
-    if isinstance(value, Mapping):
-        return Config(value)
-    return tuple(_frozen(entry) for entry in value) if isinstance(value, (list, tuple)) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Config):
-        return value.to_dict()
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def _nested(parts: Sequence[str], value: Any) -> dict[str, Any]:

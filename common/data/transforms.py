@@ -41,7 +41,7 @@ class Transform:
     """Resizes, flips at random and normalises an image, with its boxes and masks.
 
     scales: shorter and longest allowed side in pixels. means, stds: of the BGR channels, in [0, 255].
-    flip_prob: probability of mirroring. fixed_padding: pad to a canvas of one size (VCR).
+    flip_prob: probability of mirroring. fixed_padding: pad all images to a canvas of one size.
     """
 
     scales: tuple[int, int]

@@ -1,1 +1,1 @@
-"""Commands that look at a configuration or a machine and change nothing."""
+"""Commands that inspect a configuration, a machine or a model and change nothing."""

@@ -1,11 +1,11 @@
-"""What works and what is there: `python -m common.doctor [--cfg FILE [--task NAME] [--deep]]`, on one screen.
+"""Report about a machine and the data of configs: `python -m common.doctor [--cfg FILE [--task NAME] [--deep]]`.
 
-Versions, devices, number formats that a training step really runs in, free disk, and for each config the data and
-weights that it names: found or missing. With --deep they are opened: records counted, some made into samples, region
-files and images read, weights loaded.
+It prints versions, devices, the number formats in which a training step runs, free disk, and for each config whether
+the data and weights that it names exist. With --deep it opens them: it counts records, makes some into samples, reads
+region files and images, and loads weights.
 
 Exit status: 1 where torch or torchvision cannot be imported, and with --cfg where something that this config needs is
-missing or, with --deep, does not work; the problems are listed at the end. Else 0.
+missing or, with --deep, cannot be used. The problems are listed at the end. Otherwise 0.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.config import load_config
-from common.config.keys import TASKS
-from common.config.sections import dataset_sections
-from common.inspect.needs import is_there, needs, region_stores
+from common.config.table import is_task
+from common.errors import UserError
+from common.needs import Need, run_needs
+
+if TYPE_CHECKING:  # a machine where torch cannot be imported is reported too
+    import torch
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "tokenizers", "safetensors", "tensorboardX")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_fp16")
@@ -37,17 +42,19 @@ CONFIG_PROBLEM = "cannot be used"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m common.doctor", description=__doc__.split("\n")[0])
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="look at this config only (default: all under cfgs)")
-    parser.add_argument("--task", choices=TASKS, help="task of --cfg (default: the name of its folder)")
+    parser.add_argument("--task", metavar="NAME", help="task of --cfg (default: the name of its folder)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
     parser.add_argument("--deep", action="store_true", help="open what it names: data, images, regions, weights")
     parser.add_argument("--samples", type=int, default=20, metavar="N", help="records of each kind that --deep opens")
     args = parser.parse_args(argv)
     if not args.cfg and (args.deep or args.set):
         parser.error("--deep and --set need --cfg")
-    task = args.task or (args.cfg and args.cfg.resolve().parent.name)
-    if args.cfg and task not in TASKS:
-        parser.error(f"--task is needed: the folder of {args.cfg} is no task")
-    files = [(task, args.cfg)] if args.cfg else [(t, f) for t in TASKS for f in sorted(Path("cfgs", t).glob("*.yaml"))]
+    task = args.task or (args.cfg.resolve().parent.name if args.cfg else "")
+    if args.cfg and not is_task(task):
+        parser.error(
+            f"there is no {task}/task.py" if args.task else f"--task is needed: the folder of {args.cfg} is no task"
+        )
+    files = [(task, args.cfg)] if args.cfg else all_configs()
 
     usable = report_environment()
     problems = report_configs(files, args.set)
@@ -61,16 +68,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if usable and not problems else 1
 
 
-def look_deeper(task: str, file: Path, overrides: Sequence[str], samples: int) -> list[str]:
-    from common.inspect.deep_check import CAPTIONS, deep_check
+def all_configs(folder: Path = Path("cfgs")) -> list[tuple[str, Path]]:
+    """Returns (task, file) of every YAML file in the folders of `folder` that are named like a task."""
+    tasks = [path.name for path in sorted(folder.glob("*")) if path.is_dir() and is_task(path.name)]
+    return [(task, file) for task in tasks for file in sorted((folder / task).glob("*.yaml"))]
 
-    logging.disable(logging.WARNING)
-    cfg = load_config(task, file, overrides)
-    logging.disable(logging.NOTSET)
-    others = [dataset for dataset in dataset_sections(cfg) if dataset.DATASET != CAPTIONS]
-    stores = [store for dataset in others for store in region_stores(task, cfg, dataset)]
+
+def look_deeper(task: str, file: Path, overrides: Sequence[str], samples: int) -> list[str]:
+    """Opens what a config names. Returns the problems."""
+    from common.inspect.deep_check import deep_check
+
+    with without_warnings():
+        cfg = load_config(task, file, overrides)
+    stores = [need.path for need in run_needs(task, cfg) if need.region_store and need.exists()]
     print()
-    return deep_check(task, cfg, list(dict.fromkeys(store for store in stores if is_there(store))), samples)
+    return deep_check(task, cfg, stores, samples)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences warnings in the block: a run reports keys without effect itself."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def show(name: str, text: str) -> None:
@@ -81,7 +103,7 @@ def show(name: str, text: str) -> None:
 
 
 def report_environment() -> bool:
-    """Prints versions, processor, devices and precisions; False where torch or torchvision does not import."""
+    """Prints versions, processor, devices and precisions. Returns whether torch and torchvision can be imported."""
     show("python", f"{platform.python_version()} on {platform.platform()}")
     show("packages", ", ".join(f"{name} {version_of(name)}" for name in PACKAGES))
     try:
@@ -112,7 +134,7 @@ def version_of(package: str) -> str:
 
 
 def read_cpu(path: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
-    """Name of the processor, and which of CPU_FEATURES it has; what the platform says where there is no such file."""
+    """Returns the name of the processor and which of CPU_FEATURES it has; without the file the name of the platform."""
     fields: dict[str, str] = {}
     if path.is_file():
         for line in path.read_text().splitlines():
@@ -122,8 +144,8 @@ def read_cpu(path: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
     return fields.get("model name") or platform.machine(), [name for name in CPU_FEATURES if name in flags]
 
 
-def try_precision(name: str, device: Any) -> str:
-    """A matrix product, backward and optimizer step: "1.2 ms", or why it did not run or gave no finite numbers."""
+def try_precision(name: str, device: torch.device) -> str:
+    """Runs a matrix product, backward and an optimizer step. Returns "1.2 ms", or why it failed."""
     import torch
 
     from common.precision import Precision
@@ -156,49 +178,57 @@ def try_precision(name: str, device: Any) -> str:
 def report_configs(files: Iterable[tuple[str, Path]], overrides: Sequence[str] = ()) -> list[str]:
     """Prints free disk space, then a line for each folder that configs name and for each missing thing in it.
 
-    Returns a line for each of those, and for each config that cannot be used.
+    Returns a line for each missing thing, and for each config that cannot be used.
     """
-    wanted: dict[Path, dict[tuple[str, ...], set[str]]] = {}
-    outputs: dict[int, Path] = {}
+    users: dict[Need, set[str]] = defaultdict(set)  # names of the configs that have a need
+    outputs: dict[int, Path] = {}  # device -> an output folder on it
     names, problems = [], []
-    logging.disable(logging.WARNING)  # keys without effect are the run's to report
     for task, file in files:
         name = f"{task}/{file.stem}"
         try:
-            cfg = load_config(task, file, overrides)
-        except (ValueError, OSError) as error:
+            with without_warnings():
+                cfg = load_config(task, file, overrides)
+            needs = run_needs(task, cfg)
+        except (UserError, OSError) as error:
             problems.append(f"{name} {CONFIG_PROBLEM}: {' '.join(str(error).split())}")
             show("config", problems[-1])
             continue
         names.append(name)
         output = existing(Path(cfg.OUTPUT_PATH))
         outputs.setdefault(output.stat().st_dev, output)
-        for root, choices in needs(task, cfg):
-            wanted.setdefault(root, {}).setdefault(choices, set()).add(name)
-    logging.disable(logging.NOTSET)
+        for need in needs:
+            users[need].add(name)
     for output in outputs.values():
         show("disk", f"{shutil.disk_usage(output).free / 2**30:.1f} GiB free for outputs, in {output.resolve()}")
     print(f"\n{len(names)} config{'s'[: len(names) != 1]}; paths from {Path.cwd()}")
-    for root, contents in sorted(wanted.items()):
-        users = shorten(set[str]().union(*contents.values()), names)
-        missing = {c: u for c, u in contents.items() if not any((root / choice).exists() for choice in c)}
-        problems += [f"missing: {' or '.join(str(root / choice) for choice in choices)}" for choices in sorted(missing)]
-        if not root.is_dir():
-            print(f"MISSING  {root}/ and {len(contents)} things in it, for {users}")
-        else:
-            print(f"found    {root}/: {len(contents) - len(missing)} of {len(contents)} things in it, for {users}")
-            for choices, whose in sorted(missing.items()):
-                print(f"  MISSING  {' or '.join(choices)}, for {shorten(whose, names)}")
+    for folder in sorted({need.folder for need in users}):
+        problems += report_folder(folder, {need: who for need, who in users.items() if need.folder == folder}, names)
     return problems
 
 
+def report_folder(folder: Path, users: dict[Need, set[str]], names: Sequence[str]) -> list[str]:
+    """Prints what of a folder exists. Returns a line for each missing thing.
+
+    users: the needs in the folder, each with the names of its configs. names: of all configs.
+    """
+    missing = sorted((need for need in users if not need.exists()), key=lambda need: need.names)
+    everyone = shorten(set[str]().union(*users.values()), names)
+    if not folder.is_dir():
+        print(f"MISSING  {folder}/ and {len(users)} things in it, for {everyone}")
+    else:
+        print(f"found    {folder}/: {len(users) - len(missing)} of {len(users)} things in it, for {everyone}")
+        for need in missing:
+            print(f"  MISSING  {' or '.join(need.names)}, for {shorten(users[need], names)}")
+    return [f"missing: {need}" for need in missing]
+
+
 def existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+    """Returns the folder itself, or the nearest one above it that exists."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
 def shorten(users: set[str], names: Sequence[str]) -> str:
-    """vqa/* where all configs of the task are meant; more than two of a task are counted."""
+    """Returns the names of some configs: <task>/* for all of a task, and a count for more than two of a task."""
     parts = []
     for task in dict.fromkeys(name.partition("/")[0] for name in names):
         every = [name for name in names if name.startswith(f"{task}/")]

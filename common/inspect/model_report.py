@@ -1,8 +1,8 @@
-"""What models cost: `python -m common.model_report --cfg cfgs/vcr/base_q2a_4x16G_fp32.yaml ...`.
+"""Report about the cost of models: `python -m common.model_report --cfg FILE ...`.
 
 Builds the model of each config with random weights, runs one inference and one training step on a made-up batch, and
 prints parameters, FLOPs, losses and times. A multiply-add counts as 2 FLOPs. Matrix products, convolutions and
-attention are counted; RoIAlign, normalisation, activations, look-ups and the optimizer are not.
+attention are counted. RoIAlign, normalisation, activations, look-ups and the optimizer are not.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from common.cli import guarded
 from common.config import Config, load_config
+from common.config.table import is_task
 from common.data.sample import Batch, ModelOutput
-from common.data.synthetic import FORMS, made_up_batch
+from common.data.synthetic import made_up_batch
 from common.errors import ConfigError
 from common.files.atomic import write_text
 from common.nn import linear, resnet
@@ -40,7 +41,7 @@ from common.weights.restore import build_precision, pick_device
 
 log = logging.getLogger(__name__)
 
-# Modules whose FLOPs make up a part; the rest, above all the projections of regions, is "other".
+# Modules whose FLOPs make up a part. "other" has the rest, above all the projections of regions.
 PARTS = {
     "backbone": ("image_feature_extractor.backbone",),
     # The RoI head is registered under two names, and the counter knows it by one of them.
@@ -58,7 +59,8 @@ PARTS = {
     ),
 }
 OTHER, TOTAL = "other", "total"
-# The counter knows no fused operations of CPUs. Attention takes query, key and value, its backward a gradient before.
+# The counter lacks the fused operations of CPUs. Attention takes query, key and value; its backward takes a gradient
+# first.
 CPU_FORMULAS = {
     **linear.flop_formulas(),
     **resnet.flop_formulas(),
@@ -71,7 +73,10 @@ CPU_FORMULAS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step. flops: of the whole batch, by part of the model, with OTHER and TOTAL. seconds: under the counter."""
+    """The cost of one step.
+
+    flops: of the whole batch, by part of the model, with OTHER and TOTAL. seconds: its time while FLOPs are counted.
+    """
 
     flops: dict[str, int]
     seconds: float
@@ -79,13 +84,13 @@ class Step:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What was measured of one config; `asdict` of it is JSON-able.
+    """The measurements of one config. `asdict` of it is JSON-able.
 
-    name: <task>/<stem of the YAML>. configured: the precision the config asks for. samples, choices, tokens, boxes,
-    image: sizes of the batch; choices is 1 and image None where there are none, image is height and width in pixels.
-    entries: of the state dict. trained_tensors: how many parameters train. idle: those among them with a gradient of
-    zeros, or which the step left as they were; with a visual scale of 0, the published start, no gradient reaches the
-    image tower at first. problems: what is wrong, empty for a sound model.
+    name: <task>/<stem of the YAML>. configured: the precision of the config. samples, choices, tokens, boxes, image:
+    sizes of the batch; choices is 1 without choices, image is height and width in pixels or None without pixels.
+    entries: number of entries of the state dict. trained_tensors: number of parameter tensors that are trained. idle:
+    the names of those with a gradient of zeros, and of those that the step did not change; with a visual scale of 0,
+    the published start, no gradient reaches the image tower at first. problems: one line each, none for a sound model.
     """
 
     name: str
@@ -109,8 +114,17 @@ class ModelReport:
 
     @property
     def sequence(self) -> int:
-        """Positions that the encoder sees: words, regions and END."""
+        """Positions of the sequence of the encoder: words, regions and END."""
         return self.tokens + self.boxes + 1
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Sizes of a made-up batch: samples, and words and boxes of a sample, None for the usual numbers of the task."""
+
+    samples: int = 1
+    words: int | None = None
+    boxes: int | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,26 +139,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys")
     args = parser.parse_args(argv)
-    tasks = [args.task or path.resolve().parent.name for path in args.cfg]
-    for task, path in zip(tasks, args.cfg, strict=True):
-        if task not in FORMS:
-            parser.error(f"{path}: {task!r} is no task with made-up batches ({', '.join(FORMS)}); name it with --task")
+    configs = [(args.task or path.resolve().parent.name, path) for path in args.cfg]
+    for task, path in configs:
+        if not is_task(task):
+            parser.error(f"{path}: there is no {task}/task.py; name the task of the config with --task")
     reports: list[ModelReport] = []
-    return guarded(_main, args, tasks, reports) or int(any(report.problems for report in reports))
+    sizes = BatchSizes(args.batch, args.words, args.boxes)
+    status = guarded(report_all, configs, args.set, sizes, args.json, reports)
+    return status or int(any(report.problems for report in reports))
 
 
-def _main(args: argparse.Namespace, tasks: Sequence[str], reports: list[ModelReport]) -> None:
-    for task, path in zip(tasks, args.cfg, strict=True):
-        reports.append(report_config(task, path, args.set, args.batch, args.words, args.boxes))
+def report_all(
+    configs: Sequence[tuple[str, Path]],
+    overrides: Sequence[str],
+    sizes: BatchSizes,
+    json_file: Path | None,
+    reports: list[ModelReport],
+) -> None:
+    """Adds a report of each (task, file) to `reports`, prints their tables and writes them to `json_file`."""
+    for task, path in configs:
+        reports.append(report_config(task, path, overrides, sizes.samples, sizes.words, sizes.boxes))
         log.info("%s: done", reports[-1].name)
     print(render(reports))
     print(f"\nMost memory that the process held: {peak_memory() / 2**30:.1f} GiB")
-    if args.json:
-        write_text(args.json, json.dumps([asdict(report) for report in reports], indent=1) + "\n")
+    if json_file:
+        write_text(json_file, json.dumps([asdict(report) for report in reports], indent=1) + "\n")
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Returns the largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -159,7 +182,7 @@ def report_config(
     words: int | None = None,
     boxes: int | None = None,
 ) -> ModelReport:
-    """Build the model of a config, run both steps, and let go of it.
+    """Builds the model of a config, runs both steps and frees the model.
 
     samples, words, boxes: sizes of `made_up_batch`. Raises ConfigError for a config or sizes that do not work.
     """
@@ -167,7 +190,7 @@ def report_config(
     torch.manual_seed(0)
     device = pick_device(cfg)
     try:
-        batch = made_up_batch(task_name, cfg, samples, words, boxes).to(device)
+        batch = made_up_batch(task.made_up, cfg, samples, words, boxes).to(device)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     model = task.build_model(cfg).to(device)
@@ -178,7 +201,7 @@ def report_config(
 
 
 def report_model(name: str, model: nn.Module, batch: Batch, cfg: Config, precision: Precision) -> ModelReport:
-    """Inference, then training; the model is changed by one step at the full learning rate."""
+    """Runs inference, then one training step at the full learning rate, which changes the model."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     parameters = list(model.parameters())
     inference, predictions = inference_step(model, batch, precision)
@@ -209,7 +232,7 @@ def report_model(name: str, model: nn.Module, batch: Batch, cfg: Config, precisi
 
 
 def step_precision(task: Task, cfg: Config, device: torch.device) -> Precision:
-    """That of the config; on a CPU bf16 stands for fp16, which CPUs compute dozens of times slower than fp32."""
+    """Returns the precision of the config; on a CPU bf16 for fp16, which is dozens of times slower than fp32 there."""
     if device.type == "cpu" and resolve_precision(cfg) == "fp16":
         return Precision("bf16", device)
     return build_precision(task, cfg, device)
@@ -219,7 +242,7 @@ def step_precision(task: Task, cfg: Config, device: torch.device) -> Precision:
 
 
 def inference_step(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Step, dict[str, Tensor]]:
-    """A forward of the batch without its targets, and its predictions."""
+    """Runs a forward of the batch without its targets. Returns its cost and its predictions."""
     model.eval()
     unlabelled = Batch(**{**vars(batch), "targets": {}})
     with frozen(model), Cost(precision.device) as cost, torch.inference_mode(), precision.autocast():
@@ -229,7 +252,7 @@ def inference_step(model: nn.Module, batch: Batch, precision: Precision) -> tupl
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient. The counter trips over views of those that do where autograd is off."""
+    """Switches gradients of all parameters off. In inference the counter fails at views of trained parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
     try:
@@ -240,9 +263,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def training_step(model: nn.Module, batch: Batch, cfg: Config, precision: Precision) -> tuple[Step, dict[str, Tensor]]:
-    """Forward, backward, clipping and optimizer step, as an update of a run after its warm-up. Gradients stay.
+    """Runs forward, backward, clipping and optimizer step, as a run after its warm-up does. Gradients stay.
 
-    Returns the losses too, "loss" being the one that was minimised. Raises ValueError for a batch without targets.
+    Returns cost and losses, where "loss" is the one that was minimised. Raises ConfigError for a batch without targets.
     """
     model.train()
     base_lr = RunPlan.from_config(cfg, processes=1, batches_per_epoch=1).base_lr
@@ -251,7 +274,7 @@ def training_step(model: nn.Module, batch: Batch, cfg: Config, precision: Precis
         with precision.autocast():
             output: ModelOutput = model(batch)
         if output.loss is None:
-            raise ValueError("the batch has no targets, so the model gave no loss")
+            raise ConfigError("the batch has no targets, so the model returned no loss: Task.made_up must make targets")
         precision.backward(output.loss)
         precision.unscale(optimizer)
         if cfg.TRAIN.CLIP_GRAD_NORM > 0:
@@ -261,7 +284,7 @@ def training_step(model: nn.Module, batch: Batch, cfg: Config, precision: Precis
 
 
 class Cost:
-    """Context that counts FLOPs by module, and seconds."""
+    """Context manager that counts FLOPs by module, and seconds."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -279,7 +302,7 @@ class Cost:
         self._seconds = time.perf_counter() - self._start
 
     def step(self, model: nn.Module) -> Step:
-        """What was counted, by the parts of `model`."""
+        """Returns the counts, by the parts of `model`."""
         counts = {name: sum(by_kind.values()) for name, by_kind in self._counter.get_flop_counts().items()}
         root = type(model).__name__
         flops = {part: sum(counts.get(f"{root}.{name}", 0) for name in names) for part, names in PARTS.items()}
@@ -295,12 +318,12 @@ class Cost:
 
 
 def checksums(model: nn.Module) -> dict[str, int]:
-    """CRC of each parameter: tells whether it changed without a copy of the model."""
+    """Returns the CRC of each parameter, which shows a change without a copy of the model."""
     return {name: zlib.crc32(p.detach().cpu().numpy().tobytes()) for name, p in model.named_parameters()}
 
 
 def find_problems(model: nn.Module, values: dict[str, Tensor], moved: set[str]) -> list[str]:
-    """What must not be after a training step. values: predictions and losses. moved: parameters that it changed."""
+    """Returns the faults after a training step. values: predictions and losses. moved: parameters that it changed."""
     problems = [f"{name} is not finite" for name, value in values.items() if not value.isfinite().all()]
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -316,7 +339,7 @@ def find_problems(model: nn.Module, values: dict[str, Tensor], moved: set[str]) 
 
 
 def render(reports: Sequence[ModelReport]) -> str:
-    """Markdown tables of sizes, of FLOPs and of what the steps gave, then the problems."""
+    """Returns Markdown tables of sizes, of FLOPs and of the results of the steps, then the problems."""
     sizes = [
         [
             r.name,
@@ -364,13 +387,13 @@ def render(reports: Sequence[ModelReport]) -> str:
 
 
 def giga(count: float) -> str:
-    """ "12.3" for 12.3e9; small figures keep three digits."""
+    """Returns "12.3" for 12.3e9; small figures keep three digits."""
     value = count / 1e9
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up; all but the first are set right."""
+    """Returns a Markdown table with aligned columns; all but the first are aligned to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from common.data.synthetic import made_up_batch
 from common.errors import ConfigError
 from common.files.atomic import atomic_write, write_text
 from common.predict.predictor import Predictor
+from common.task import load_task
 
-# Names as in Batch. Axes: B batch, T tokens, R regions. The masks are False at padding.
+# Names as in Batch; axes: B batch, C choices, T tokens, R regions. Padding is False in the masks.
 INPUTS: dict[str, tuple[str, ...]] = {
     "boxes": ("B", "R", "4"),  # float32, xyxy in pixels of the resized image
     "box_mask": ("B", "R"),  # bool
@@ -67,10 +68,8 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
         outputs = sorted(k for k, v in model(batch).predictions.items() if k != "pred_boxes" and isinstance(v, Tensor))
     function = Positional(model, names, outputs).eval()
     dims = {axis: torch.export.Dim(axis, min=1, max=4096) for axis in "BCTR"}
-    shapes = tuple(
-        {i: dims[axis] for i, axis in enumerate(axes_of(name, tensor)) if axis in dims}
-        for name, tensor in zip(names, tensors, strict=True)
-    )
+    axes = {name: axes_of(name, tensor) for name, tensor in zip(names, tensors, strict=True)}
+    shapes = tuple({i: dims[axis] for i, axis in enumerate(axes[name]) if axis in dims} for name in names)
     with torch.no_grad():
         program = torch.export.export(function, tensors, dynamic_shapes=(shapes,), strict=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +82,7 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
         "task": predictor.task,
         "model": predictor.source.name,
         "inputs": {
-            name: [str(t.dtype).removeprefix("torch."), *axes_of(name, t)]
-            for name, t in zip(names, tensors, strict=True)
+            name: [str(t.dtype).removeprefix("torch."), *axes[name]] for name, t in zip(names, tensors, strict=True)
         },
         "outputs": outputs,
         "scales": list(predictor.cfg.SCALES),
@@ -94,13 +92,14 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
 
 
 def axes_of(name: str, tensor: Tensor) -> tuple[str, ...]:
-    """Names of the axes of an input."""
+    """The axes of an input; texts of a task with choices have one more."""
     return ("B", "C", "T") if name in OF_TEXT and tensor.dim() == 3 else INPUTS[name]
 
 
 def example(predictor: Predictor) -> Batch:
-    """A batch with padding, for tracing. Its values do not matter."""
-    batch = made_up_batch(predictor.task, predictor.cfg, samples=2, words=7, boxes=5, targets=False)
+    """A batch with padding, for tracing; what is in it does not matter."""
+    made_up = load_task(predictor.task).made_up
+    batch = made_up_batch(made_up, predictor.cfg, samples=2, words=7, boxes=5, targets=False)
     return replace(batch, auxiliary=())
 
 

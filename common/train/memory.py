@@ -10,30 +10,30 @@ from torch import nn
 from common import distributed
 from common.config import Config
 from common.data.sample import Batch
-from common.data.synthetic import made_up_batch
+from common.data.synthetic import MadeUp, made_up_batch
 from common.precision import Precision
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-STATES = {"SGD": 1}  # tensors as large as the parameters that an optimizer keeps; 2 for Adam and its kin
+STATES = {"SGD": 1}  # tensors of the size of the parameters that an optimizer keeps; Adam and AdamW keep 2
 ADVICE = (
     "smaller TRAIN.BATCH_IMAGES with more GRAD_ACCUMULATE_STEPS, NETWORK.CHECKPOINT_ENCODER or CHECKPOINT_ROIS help"
 )
 
 
-def log_forecast(task_name: str, cfg: Config, model: nn.Module, precision: Precision) -> None:
-    """Tells on a GPU what a step on the worst batch takes; the model and all random numbers stay what they were.
+def log_forecast(made_up: MadeUp, cfg: Config, model: nn.Module, precision: Precision) -> None:
+    """Logs, on a GPU, the memory of a step on the worst batch. Model and random states stay unchanged.
 
-    Real batches are seldom as large. A batch that does not fit is a warning: perhaps none comes. A forecast that fails
-    is one too, and not the end of a run.
+    Real batches are seldom as large, so a batch that does not fit is a warning. A forecast that fails is a warning too
+    and does not end the run.
     """
     if precision.device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(precision.device).total_memory
     what = "a batch of the largest samples"
     try:
-        batch = worst_batch(task_name, cfg)
+        batch = worst_batch(made_up, cfg)
         what = f"a batch of {len(batch)} of the largest samples"
         step = step_bytes(model, batch.to(precision.device), precision)
     except torch.cuda.OutOfMemoryError:
@@ -57,21 +57,21 @@ def log_forecast(task_name: str, cfg: Config, model: nn.Module, precision: Preci
         log.warning("%s will not fit: %s", what, ADVICE)
 
 
-def worst_batch(task_name: str, cfg: Config) -> Batch:
-    """As many samples as a micro-batch has, each of the largest sizes that are usual for the task."""
+def worst_batch(made_up: MadeUp, cfg: Config) -> Batch:
+    """Returns a micro-batch whose samples all have the largest sizes that are usual for the task."""
     size = cfg.TRAIN.BATCH_IMAGES
-    return made_up_batch(task_name, cfg, size if isinstance(size, int) else size[0], equal=True)
+    return made_up_batch(made_up, cfg, size if isinstance(size, int) else size[0], equal=True)
 
 
 def step_bytes(model: nn.Module, batch: Batch, precision: Precision) -> int:
-    """Most memory that forward and backward hold on the GPU, parameters and gradients among it."""
+    """Returns the most bytes that forward and backward hold on the GPU, with parameters and gradients."""
     torch.cuda.reset_peak_memory_stats(precision.device)
     dry_run(model, batch, precision)
     return torch.cuda.max_memory_allocated(precision.device)
 
 
 def dry_run(model: nn.Module, batch: Batch, precision: Precision) -> None:
-    """Forward and backward that leave no trace: weights, buffers, gradients, mode and random states stay."""
+    """Runs forward and backward. Weights, buffers, gradients, mode and random states stay unchanged."""
     training, buffers = model.training, {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = [precision.device] if precision.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -89,6 +89,6 @@ def dry_run(model: nn.Module, batch: Batch, precision: Precision) -> None:
 
 
 def kept_bytes(model: nn.Module, optimizer: str) -> int:
-    """What stays between steps beside parameters and gradients: moments, and the buckets of several processes."""
+    """Returns the bytes that stay between steps beside parameters and gradients: moments and buckets of exchanges."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return trained * (STATES.get(optimizer, 2) + distributed.is_distributed())

@@ -1,6 +1,6 @@
-"""Running metrics of all tasks: a sum and a count, kept on the device, added over ranks when they are read.
+"""Running metrics: a sum and a count, kept on the device and added over ranks when they are read.
 
-Alphabet: B batch, R regions, T text tokens, V classes.
+Metrics of one task are in `<task>/metrics.py`. Alphabet: B batch, V classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Values = Mapping[str, Tensor]  # predictions, losses and targets of a batch by n
 
 
 class Metric:
-    """A mean over instances. Subclasses say in `measure` what a batch adds to the sum and to the count."""
+    """A mean over instances. `measure` of a subclass returns what a batch adds to the sum and to the count."""
 
     state: Tensor  # float64 [2]: sum and count of this rank, on the device of the last values
 
@@ -26,7 +26,7 @@ class Metric:
         self.reset()
 
     def measure(self, values: Values) -> tuple[Tensor, Tensor | int] | None:
-        """(sum, count) of a batch; None to leave it out. Must not wait for the device."""
+        """Returns (sum, count) of a batch, None to leave it out. Must not wait for the device."""
         raise NotImplementedError
 
     def update(self, values: Values) -> None:
@@ -43,20 +43,20 @@ class Metric:
         self.state = torch.zeros(2, dtype=torch.float64)
 
     def reduce(self) -> Tensor:
-        """float64 [2], sum and count over all ranks. Every rank must call it, also one that has counted nothing."""
+        """Returns float64 [2], sum and count over all ranks. Every rank must call it, also one that counted nothing."""
         return distributed.all_reduce_sum(self.state)
 
     def compute(self) -> float:
-        """The mean over all ranks, NaN when there was nothing to count. Every rank must call it."""
+        """Returns the mean over all ranks, NaN where nothing was counted. Every rank must call it."""
         return _ratio(self.reduce().tolist())
 
     def state_dict(self) -> dict[str, float]:
-        """Sum and count over all ranks; every rank must call it."""
+        """Returns sum and count over all ranks. Every rank must call it."""
         total, count = self.reduce().tolist()
         return {"sum": total, "count": count}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from a saved state. It is the sum over ranks, so one rank holds it and the others start at zero."""
+        """Continues from a saved state. It is the sum over ranks, so one rank holds it and the others start at zero."""
         self.reset()
         if distributed.is_main():
             self.state = torch.tensor([state["sum"], state["count"]], dtype=torch.float64)
@@ -79,17 +79,6 @@ class Mean(Metric):
         return (torch.zeros((), device=self.state.device), 1) if self.count_missing else None
 
 
-class SoftAccuracy(Metric):
-    """VQA: the soft label [B, V] of the answer with the highest logit."""
-
-    def __init__(self, name: str = "SoftAcc") -> None:
-        super().__init__(name)
-
-    def measure(self, values: Values) -> tuple[Tensor, int]:
-        label = _get(values, "label")
-        return label.gather(1, _best(values, "label_logits")).sum(), len(label)
-
-
 class Accuracy(Metric):
     """Label [B] has the highest logit of [B, V]; rows with label -1 do not count.
 
@@ -101,111 +90,15 @@ class Accuracy(Metric):
         self.choices = choices
 
     def measure(self, values: Values) -> tuple[Tensor, Tensor]:
-        logits, label = _get(values, "label_logits"), _get(values, "label")
+        logits, label = value_of(values, "label_logits"), value_of(values, "label")
         if logits.dim() == 1:
             logits = logits.view(-1, self.choices)
             label = label.view(-1, self.choices).argmax(dim=1)
-        return _hits(logits.argmax(dim=1) == label, label != -1)
-
-
-class JointAccuracy(Metric):
-    """VCR: answer and rationale both right."""
-
-    def __init__(self, name: str = "JointAcc") -> None:
-        super().__init__(name)
-
-    def measure(self, values: Values) -> tuple[Tensor, int]:
-        answer = _get(values, "answer_label_logits").argmax(dim=1) == _get(values, "answer_label")
-        rationale = _get(values, "rationale_label_logits").argmax(dim=1) == _get(values, "rationale_label")
-        return (answer & rationale).sum(), len(answer)
-
-
-class RefAccuracy(Metric):
-    """RefCOCO+: the region with the highest logit of [B, R] has a label above 0.5."""
-
-    def __init__(self, name: str = "RefAcc") -> None:
-        super().__init__(name)
-
-    def measure(self, values: Values) -> tuple[Tensor, int]:
-        label = _get(values, "label")
-        return (label.gather(1, _best(values, "label_logits")) > 0.5).sum(), len(label)
-
-
-class ClsAccuracy(Metric):
-    """RefCOCO+: sign of the logit says the binary label of a region, over all regions with a label (not negative)."""
-
-    def __init__(self, name: str = "ClsAcc") -> None:
-        super().__init__(name)
-
-    def counted(self, label: Tensor) -> Tensor:
-        return label >= 0
-
-    def measure(self, values: Values) -> tuple[Tensor, Tensor]:
-        label = _get(values, "label").long()
-        return _hits((_get(values, "label_logits") > 0).long() == label, self.counted(label))
-
-
-class ClsPosAccuracy(ClsAccuracy):
-    """The same over the regions with label 1."""
-
-    def __init__(self, name: str = "ClsPosAcc") -> None:
-        super().__init__(name)
-
-    def counted(self, label: Tensor) -> Tensor:
-        return label == 1
-
-
-class ClsPosFraction(Metric):
-    """RefCOCO+: fraction of regions with label 1 among those with a label."""
-
-    def __init__(self, name: str = "ClsPosFrac") -> None:
-        super().__init__(name)
-
-    def measure(self, values: Values) -> tuple[Tensor, Tensor]:
-        label = _get(values, "label").long()
-        return _hits(label == 1, label >= 0)
-
-
-class RelationshipAccuracy(Metric):
-    """Pretraining: caption and image belong together or not."""
-
-    def __init__(self, name: str = "RelAcc") -> None:
-        super().__init__(name)
-
-    def measure(self, values: Values) -> tuple[Tensor, int]:
-        label = _get(values, "relationship_label")
-        return (_get(values, "relationship_logits").argmax(dim=1) == label).sum(), len(label)
-
-
-class MLMAccuracy(Metric):
-    """Pretraining: masked words [B, T] found by logits [B, T, V]; label -1 is not masked.
-
-    part: "" or "wvc" (captions) or "aux" (plain text) of the multitask model, whose names end in it.
-    """
-
-    def __init__(self, part: str = "") -> None:
-        super().__init__("MLMAcc" + part.upper())
-        self.suffix = f"_{part}" if part else ""
-
-    def measure(self, values: Values) -> tuple[Tensor, Tensor]:
-        label = _get(values, "mlm_label" + self.suffix)
-        return _hits(_get(values, "mlm_logits" + self.suffix).argmax(dim=-1) == label, label != -1)
-
-
-class MVRCAccuracy(Metric):
-    """Pretraining: most probable class of masked regions; label [B, R, V] is a distribution, zeros where not masked."""
-
-    def __init__(self, name: str = "MVRCAccuracy") -> None:
-        super().__init__(name)
-
-    def measure(self, values: Values) -> tuple[Tensor, Tensor]:
-        label = _get(values, "mvrc_label")
-        hit = _get(values, "mvrc_logits").argmax(dim=-1) == label.argmax(dim=-1)
-        return _hits(hit, (label.sum(dim=-1) - 1).abs() < 0.1)
+        return hits(logits.argmax(dim=1) == label, label != -1)
 
 
 class MetricGroup:
-    """Several metrics as one. Names must differ."""
+    """Several metrics as one. Raises ValueError for equal names."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self.metrics = {metric.name: metric for metric in metrics}
@@ -221,15 +114,15 @@ class MetricGroup:
             metric.reset()
 
     def compute(self) -> dict[str, float]:
-        """Name -> mean over all ranks, in the order given, with one exchange. Every rank must call it."""
+        """Returns name -> mean over all ranks, in the given order, with one exchange. Every rank must call it."""
         return {name: _ratio(sums) for name, sums in self._reduced().items()}
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """Sums and counts over all ranks; every rank must call it."""
+        """Returns sums and counts over all ranks. Every rank must call it."""
         return {name: {"sum": total, "count": count} for name, (total, count) in self._reduced().items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Go on from a saved state; a metric that was not saved starts at zero."""
+        """Continues from a saved state. A metric that was not saved starts at zero."""
         self.reset()
         for name, metric in self.metrics.items():
             if name in state:
@@ -244,19 +137,28 @@ class MetricGroup:
         return dict(zip(self.metrics, total.tolist(), strict=True))
 
 
-def _get(values: Values, key: str) -> Tensor:
+def loss_means(loggers: Sequence[tuple[str, str]]) -> list[Mean]:
+    """Returns a Mean for each (output, name) of TRAIN.LOSS_LOGGERS."""
+    return [Mean(output, name) for output, name in loggers]
+
+
+def value_of(values: Values, key: str) -> Tensor:
+    """Returns a detached value. Raises KeyError, with the names that exist, for a missing one."""
     if key not in values:
-        raise KeyError(f"a metric needs {key!r}, the batch and the model give {sorted(values)}")
+        raise KeyError(f"a metric needs {key!r}, the batch and the model have {sorted(values)}")
     return values[key].detach()
 
 
-def _best(values: Values, key: str) -> Tensor:
-    """[B, 1] index of the highest logit."""
-    return _get(values, key).argmax(dim=1, keepdim=True)
+def best_index(values: Values, key: str) -> Tensor:
+    """Returns [B, 1], the index of the highest logit of [B, V]."""
+    return value_of(values, key).argmax(dim=1, keepdim=True)
 
 
-def _hits(hit: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the hits that count, and how many count. Sums of masks, since selecting by a mask waits for the device."""
+def hits(hit: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the sum of the hits that count, and how many count; both are masks of the same shape.
+
+    These are sums of masks, because a selection by a mask waits for the device.
+    """
     return (hit & counted).sum(), counted.sum()
 
 

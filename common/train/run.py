@@ -73,7 +73,7 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     log.info("%s", plan.describe())
 
     optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
-    log_forecast(task.name, cfg, model, precision)
+    log_forecast(task.made_up, cfg, model, precision)
     writer = RunWriter(folder, Path(log_dir) if log_dir else None)
     trainer = Trainer(
         model=distributed.wrap(model, device),
@@ -206,7 +206,7 @@ def run_test(
         return WrittenResults(path, "")
     folder.mkdir(parents=True, exist_ok=True)
     task.write_results(records, dataset, path)
-    checkpoint.link(loaded.source, folder / f"{cfg.MODEL_PREFIX}_test_ckpt_{cfg.DATASET.TASK}.model")
+    checkpoint.link(loaded.source, folder / f"{cfg.MODEL_PREFIX}_test_ckpt_{cfg.DATASET.get('TASK', task.name)}.model")
     log.info("%d results of %s in %s", len(records), loaded.source, path)
     return WrittenResults(path, task.summary(records, dataset))
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from common import distributed
-from common.config import Config
-from common.config.sections import dataset_sections
+from common.config import Config, dataset_sections
 from common.errors import CheckpointError, ConfigError
 from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision, resolve_precision

@@ -13,9 +13,9 @@ from benchmarks.loading import IMAGES, QUESTIONS, _loader, write_world
 from benchmarks.plots import draw
 from benchmarks.steps import SPLIT_HEADER, Step, of_one_image, split, split_rows
 from common.config import load_config
-from common.data.synthetic import made_up_batch
 from common.precision import Precision
 from common.task import load_task
+from tests.made_up import made_up_batch
 from tests.task_check import assert_same
 from tests.test_imports import ROOT
 

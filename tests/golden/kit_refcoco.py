@@ -14,7 +14,8 @@ import torch
 
 from common.data.collate import collate
 from common.data.sample import Sample
-from refcoco.dataset import DETECTIONS_FILE, RefCOCODataset
+from refcoco.dataset import RefCOCODataset
+from refcoco.files import DETECTIONS_FILE
 from tests.golden.core import Case
 from tests.golden.kit_coco import linked_coco
 

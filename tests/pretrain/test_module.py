@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from common.config import load_config
-from common.data.synthetic import made_up_batch
-from common.train.metrics import MetricGroup, MLMAccuracy, MVRCAccuracy
+from common.train.metrics import MetricGroup
+from pretrain.metrics import MLMAccuracy, MVRCAccuracy
 from pretrain.module import build_attention_vis, build_multitask, build_single
+from tests.made_up import made_up_batch
 
 SIZES = {
     "NETWORK.IMAGE_FINAL_DIM": 16,

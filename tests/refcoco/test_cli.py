@@ -22,7 +22,7 @@ import pytest
 from common.config import load_config
 from common.train.run import run_training
 from common.weights import checkpoint
-from refcoco.dataset import DETECTIONS_FILE
+from refcoco.files import DETECTIONS_FILE
 from refcoco.task import TASK
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,8 @@ from common.errors import ConfigError, DataError, ImageError
 from common.regions.json_store import JsonRegions, save_regions
 from common.regions.packed_store import pack
 from common.regions.regions import Regions
-from refcoco.dataset import DETECTIONS_FILE, REGION_FOLDER, build_dataset
+from refcoco.dataset import build_dataset
+from refcoco.files import DETECTIONS_FILE, REGION_FOLDER
 from tests.refcoco.world import GOLDEN_BOXES, MEANS, World, small_world
 from tests.task_check import assert_same
 

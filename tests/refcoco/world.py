@@ -17,7 +17,8 @@ from common.data.transforms import Transform
 from common.regions.json_store import JsonRegions, save_regions
 from common.regions.packed_store import pack
 from common.regions.regions import Regions
-from refcoco.dataset import DETECTIONS_FILE, CandidateSettings, ExpressionFiles, RefCOCODataset
+from refcoco.dataset import CandidateSettings, ExpressionFiles, RefCOCODataset
+from refcoco.files import DETECTIONS_FILE
 from tests.tiny import tiny_settings
 
 MEANS = (102.9801, 115.9465, 122.7717)

@@ -20,12 +20,8 @@ from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader
 from common.data.sample import Sample
 from common.data.samplers import EpochSampler, grouped_batches
-from common.train.metrics import (
-    ClsAccuracy,
-    ClsPosAccuracy,
-    MetricGroup,
-    RefAccuracy,
-)
+from common.train.metrics import MetricGroup
+from refcoco.metrics import ClsAccuracy, ClsPosAccuracy, RefAccuracy
 from tests.common.test_distributed import run_on_two
 
 BATCH, EPOCHS, WORLD = 4, 6, 2

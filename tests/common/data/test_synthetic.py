@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from common.config import load_config
-from common.data.synthetic import CATEGORIES, CHOICES, FIRST_WORD, FORMS, made_up_batch
+from common.config.table import task_names
+from common.data import synthetic
+from common.data.synthetic import FIRST_WORD
 from common.task import load_task
+from tests.made_up import FILES, config, made_up_batch
 
-ROOT = Path(__file__).resolve().parents[3]
-FILES = {
-    "pretrain": "pretrain/base_prec_4x16G_fp32.yaml",
-    "vqa": "vqa/base_4x16G_fp32.yaml",
-    "vcr": "vcr/base_q2a_4x16G_fp32.yaml",
-    "refcoco": "refcoco/base_gt_boxes_4x16G.yaml",
-}
-TINY = {
-    "SCALES": [32, 48],
-    "NETWORK.IMAGE_NUM_LAYERS": 50,
-    "NETWORK.IMAGE_FINAL_DIM": 8,
-    "NETWORK.VLBERT.hidden_size": 8,
-    "NETWORK.VLBERT.visual_size": 8,
-    "NETWORK.VLBERT.num_hidden_layers": 1,
-    "NETWORK.VLBERT.num_attention_heads": 2,
-    "NETWORK.VLBERT.intermediate_size": 16,
-}
 CLS, SEP, MASK = 101, 102, 103
 SPECIALS = {"pretrain": 2, "vqa": 4, "vcr": 3, "refcoco": 2}
-
-
-def config(task: str, changes: dict[str, Any] | None = None) -> Any:
-    return load_config(task, ROOT / "cfgs" / FILES[task], TINY | (changes or {}))
 
 
 def tensors(batch: Any) -> dict[str, torch.Tensor]:
@@ -43,8 +23,8 @@ def tensors(batch: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
 
 
-def test_every_form_is_tested():
-    assert FORMS.keys() == FILES.keys()
+def test_every_task_is_tested():
+    assert sorted(FILES) == task_names()
 
 
 @pytest.mark.parametrize("task", FILES)
@@ -125,112 +105,8 @@ class TestEveryTask:
             made_up_batch(task, cfg, words=19 - specials)
 
 
-def test_an_unknown_task():
-    with pytest.raises(ValueError, match="task 'nlvr2', only for pretrain, vqa, vcr, refcoco"):
-        made_up_batch("nlvr2", config("vqa"))
-
-
-class TestVQA:
-    def test_the_mask_stands_before_the_last_separator(self):
-        batch = made_up_batch("vqa", config("vqa"), samples=3)
-        for ids, segments, length in zip(batch.text_ids, batch.segment_ids, batch.text_mask.sum(1), strict=True):
-            assert ids[length - 3 : length].tolist() == [SEP, MASK, SEP]
-            assert segments[:length].tolist() == [0] * (length - 2) + [1, 1]
-
-    def test_features_or_pixels_as_the_config_says(self):
-        features = made_up_batch("vqa", config("vqa"))
-        assert features.image is None and features.features.shape == (2, 100, 2048)
-        pixels = made_up_batch("vqa", config("vqa", {"NETWORK.IMAGE_FEAT_PRECOMPUTED": False}))
-        assert pixels.features is None and pixels.image.shape == (2, 3, 32, 48)
-
-    def test_up_to_three_answers_have_a_score(self):
-        labels = made_up_batch("vqa", config("vqa"), samples=3).targets["label"]
-        assert labels.shape == (3, 3129)
-        assert [sorted(row[row > 0].tolist()) for row in labels] == [pytest.approx([0.3, 0.6, 1.0])] * 3
-        few = made_up_batch("vqa", config("vqa", {"DATASET.ANSWER_VOCAB_SIZE": 2})).targets["label"]
-        assert few.shape == (2, 2) and few[0].sum() == pytest.approx(1.6)
-
-
-class TestVCR:
-    def test_images_lie_on_one_canvas(self):
-        """im_info keeps the size without the padding (spec 20 §4)."""
-        batch = made_up_batch("vcr", config("vcr"), samples=6, image=(60, 120))
-        assert batch.image.shape == (6, 3, 60, 120)
-        widths = batch.im_info[:, 0].int().tolist()
-        assert widths[0] == 120 and min(widths) < 120
-        for image, width in zip(batch.image, widths, strict=True):
-            assert not image[:, :, width:].any() and image[:, :, :width].all()
-
-    def test_pixels_are_normalised(self):
-        """Means about 103 to 123 of 255, so half of 255 is slightly positive."""
-        image = made_up_batch("vcr", config("vcr"), samples=1, image=(60, 120)).image
-        assert image.min() > -124 and image.max() < 153 and 0 < image.mean() < 30
-
-    def test_choices_share_the_query(self):
-        batch = made_up_batch("vcr", config("vcr"), samples=2, words=12)
-        assert batch.text_ids.shape == (2, CHOICES, 15)
-        ids, tags = batch.text_ids[0], batch.text_tags[0]
-        assert (ids[:, :8] == ids[0, :8]).all() and (tags[:, :8] == tags[0, :8]).all()
-        assert ids[0, 7] == SEP and not torch.equal(ids[0], ids[1])
-        assert batch.segment_ids[0, 0].tolist() == [0] * 8 + [1] * 7
-
-    def test_some_words_name_a_detection(self):
-        batch = made_up_batch("vcr", config("vcr"), samples=8, boxes=5)
-        tags, boxes = batch.text_tags, batch.box_mask.sum(1)[:, None, None]
-        assert not tags[batch.text_ids < FIRST_WORD].any() and (tags < boxes).all() and (tags >= 0).all()
-        assert 0.05 < (tags > 0).sum() / batch.text_mask.sum() < 0.4
-
-    def test_boxes_have_a_category_and_a_mask(self):
-        batch = made_up_batch("vcr", config("vcr"), samples=4, boxes=30)
-        found = batch.box_mask[:, 1:]
-        classes, masks = batch.box_classes[:, 1:][found], batch.box_masks[:, 1:][found]
-        assert not batch.box_classes[:, 0].any() and (batch.box_masks[:, 0] == 1).all()
-        assert classes.min() >= 1 and classes.max() <= CATEGORIES and classes.unique().numel() > 20
-        assert masks.shape[1:] == (14, 14) and set(masks.unique().tolist()) == {0.0, 1.0}
-        assert masks.mean((1, 2)).min() > 0.1 and masks.mean((1, 2)).max() < 0.9
-        assert not batch.box_masks[~batch.box_mask].any()
-
-    def test_labels_are_choices(self):
-        labels = made_up_batch("vcr", config("vcr"), samples=30, words=4, boxes=2).targets["label"]
-        assert labels.dtype == torch.int64 and set(labels.tolist()) == set(range(CHOICES))
-
-    def test_rationales_are_longer_than_answers(self):
-        answers = made_up_batch("vcr", config("vcr"), samples=1)
-        rationales = made_up_batch("vcr", config("vcr", {"DATASET.TASK": "QA2R"}), samples=1)
-        assert rationales.text_ids.shape[-1] > answers.text_ids.shape[-1]
-
-
-class TestRefCOCO:
-    def test_some_found_box_covers_the_referent_and_padding_is_marked(self):
-        batch = made_up_batch("refcoco", config("refcoco"), samples=8)
-        label = batch.targets["label"]
-        assert (label[~batch.box_mask] == -1).all() and set(label[batch.box_mask].tolist()) == {0.0, 1.0}
-        assert (label[:, 1:] == 1).any(1).all()
-
-    def test_images_are_padded_to_the_largest(self):
-        batch = made_up_batch("refcoco", config("refcoco"), samples=3, image=(60, 100))
-        assert batch.image.shape == (3, 3, 60, 100)
-        width = int(batch.im_info[1, 0])
-        assert width < 100 and not batch.image[1, :, :, width:].any()
-
-
-class TestPretrain:
-    def test_hidden_words_and_regions_have_targets(self):
-        batch = made_up_batch("pretrain", config("pretrain"), samples=4)
-        for part in (batch, *batch.auxiliary):
-            hidden = part.targets["mlm_labels"] != -1
-            assert torch.equal(hidden, part.text_ids == MASK) and hidden.any(1).all()
-            assert 0.05 < hidden.sum() / part.text_mask.sum() < 0.35
-        wanted, labels = batch.targets["mvrc_mask"], batch.targets["mvrc_labels"]
-        assert not wanted[:, 0].any() and wanted.any(1).all() and labels.shape[1:] == (wanted.sum(1).max(), 1601)
-        assert [int((row.sum(-1) > 0.9).sum()) for row in labels] == wanted.sum(1).tolist()
-
-    def test_text_and_regions_fill_the_length_of_the_config(self):
-        batch = made_up_batch("pretrain", config("pretrain"), samples=3)
-        assert batch.text_ids.shape[1] + batch.boxes.shape[1] == 64
-        (text,) = batch.auxiliary
-        assert text.text_ids.shape == (3, 64) and text.text_mask.all() and text.boxes.shape == (3, 0, 4)
-
-    def test_a_single_data_set_has_no_text_beside_it(self):
-        path = ROOT / "cfgs/pretrain/base_prec_withouttextonly_4x16G_fp32.yaml"
-        assert made_up_batch("pretrain", load_config("pretrain", path, TINY)).auxiliary == ()
+def test_a_task_that_says_nothing_has_text_and_regions_and_no_targets():
+    batch = synthetic.made_up_batch(synthetic.MadeUp(), config("vqa"), words=5, boxes=3)
+    assert batch.text_ids.shape == (2, 7) and batch.boxes.shape == (2, 3, 4) and batch.targets == {}
+    usual = synthetic.made_up_batch(synthetic.MadeUp(), config("vqa"), samples=1)
+    assert usual.text_ids.shape == (1, 22) and usual.boxes.shape == (1, 36, 4)

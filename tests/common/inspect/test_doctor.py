@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 import yaml
 
 from common.config import load_config
+from common.config.table import task_names
 from common.inspect import doctor
+from common.needs import Need, run_needs
 from tests.pretrain.world import tiny_pretrain
 from tests.pretrain.world import write_world as write_captions
 from tests.tiny import tiny_vqa, write_settings
@@ -111,6 +114,19 @@ class TestConfigs:
         out = capsys.readouterr().out
         assert "vqa/bad cannot be used: " in out and "NO_SUCH_KEY" in out and "\n1 config;" in out
 
+    def test_an_image_set_that_the_task_lacks(self, cfg, capsys):
+        problems = doctor.report_configs([("vqa", cfg)], ["DATASET.VAL_IMAGE_SET=val2017"])
+        assert len(problems) == 1 and problems[0].startswith("vqa/mine cannot be used: image set 'val2017'")
+
+    def test_an_error_leaves_warnings_switched_on(self, cfg, monkeypatch):
+        def fail(*args: object) -> None:
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(doctor, "load_config", fail)
+        with pytest.raises(KeyError):
+            doctor.report_configs([("vqa", cfg)])
+        assert logging.root.manager.disable == logging.NOTSET
+
     @pytest.mark.parametrize(
         ("overrides", "expected"),
         [
@@ -120,23 +136,23 @@ class TestConfigs:
         ],
     )
     def test_language_weights_are_wanted_where_a_run_would_read_them(self, cfg, overrides, expected):
-        needs = doctor.needs("vqa", load_config("vqa", cfg, overrides))
+        needs = run_needs("vqa", load_config("vqa", cfg, overrides))
         files = ("bert-base-uncased/pytorch_model.bin", "bert-base-uncased/model.safetensors")
-        assert ((Path("model/pretrained_model"), files) in needs) is expected
+        assert (Need(Path("model/pretrained_model"), files) in needs) is expected
 
     def test_backbone_and_regions(self, cfg):
         raw = {"NETWORK.IMAGE_FEAT_PRECOMPUTED": False, "NETWORK.IMAGE_PRETRAINED": "model/resnet"}
-        needs = doctor.needs("vqa", load_config("vqa", cfg, {**raw, "DATASET.REGION_PATH": "here/regions"}))
-        assert (Path("model"), ("resnet-0000.model",)) in needs
-        assert (Path("here"), ("regions", "regions.packed", "regions.zip")) in needs
-        assert not any("genome" in choice for _, choices in needs for choice in choices)
+        needs = run_needs("vqa", load_config("vqa", cfg, {**raw, "DATASET.REGION_PATH": "here/regions"}))
+        assert Need(Path("model"), ("resnet-0000.model",)) in needs
+        assert Need(Path("here"), ("regions", "regions.packed", "regions.zip"), region_store=True) in needs
+        assert not any("genome" in name for need in needs for name in need.names)
 
     def test_every_published_config_is_looked_at(self, capsys, monkeypatch):
         """And the whole fits on a screen."""
         monkeypatch.chdir(ROOT)
         assert doctor.main([]) == 0
         lines = capsys.readouterr().out.splitlines()
-        count = len([file for task in doctor.TASKS for file in Path("cfgs", task).glob("*.yaml")])
+        count = len([file for task in task_names() for file in Path("cfgs", task).glob("*.yaml")])
         assert any(line.startswith(f"{count} configs;") for line in lines)
         assert not any("cannot be used" in line for line in lines) and len(lines) < 60
 
@@ -151,6 +167,11 @@ class TestCommand:
         assert doctor.main(["--cfg", str(path), "--task", "vqa"]) == 1
         out = capsys.readouterr().out
         assert "for vqa/mine" in out and "\n13 problems:\n  missing: data/coco/annotations/image_info" in out
+
+    def test_a_task_that_does_not_exist(self, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            doctor.main(["--cfg", str(tmp_path / "a.yaml"), "--task", "vqq"])
+        assert "there is no vqq/task.py" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("users", "text"),

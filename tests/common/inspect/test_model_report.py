@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.config import load_config
 from common.data.sample import ModelOutput
-from common.data.synthetic import made_up_batch
+from common.errors import ConfigError
 from common.inspect.model_report import (
     OTHER,
     PARTS,
@@ -36,6 +36,7 @@ from common.nn import resnet
 from common.nn.bert import VECTOR
 from common.precision import Precision
 from common.task import load_task
+from tests.made_up import made_up_batch
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(
@@ -238,7 +239,7 @@ class TestSteps:
     def test_a_batch_without_targets_cannot_train(self):
         cfg = load_config("vqa", FILES["vqa"], TINY)
         batch = made_up_batch("vqa", cfg, 1, WORDS, BOXES, targets=False)
-        with pytest.raises(ValueError, match="no targets"):
+        with pytest.raises(ConfigError, match="no targets"):
             training_step(load_task("vqa").build_model(cfg), batch, cfg, Precision("fp32", CPU))
 
     def test_fp16_of_a_config_is_bf16_on_a_cpu(self):
@@ -355,10 +356,7 @@ class TestCommandLine:
         with pytest.raises(SystemExit) as stop:
             self.run("--cfg", str(tmp_path / "mine.yaml"))
         assert stop.value.code == 2
-        assert (
-            f"'{tmp_path.name}' is no task with made-up batches (pretrain, vqa, vcr, refcoco)"
-            in capsys.readouterr().err
-        )
+        assert f"mine.yaml: there is no {tmp_path.name}/task.py; name the task" in capsys.readouterr().err
 
     def test_the_task_can_be_named(self, tmp_path, capsys):
         path = tmp_path / "mine.yaml"

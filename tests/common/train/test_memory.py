@@ -17,6 +17,7 @@ from common.precision import Precision
 from common.task import load_task
 from common.train import memory
 from tests.tiny import tiny_vqa, write_settings
+from vqa.made_up import MADE_UP
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def cfg(tiny_world, tmp_path):
 
 
 def test_every_sample_of_the_worst_batch_is_the_largest(cfg):
-    batch = memory.worst_batch("vqa", cfg)
+    batch = memory.worst_batch(MADE_UP, cfg)
     assert len(batch) == cfg.TRAIN.BATCH_IMAGES == 8
     assert batch.box_mask.all() and batch.text_mask.all()
 
@@ -39,7 +40,7 @@ def test_a_dry_run_leaves_no_trace(cfg):
     gradients = []
     first = next(p for p in model.parameters() if p.requires_grad)
     first.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
-    memory.dry_run(model, memory.worst_batch("vqa", cfg), Precision("fp32", "cpu"))
+    memory.dry_run(model, memory.worst_batch(MADE_UP, cfg), Precision("fp32", "cpu"))
     assert gradients, "there was no backward"
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -48,7 +49,7 @@ def test_a_dry_run_leaves_no_trace(cfg):
 
 def test_an_error_leaves_none_either(cfg):
     model = load_task("vqa").build_model(cfg)
-    batch = memory.worst_batch("vqa", cfg)
+    batch = memory.worst_batch(MADE_UP, cfg)
     with pytest.raises(ValueError, match="no region features"):
         memory.dry_run(model, dataclasses.replace(batch, features=None), Precision("fp32", "cpu"))
     assert model.training and all(p.grad is None for p in model.parameters())
@@ -74,7 +75,7 @@ class TestLog:
 
         def run(step) -> str:
             monkeypatch.setattr(memory, "step_bytes", step)
-            memory.log_forecast("vqa", cfg, torch.nn.Linear(2**14, 2**10), gpu)
+            memory.log_forecast(MADE_UP, cfg, torch.nn.Linear(2**14, 2**10), gpu)
             return caplog.text
 
         return run
@@ -108,7 +109,7 @@ def test_the_forecast_is_near_what_a_run_takes(cfg):
     device = torch.device("cuda", 0)
     precision = Precision("fp32", device)
     model = load_task("vqa").build_model(cfg).to(device)
-    batch = memory.worst_batch("vqa", cfg).to(device)
+    batch = memory.worst_batch(MADE_UP, cfg).to(device)
     forecast = memory.step_bytes(model, batch, precision) + memory.kept_bytes(model, "AdamW")
     optimizer = torch.optim.AdamW(model.parameters())
     torch.cuda.reset_peak_memory_stats(device)

@@ -3,40 +3,13 @@ import math
 import pytest
 import torch
 
-from common.train.metrics import (
-    Accuracy,
-    ClsAccuracy,
-    ClsPosAccuracy,
-    ClsPosFraction,
-    JointAccuracy,
-    Mean,
-    MetricGroup,
-    MLMAccuracy,
-    MVRCAccuracy,
-    RefAccuracy,
-    RelationshipAccuracy,
-    SoftAccuracy,
-)
-
-
-def one_hot(*best: int, classes: int = 4) -> torch.Tensor:
-    return torch.nn.functional.one_hot(torch.tensor(best), classes).float()
-
-
-def measured(metric, **values) -> tuple[float, float]:
-    """Sum and count of one update."""
-    metric.update(values)
-    state = metric.state_dict()
-    return state["sum"], state["count"]
+from common.train.metrics import Accuracy, Mean, MetricGroup, loss_means
+from pretrain.metrics import MLMAccuracy, MVRCAccuracy
+from tests.metrics import measured, one_hot
 
 
 def test_nothing_counted_is_nan():
-    assert math.isnan(SoftAccuracy().compute())
-
-
-def test_soft_accuracy():
-    label = torch.tensor([[0.3, 0.9, 0, 0], [0, 0.6, 0, 1.0]])
-    assert measured(SoftAccuracy(), label_logits=one_hot(1, 0), label=label) == (pytest.approx(0.9), 2)
+    assert math.isnan(Accuracy().compute())
 
 
 def test_accuracy_leaves_out_unlabelled_rows():
@@ -49,50 +22,6 @@ def test_accuracy_of_flat_choices():
     assert measured(Accuracy(), **values) == (1, 2)
 
 
-def test_joint_accuracy_wants_both():
-    values = {
-        "answer_label_logits": one_hot(0, 1, 2),
-        "answer_label": torch.tensor([0, 1, 0]),
-        "rationale_label_logits": one_hot(0, 1, 2),
-        "rationale_label": torch.tensor([0, 2, 2]),
-    }
-    assert measured(JointAccuracy(), **values) == (1, 3)
-
-
-def test_refcoco_metrics():
-    values = {
-        "label_logits": torch.tensor([[2.0, -1.0, -1.0, -9.0], [1.0, 3.0, -1.0, -9.0]]),
-        "label": torch.tensor([[1.0, 0.0, 1.0, -1.0], [1.0, 0.0, 0.0, -1.0]]),  # -1: padding
-    }
-    assert measured(RefAccuracy(), **values) == (1, 2)
-    assert measured(ClsAccuracy(), **values) == (4, 6)
-    assert measured(ClsPosAccuracy(), **values) == (2, 3)
-    assert measured(ClsPosFraction(), **values) == (3, 6)
-
-
-def test_relationship_accuracy():
-    values = {"relationship_logits": one_hot(0, 1, classes=2), "relationship_label": torch.tensor([0, 0])}
-    assert measured(RelationshipAccuracy(), **values) == (1, 2)
-
-
-@pytest.mark.parametrize("part, name", [("", "MLMAcc"), ("wvc", "MLMAccWVC"), ("aux", "MLMAccAUX")])
-def test_mlm_accuracy(part, name):
-    metric = MLMAccuracy(part)
-    suffix = f"_{part}" if part else ""
-    values = {
-        "mlm_logits" + suffix: one_hot(0, 1, 2, 3).view(2, 2, 4),
-        "mlm_label" + suffix: torch.tensor([[0, -1], [1, 3]]),
-    }
-    assert metric.name == name
-    assert measured(metric, **values) == (2, 3)
-
-
-def test_mvrc_accuracy_counts_regions_with_a_distribution():
-    label = torch.tensor([[[0.7, 0.35], [0.0, 0.0], [0.4, 0.6]]])
-    values = {"mvrc_logits": one_hot(0, 1, 0, classes=2).view(1, 3, 2), "mvrc_label": label}
-    assert measured(MVRCAccuracy(), **values) == (1, 2)
-
-
 def test_mean_leaves_out_or_counts_a_missing_output():
     metric, counting = Mean("mlm_loss", "MLMLoss"), Mean("mlm_loss", count_missing=True)
     for values in ({"mlm_loss": torch.tensor([2.0, 4.0])}, {}):  # one loss per replica is averaged
@@ -100,6 +29,10 @@ def test_mean_leaves_out_or_counts_a_missing_output():
         counting.update(values)
     assert (metric.name, metric.compute()) == ("MLMLoss", 3)
     assert (counting.name, counting.compute()) == ("mlm_loss", 1.5)
+
+
+def test_loss_means_have_the_names_of_the_log():
+    assert [(m.key, m.name) for m in loss_means((("ans_loss", "AnsLoss"),))] == [("ans_loss", "AnsLoss")]
 
 
 def test_missing_prediction_is_an_error_that_names_it():

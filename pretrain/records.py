@@ -1,0 +1,24 @@
+"""Records of Conceptual Captions: one JSON object a line, with image, caption and frcnn. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from common.errors import DataError
+
+FIELDS = ("image", "caption", "frcnn")
+
+
+def read_record(line: str | bytes, where: str) -> dict[str, Any]:
+    """Returns the record of a line. Raises DataError with `where`, the file and the line number, for a broken one."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON: {error.msg}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected an object with image, caption and frcnn")
+    missing = [key for key in FIELDS if key not in record]
+    if missing:
+        raise DataError(f"{where}: no {' and no '.join(missing)}")
+    return record
