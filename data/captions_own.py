@@ -21,16 +21,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.regions.arguments import add_detector_arguments
+from common.regions.arguments import add_detector_arguments, detector_limits
 from data.captions.files import SPLITS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    from data.captions.own import convert  # after the arguments, as in common/cli.py
+    from data.captions.own import Settings, convert  # torch is slow to import: a wrong option is reported before
 
+    settings = Settings(
+        captions=args.captions,
+        out=args.out,
+        split=args.split,
+        boxes=args.boxes,
+        limits=detector_limits(args),
+        device=args.device,
+        complete=args.complete,
+        link=args.link,
+        skip_bad=args.skip_bad,
+        overwrite=args.overwrite,
+    )
     try:
-        return convert(args)
+        return convert(settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

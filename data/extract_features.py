@@ -15,21 +15,67 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from common.regions.arguments import DTYPES, SOURCES, add_detector_arguments
+from common.regions.arguments import DTYPES, SOURCES, add_detector_arguments, detector_limits
+
+if TYPE_CHECKING:
+    from data.regions.extract import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 all well, 1 some images failed or have problems, 2 nothing could be done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _parser().parse_args(argv)
-    from data.regions.extract import run  # after the arguments, as in common/cli.py
-
     try:
-        return run(args)
+        return _run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from data.regions.extract import run_check, run_extract, run_pack, run_unpack  # torch is slow to import
+
+    if args.check:
+        return run_check(args.check, args.images, args.boxes)
+    if not args.out:
+        raise ValueError("--out is missing")
+    if args.pack:
+        run_pack(args.pack, args.out, args.dtype)
+        return 0
+    if args.unpack:
+        run_unpack(args.unpack, args.out)
+        return 0
+    if not args.images or not args.boxes:
+        raise ValueError("--images and --boxes are needed")
+    return run_extract(_settings(args))
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from data.regions.extract import Network, Settings
+
+    return Settings(
+        images=args.images,
+        boxes=args.boxes,
+        out=args.out,
+        network=Network(
+            weights=args.weights,
+            random_weights=args.random_weights,
+            layers=args.layers,
+            dilated_c5=not args.no_dilated,
+            stride_in_1x1=not args.stride_in_3x3,
+            scales=tuple(args.scales),
+            precision=args.precision,
+        ),
+        limits=detector_limits(args),
+        batch=args.batch,
+        workers=args.workers,
+        limit=args.limit,
+        packed=args.packed,
+        dtype=args.dtype,
+        device=args.device,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.config import Config
+from common.config import Config, dataset_sections
 from common.config.derived import usable_positions
-from common.config.sections import dataset_sections
 from common.data.build import build_transform
 from common.data.sample import Sample
 from common.data.text import MASK, BertTokenizer, load_tokenizer

@@ -10,22 +10,25 @@ import importlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import batched_nms
 from torchvision.transforms.functional import to_tensor
 
-from common.errors import RegionError
+from common.boxes import clip_boxes
+from common.errors import DataError, RegionError
 from common.files.archives import list_files, read_bytes
 from common.files.images import IMAGE_SUFFIXES
-from common.regions.arguments import SOURCES
+from common.files.json_files import list_under, read_json
+from common.regions.arguments import DEFAULT_LIMITS, SOURCES, DetectorLimits
 from common.regions.open import open_regions
 from common.regions.regions import Regions, RegionStore
 
@@ -62,35 +65,69 @@ class BoxSource(ABC):
         """
 
 
-class CocoBoxes(BoxSource):
-    """All annotations of a COCO instances file, crowds too, in file order; the whole image where there are none.
+def coco_name(file_name: str) -> str:
+    """ "COCO_train2014_000000000009.jpg" -> "9": region files of COCO are named by the image id.
 
-    An image is listed by the file, not by the folder, and named by the integer its file name ends in.
+    Returns the stem of a file name that does not end in a number.
+    """
+    match = re.search(r"(\d+)$", Path(file_name).stem)
+    return str(int(match[1])) if match else Path(file_name).stem
+
+
+class CocoBoxes(BoxSource):
+    """All annotations of a COCO instances file, crowds included, in file order. An image without annotations has one
+    box, the whole image. The file lists the images, not the folder.
+
+    name_of: the name of an image from its file_name. with_classes: adds one-hot class scores, float32 [R, 1 + number of
+    categories], in the order of the file; column 0 is the background and the class of a whole image.
+    Raises DataError for a file that is not in this format.
     """
 
-    def __init__(self, path: str) -> None:
-        data = json.loads(Path(path).read_text())
-        self._images = data["images"]
-        self._boxes: dict[str, list[list[float]]] = defaultdict(list)
-        names = {image["id"]: _coco_name(image["file_name"]) for image in self._images}
-        for annotation in data.get("annotations", []):  # image_info_test2015.json has none
-            self._boxes[names[annotation["image_id"]]].append(annotation["bbox"])
+    def __init__(self, path: str, name_of: Callable[[str], str] = coco_name, with_classes: bool = False) -> None:
+        content = read_json(path, "COCO instances")
+        images = list_under(content, "images", path)
+        has_annotations = with_classes or "annotations" in content  # image_info_test2015.json has none
+        annotations = list_under(content, "annotations", path) if has_annotations else []
+        categories = list_under(content, "categories", path) if with_classes else []
+        try:
+            self._columns = {category["id"]: i for i, category in enumerate(categories, start=1)}
+            self._images = {name_of(image["file_name"]): image for image in images}
+            self._annotations: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
+            for annotation in annotations:
+                self._annotations[annotation["image_id"]].append(annotation)
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: an image, category or annotation lacks something or has no image: {error!r}"
+            ) from error
+        self._path, self._with_classes = path, with_classes
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the images in the file."""
+        return self._images.keys()
 
     def entries(self, folder: str) -> list[ImageEntry]:
         return [
-            ImageEntry(_coco_name(row["file_name"]), f"{folder}/{row['file_name']}", (row["width"], row["height"]))
-            for row in self._images
+            ImageEntry(name, f"{folder}/{image['file_name']}", (image["width"], image["height"]))
+            for name, image in self._images.items()
         ]
 
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        if image.size != entry.size:
-            raise RegionError(f"{entry.path} is {image.size}, its annotation says {entry.size}")
-        width, height = image.size
-        xywh = np.array(self._boxes.get(entry.name, [[0, 0, width, height]]), dtype=np.float64)
-        xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], axis=1)
-        xyxy[:, 0::2] = xyxy[:, 0::2].clip(0, width - 1)
-        xyxy[:, 1::2] = xyxy[:, 1::2].clip(0, height - 1)
-        return Regions(torch.from_numpy(xyxy.astype(np.float32)))
+        if entry.name not in self._images:
+            raise RegionError(f"{self._path} has no image {entry.name}")
+        listed = self._images[entry.name]
+        size = listed["width"], listed["height"]
+        if image.size != size:
+            raise RegionError(f"{entry.path} is {image.size}, its annotation says {size}")
+        annotations = self._annotations[listed["id"]]
+        xywh = torch.tensor([a["bbox"] for a in annotations] or [[0, 0, *size]], dtype=torch.float64)
+        xyxy = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - 1], dim=1)  # [R, 4], the last pixel is inside
+        boxes = clip_boxes(xyxy, *size).float()
+        return Regions(boxes, class_scores=self._one_hot(annotations) if self._with_classes else None)
+
+    def _one_hot(self, annotations: Sequence[Mapping[str, Any]]) -> Tensor:
+        columns = [self._columns[a["category_id"]] for a in annotations] or [0]
+        return one_hot(torch.tensor(columns), len(self._columns) + 1).float()
 
 
 class VcrBoxes(BoxSource):
@@ -159,14 +196,17 @@ class JsonBoxes(BoxSource):
 class StoredBoxes(BoxSource):
     """Boxes and class scores of existing region files, to compute their features anew; or with their features.
 
-    An image is found by its name, or by the number its name ends in, as images of COCO are stored.
+    name_of: the second name to look an image up by. By default it is the number that the name ends in, under which
+    images of COCO are stored.
     """
 
-    def __init__(self, store: RegionStore, with_features: bool = False) -> None:
-        self._store, self._with_features = store, with_features
+    def __init__(
+        self, store: RegionStore, with_features: bool = False, name_of: Callable[[str], str] = coco_name
+    ) -> None:
+        self._store, self._with_features, self._name_of = store, with_features, name_of
 
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        name = entry.name if entry.name in self._store else _coco_name(entry.name)
+        name = entry.name if entry.name in self._store else self._name_of(entry.name)
         try:
             stored = self._store.regions(name, self._with_features).in_memory()
         except FileNotFoundError as error:
@@ -205,7 +245,7 @@ class DetectorBoxes(BoxSource):
 
     of_stored_pixels = False
 
-    def __init__(self, weights: str, min_boxes: int, max_boxes: int, threshold: float, device: str) -> None:
+    def __init__(self, weights: str, limits: DetectorLimits, device: str) -> None:
         if not Path(weights).is_file():
             raise FileNotFoundError(f"no detector weights at {weights}: give a local torchvision state dict")
         state = torch.load(weights, map_location="cpu", weights_only=True)
@@ -215,8 +255,7 @@ class DetectorBoxes(BoxSource):
         )
         self._model.load_state_dict(state)
         self._model.to(device).eval()
-        self._limits = (min_boxes, max_boxes, threshold)
-        self._device = device
+        self._limits, self._device = limits, device
 
     @torch.inference_mode()
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
@@ -228,7 +267,8 @@ class DetectorBoxes(BoxSource):
         scores = heads.box_predictor(heads.box_head(pooled))[0].softmax(1)
         height, width = images.image_sizes[0]
         boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
-        keep = select_boxes(boxes, scores, *self._limits)
+        limits = self._limits
+        keep = select_boxes(boxes, scores, limits.min_boxes, limits.max_boxes, limits.threshold)
         return Regions(boxes[keep].cpu(), class_scores=scores[keep].cpu())
 
 
@@ -269,35 +309,30 @@ def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, 
 
 def build_source(
     spec: str,
-    min_boxes: int = 10,
-    max_boxes: int = 100,
-    threshold: float = 0.5,
+    limits: DetectorLimits = DEFAULT_LIMITS,
     device: str = "cpu",
     with_features: bool = False,
+    with_classes: bool = False,
+    name_of: Callable[[str], str] = coco_name,
 ) -> BoxSource:
-    """The source that "<kind>:<argument>" names (SOURCES); the numbers are for a detector, with_features for a store.
+    """Returns the source that "<kind>:<argument>" names (SOURCES).
 
-    Raises ValueError for an unknown kind, FileNotFoundError for a missing file.
+    limits, device: for a detector. with_features: for a store. with_classes: for a COCO file. name_of: for a COCO file
+    and a store. Raises ValueError for an unknown kind, FileNotFoundError for a missing file.
     """
     kind, _, argument = spec.partition(":")
     if kind == "coco":
-        return CocoBoxes(argument)
+        return CocoBoxes(argument, name_of, with_classes)
     if kind == "vcr":
         return VcrBoxes(argument)
     if kind == "json":
         return JsonBoxes(argument)
     if kind == "regions":
-        return StoredBoxes(open_regions(argument), with_features)
+        return StoredBoxes(open_regions(argument), with_features, name_of)
     if kind == "detector":
-        return DetectorBoxes(argument, min_boxes, max_boxes, threshold, device)
+        return DetectorBoxes(argument, limits, device)
     if kind == "module":
         return ModuleBoxes(argument)
     if kind == "grid" and (match := re.fullmatch(r"(\d+)x(\d+)", argument)):
         return GridBoxes(int(match[1]), int(match[2]))
     raise ValueError(f"unknown box source {spec!r}; there are: {SOURCES}")
-
-
-def _coco_name(file_name: str) -> str:
-    """ "COCO_train2014_000000000009.jpg" -> "9": region files of COCO are named by the image id (spec 30 §2.4)."""
-    match = re.search(r"(\d+)$", Path(file_name).stem)
-    return str(int(match[1])) if match else Path(file_name).stem

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from common.boxes import clip_boxes
 from common.errors import DataError, ImageError, RegionError
 from common.files.atomic import atomic_write
 from common.files.images import load_image
-from common.files.json_files import list_under, read_json
+from common.regions.arguments import DetectorLimits
 from common.regions.box_sources import (
     BoxSource,
+    CocoBoxes,
     ImageEntry,
+    JsonBoxes,
     StoredBoxes,
     build_source,
 )
 from common.regions.json_store import JsonRegions, save_regions
-from common.regions.open import open_regions
 from common.regions.regions import Regions, check_shapes
 from data.captions.fetch import LostError, image_size
 from data.captions.files import image_file, write_pairs
@@ -109,86 +107,51 @@ def _key(pair: Pair) -> Path:
 # Boxes
 
 
-class CocoAnnotations(BoxSource):
-    """Boxes of a COCO instances file with one-hot class scores: the background, then its categories in file order.
+class NamedBoxes(BoxSource):
+    """A source that knows an image by another name. name_of: that name, from the image's path in the captions file.
 
-    An image is looked up by its path or its file name, whichever the file has as file_name; one without annotations
-    gets a single box of the whole, as background.
+    Raises RegionError for the second of two images that have one name.
     """
 
-    def __init__(self, path: str) -> None:
-        content = read_json(path, "COCO instances")
-        images, categories = list_under(content, "images", path), list_under(content, "categories", path)
-        self._path = path
-        self._users: dict[str, str] = {}  # file name -> image that was looked up by it
-        try:
-            self._columns = {category["id"]: i + 1 for i, category in enumerate(categories)}
-            self._images = {image["file_name"]: image for image in images}
-            self._rows: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in images}
-            for row in list_under(content, "annotations", path):
-                self._rows[row["image_id"]].append(row)
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: an image, category or annotation lacks something or has no image: {error!r}"
-            ) from error
+    def __init__(self, source: BoxSource, name_of: Callable[[str], str]) -> None:
+        self._source, self._name_of = source, name_of
+        self._users: dict[str, str] = {}  # name -> path of the image that was looked up by it
 
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        key = next((key for key in (entry.name, Path(entry.name).name) if key in self._images), None)
-        if key is None:
-            raise RegionError(f"{self._path} has no image {entry.name}")
-        if self._users.setdefault(key, entry.path) != entry.path:
-            raise RegionError(f"{self._path} has one {key}, but {self._users[key]} has that name too")
-        listed = self._images[key]
-        if (listed["width"], listed["height"]) != image.size:
-            raise RegionError(f"is {image.size}, {self._path} says {(listed['width'], listed['height'])}")
-        rows = self._rows[listed["id"]]
-        width, height = image.size
-        if not rows:
-            return Regions(torch.tensor([[0.0, 0.0, width - 1, height - 1]]), class_scores=self._one_hot([0]))
-        corner, size = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64).split(2, dim=1)
-        boxes = clip_boxes(torch.cat([corner, corner + size - 1], dim=1), width, height).float()
-        return Regions(boxes, class_scores=self._one_hot([self._columns[row["category_id"]] for row in rows]))
-
-    def _one_hot(self, columns: Sequence[int]) -> Tensor:
-        return torch.nn.functional.one_hot(torch.tensor(columns), len(self._columns) + 1).float()
+        name = self._name_of(entry.name)
+        first = self._users.setdefault(name, entry.path)
+        if first != entry.path:
+            raise RegionError(f"the source of boxes has one {name}, which is the name of {first} too")
+        return self._source.boxes(ImageEntry(name, entry.path, entry.size), image)
 
 
-class StoredRegions(StoredBoxes):
-    """Existing region files as they are, with their features."""
+def box_source(spec: str, pairs: Sequence[Pair], limits: DetectorLimits, device: str) -> BoxSource:
+    """Returns the source that --boxes names. A COCO file knows an image by its path or its file name, a JSON file and a
+    store of regions by the stem of its file name.
 
-    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        super().boxes(entry, image)  # checks the size
-        return self._store.regions(entry.name)
-
-
-class NamedBoxes(BoxSource):
-    """A source that knows an image by the stem of its file name. Raises DataError where two images share one."""
-
-    def __init__(self, source: BoxSource, pairs: Sequence[Pair]) -> None:
-        self._source = source
-        stems: dict[str, Pair] = {}
-        faults = []
-        for pair in pairs:
-            other = stems.setdefault(pair.path.stem, pair)
-            if _key(other) != _key(pair):
-                faults.append(f"line {pair.line}: {pair.given} and {other.given} (line {other.line}) have one stem")
-        _refuse(faults)
-
-    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        return self._source.boxes(ImageEntry(Path(entry.name).stem, entry.path, entry.size), image)
-
-
-def box_source(spec: str, pairs: Sequence[Pair], args: argparse.Namespace) -> BoxSource:
-    """The source of --boxes. Raises ValueError for an unknown kind, FileNotFoundError for a missing file."""
-    kind, _, argument = spec.partition(":")
-    if kind == "coco":
-        return CocoAnnotations(argument)
-    if kind == "vcr":
+    Raises ValueError for an unknown kind, FileNotFoundError for a missing file, DataError for two images of one stem.
+    """
+    if spec.startswith("vcr:"):
         raise ValueError("--boxes vcr: is for the images of VCR; take coco:, json:, regions:, detector: or grid:")
-    if kind == "regions":
-        return NamedBoxes(StoredRegions(open_regions(argument)), pairs)
-    source = build_source(spec, args.min_boxes, args.max_boxes, args.threshold, args.device)
-    return NamedBoxes(source, pairs) if kind == "json" else source
+    source = build_source(spec, limits, device, with_features=True, with_classes=True, name_of=str)
+    if isinstance(source, CocoBoxes):
+        names = source.names
+        return NamedBoxes(source, lambda given: given if given in names else Path(given).name)
+    if isinstance(source, (StoredBoxes, JsonBoxes)):
+        _check_stems(pairs)
+        return NamedBoxes(source, lambda given: Path(given).stem)
+    return source
+
+
+def _check_stems(pairs: Sequence[Pair]) -> None:
+    """Raises DataError naming every line whose image has the stem of another image."""
+    stems: dict[str, Pair] = {}
+    faults = []
+    for pair in pairs:
+        other = stems.setdefault(pair.path.stem, pair)
+        if _key(other) != _key(pair):
+            faults.append(f"line {pair.line}: {pair.given} and {other.given} (line {other.line}) have one stem")
+    _refuse(faults)
 
 
 # Writing
@@ -236,46 +199,71 @@ def write_image(
         return regions
 
 
-def convert(args: argparse.Namespace) -> int:
-    """The whole conversion; returns the exit status. Raises DataError naming every line that must be mended."""
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pairs = read_pairs(args.captions)
-    source = box_source(args.boxes, pairs, args) if args.boxes else None
+@dataclass(frozen=True)
+class Settings:
+    """The options of `python -m data.captions_own`.
+
+    captions: file of pairs. out: folder to make. boxes: as in `common.regions.arguments.SOURCES`, None for no region
+    files. device: of a detector. complete: the region files need no features. link: hard links to the images instead of
+    copies. skip_bad: leave out images that cannot be used. overwrite: replace files with more records.
+    """
+
+    captions: Path
+    out: Path
+    split: str
+    boxes: str | None = None
+    limits: DetectorLimits = DetectorLimits()
+    device: str | None = None
+    complete: bool = False
+    link: bool = False
+    skip_bad: bool = False
+    overwrite: bool = False
+
+    @property
+    def regions_folder(self) -> Path:
+        return self.out / f"{self.split}_{'frcnn' if self.complete else 'boxes'}"
+
+
+def convert(settings: Settings) -> int:
+    """Writes the data set. Returns the exit status: 1 if images were left out, else 0.
+
+    Raises DataError naming every line that must be mended.
+    """
+    out, split = settings.out, settings.split
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pairs = read_pairs(settings.captions)
+    source = box_source(settings.boxes, pairs, settings.limits, device) if settings.boxes else None
     images = name_images(pairs)
     bad: dict[Path, str] = {}
     widths: set[int] = set()
     for key, (name, pair) in tqdm(images.items(), unit="image"):
+        target = image_file(out, split, name)
         try:
-            regions = write_image(
-                name, pair, image_file(args.out, args.split, name), regions_folder(args), source, args.link
-            )
+            regions = write_image(name, pair, target, settings.regions_folder, source, settings.link)
         except (ImageError, RegionError, FileNotFoundError) as error:
-            bad[key] = f"{args.captions}, line {pair.line}: {pair.given}: {error}"
+            bad[key] = f"{settings.captions}, line {pair.line}: {pair.given}: {error}"
             continue
         if regions is not None:
             widths.add(0 if regions.class_scores is None else regions.class_scores.shape[1])
-    if not args.skip_bad:
+    if not settings.skip_bad:
         _refuse(list(bad.values()))
     good = [pair for pair in pairs if _key(pair) not in bad]
-    count = write_pairs(args.out, args.split, ((images[_key(p)][0], p.words) for p in good), args.overwrite)
+    count = write_pairs(out, split, ((images[_key(p)][0], p.words) for p in good), settings.overwrite)
     for message in bad.values():
         print(f"left out: {message}")
-    print(f"{count} captions of {len(images) - len(bad)} images in {args.out / args.split}_frcnn.json")
-    print("\n".join(advice(args, widths)))
+    print(f"{count} captions of {len(images) - len(bad)} images in {out / split}_frcnn.json")
+    print("\n".join(next_steps(settings, widths)))
     return 1 if bad else 0
 
 
-def regions_folder(args: argparse.Namespace) -> Path:
-    return args.out / f"{args.split}_{'frcnn' if args.complete else 'boxes'}"
-
-
-def advice(args: argparse.Namespace, widths: set[int]) -> list[str]:
-    """What is to be set and done before training. widths: numbers of classes in the region files, 0 for none."""
-    start = f"{args.out / args.split}"
-    if not args.boxes:
+def next_steps(settings: Settings, widths: set[int]) -> list[str]:
+    """Returns lines about what is to do before training. widths: the numbers of classes in the region files, 0 for
+    region files without class scores."""
+    start = f"{settings.out / settings.split}"
+    if not settings.boxes:
         return [f"no --boxes: the region files {start}_frcnn are still needed"]
     lines = []
-    if not args.complete:
+    if not settings.complete:
         lines.append(
             f"features: python -m data.extract_features --images {start}_image --boxes regions:{start}_boxes "
             f"--out {start}_frcnn --weights RESNET.model"

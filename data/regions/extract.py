@@ -1,8 +1,7 @@
-"""Region features of images: what data/extract_features.py does, without its command line."""
+"""Extraction of region features. data/extract_features.py is the command line."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from common.errors import ImageError, RegionError
 from common.files.images import load_image
 from common.nn.fast_rcnn import FastRCNN
 from common.predict.region_features import RegionFeatureExtractor
+from common.regions.arguments import DetectorLimits
 from common.regions.box_sources import BoxSource, ImageEntry, build_source
 from common.regions.check import check
 from common.regions.json_store import JsonRegions, save_regions, unpack
@@ -58,8 +58,8 @@ def extract(
 ) -> Outcome:
     """Writes `<out>/<name>.json` for every image that has no valid one yet.
 
-    Besides the source's boxes each file gets the feature of the whole image (image_box_feature), and the class scores
-    that the source gives. Images that cannot be read or have unusable boxes end in Outcome.failed.
+    A file has the boxes and class scores of the source, their features, and the feature of the whole image
+    (image_box_feature). Images that cannot be read or have unusable boxes are in Outcome.failed.
     """
     Path(out).mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
@@ -81,7 +81,7 @@ def extract(
 
 
 class _Images(Dataset):
-    """The decoded images, or the message of why there is none: an exception would end the whole run."""
+    """The decoded images, or the message of the error: an exception would end the whole run."""
 
     def __init__(self, entries: Sequence[ImageEntry]) -> None:
         self._images = entries
@@ -132,7 +132,8 @@ def _whole(regions: Regions) -> Tensor:
 
 
 def _is_valid(store: JsonRegions, entry: ImageEntry) -> bool:
-    """Whether the image's file is there and complete. Reads it all: an interrupted copy leaves a plausible name."""
+    """Returns whether the image has a complete region file. Reads all of it, because an interrupted copy of a folder
+    leaves files that are cut off."""
     try:
         regions = store.regions(entry.name)
     except (FileNotFoundError, RegionError):
@@ -140,29 +141,65 @@ def _is_valid(store: JsonRegions, entry: ImageEntry) -> bool:
     return regions.features is not None and regions.image_feature is not None
 
 
-# What the command line starts
+# Runs of the command line
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit code: 0 all well, 1 some images failed or have problems. Raises ValueError and OSError for the rest."""
-    if args.check:
-        return run_check(args)
-    if not args.out:
-        raise ValueError("--out is missing")
-    if args.pack:
-        store = pack(open_regions(args.pack), args.out, args.dtype)
-        print(f"{args.out}: {store.meta['count']} images, {store.meta['rows']} boxes, {args.dtype}")
-        return 0
-    if args.unpack:
-        print(f"{args.out}: {len(unpack(open_regions(args.unpack), args.out).names())} files")
-        return 0
-    return run_extract(args)
+@dataclass(frozen=True)
+class Network:
+    """The FastRCNN of a run. weights: file of the ResNet. random_weights: build one without a file, for tests of the
+    pipeline. scales: the shorter and the longest side of an image in pixels. precision: name of a torch dtype."""
+
+    weights: str | None = None
+    random_weights: bool = False
+    layers: int = 101
+    dilated_c5: bool = True
+    stride_in_1x1: bool = True
+    scales: tuple[int, int] = (600, 1000)
+    precision: str = "float32"
 
 
-def run_check(args: argparse.Namespace) -> int:
-    """Prints the problems of a store by image; with --images every image must have an entry."""
-    store = open_regions(args.check)
-    entries = build_source(args.boxes or "grid:1x1").entries(args.images) if args.images else []
+@dataclass(frozen=True)
+class Settings:
+    """One extraction. images: a folder, or "<archive>.zip@/<folder>". boxes: as in `common.regions.arguments.SOURCES`.
+    out: folder of the JSON files. batch: images in a forward pass. limit: number of images, None for all. packed: write
+    <out>.packed at the end, with features of `dtype`. device: None takes a GPU if there is one."""
+
+    images: str
+    boxes: str
+    out: str
+    network: Network = Network()
+    limits: DetectorLimits = DetectorLimits()
+    batch: int = 1
+    workers: int = 0
+    limit: int | None = None
+    packed: bool = False
+    dtype: str = "float32"
+    device: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the values of a feature, and must not change between runs into one folder."""
+        network = self.network
+        kind, _, path = self.boxes.partition(":")
+        identity: dict[str, Any] = {
+            "boxes": kind,
+            "weights": "random" if network.random_weights else _digest(network.weights),
+            "layers": network.layers,
+            "dilated_c5": network.dilated_c5,
+            "stride_in_1x1": network.stride_in_1x1,
+            "scales": list(network.scales),
+            "precision": network.precision,
+        }
+        if kind == "detector":
+            limits = self.limits
+            identity["detector"] = [_digest(path), limits.min_boxes, limits.max_boxes, limits.threshold]
+        return identity
+
+
+def run_check(path: str, images: str | None, boxes: str | None) -> int:
+    """Prints the problems of a store by image. images: every image of this folder, or of the COCO file that `boxes`
+    names, must have an entry. Returns the exit status: 1 if there are problems, else 0."""
+    store = open_regions(path)
+    entries = build_source(boxes or "grid:1x1").entries(images) if images else []
     problems = check(
         store,
         [entry.name for entry in entries] or None,
@@ -174,83 +211,79 @@ def run_check(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def run_extract(args: argparse.Namespace) -> int:
-    """Extracts, prints and records the outcome; packs if asked and no image failed."""
-    if not args.images or not args.boxes:
-        raise ValueError("--images and --boxes are needed")
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    source = build_source(args.boxes, args.min_boxes, args.max_boxes, args.threshold, args.device)
-    entries = source.entries(args.images)[: args.limit]
+def run_pack(path: str, out: str, dtype: str) -> None:
+    store = pack(open_regions(path), out, dtype)
+    print(f"{out}: {store.meta['count']} images, {store.meta['rows']} boxes, {dtype}")
+
+
+def run_unpack(path: str, out: str) -> None:
+    print(f"{out}: {len(unpack(open_regions(path), out).names())} files")
+
+
+def run_extract(settings: Settings) -> int:
+    """Extracts, prints and records the outcome; packs if asked and no image failed.
+
+    Returns the exit status: 1 if images failed, else 0. Raises FileNotFoundError without images or weights, and
+    ValueError if an earlier run into this folder had other settings.
+    """
+    out = settings.out
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    source = build_source(settings.boxes, settings.limits, device)
+    entries = source.entries(settings.images)[: settings.limit]
     if not entries:
-        raise FileNotFoundError(f"no images in {args.images}")
-    settings = _settings(args)
-    info_file = Path(f"{str(args.out).rstrip('/')}.info.json")
-    _check_settings(info_file, settings, args.out)
-    encode = build_encoder(args)
+        raise FileNotFoundError(f"no images in {settings.images}")
+    identity = settings.identity()
+    info_file = Path(f"{out.rstrip('/')}.info.json")
+    _check_identity(info_file, identity, out)
+    encode = build_encoder(settings.network, device)
     info_file.parent.mkdir(parents=True, exist_ok=True)
-    info_file.write_text(json.dumps({"settings": settings}, indent=1))
-    outcome = extract(entries, source, encode, args.out, args.batch, args.workers)
-    info_file.write_text(json.dumps({"settings": settings, "failed": outcome.failed}, indent=1))
+    info_file.write_text(json.dumps({"settings": identity}, indent=1))
+    outcome = extract(entries, source, encode, out, settings.batch, settings.workers)
+    info_file.write_text(json.dumps({"settings": identity, "failed": outcome.failed}, indent=1))
     written, skipped, failed = len(outcome.written), len(outcome.skipped), len(outcome.failed)
-    print(f"{args.out}: {written} written, {skipped} already there, {failed} failed")
+    print(f"{out}: {written} written, {skipped} already there, {failed} failed")
     for name, message in outcome.failed.items():
         print(f"FAILED {name}: {message}")
-    packed = f"{str(args.out).rstrip('/')}.packed"
-    if args.packed and not outcome.failed:
-        pack(JsonRegions(args.out), packed, args.dtype, settings, overwrite=True)
-    elif args.packed:
+    packed = f"{out.rstrip('/')}.packed"
+    if settings.packed and not outcome.failed:
+        pack(JsonRegions(out), packed, settings.dtype, identity, overwrite=True)
+    elif settings.packed:
         print("not packed because of the failures; --pack packs what is there")
     elif outcome.written and os.path.exists(packed):
         print(f"WARNING: {packed} is older than these files and is read in their place; --packed renews it")
     return 1 if outcome.failed else 0
 
 
-def build_encoder(args: argparse.Namespace) -> RegionFeatureExtractor:
-    """The FastRCNN that the options describe. Raises FileNotFoundError without weights, unless --random-weights."""
-    if not args.random_weights and not (args.weights and os.path.isfile(args.weights)):
+def build_encoder(network: Network, device: str) -> RegionFeatureExtractor:
+    """Builds the FastRCNN with its weights. Raises FileNotFoundError for missing weights."""
+    if not network.random_weights and not (network.weights and os.path.isfile(network.weights)):
         raise FileNotFoundError(
-            f"no ResNet weights at {args.weights}: get them (model/README.md), or try the program with --random-weights"
+            f"no ResNet weights at {network.weights}: get them (model/README.md), or try the program with "
+            "--random-weights"
         )
-    torch.manual_seed(0)  # with random weights: the same ones when a run is resumed
-    model = FastRCNN(args.layers, dilated_c5=not args.no_dilated, stride_in_1x1=not args.stride_in_3x3)
-    if args.random_weights:
-        print("WARNING: RANDOM WEIGHTS. These features mean nothing; they are for tests of the pipeline only.")
+    torch.manual_seed(0)  # random weights are the same ones when a run is resumed
+    model = FastRCNN(network.layers, dilated_c5=network.dilated_c5, stride_in_1x1=network.stride_in_1x1)
+    if network.weights and not network.random_weights:
+        load_backbone(model, network.weights)
     else:
-        load_backbone(model, args.weights)
-    transform = Transform(tuple(args.scales), PIXEL_MEANS, PIXEL_STDS)
-    return RegionFeatureExtractor(model, transform, args.device, getattr(torch, args.precision))
+        print("WARNING: RANDOM WEIGHTS. These features mean nothing; they are for tests of the pipeline only.")
+    transform = Transform(network.scales, PIXEL_MEANS, PIXEL_STDS)
+    return RegionFeatureExtractor(model, transform, device, getattr(torch, network.precision))
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the values of a feature, so what must not change between runs into one folder."""
-    kind, _, path = args.boxes.partition(":")
-    settings = {
-        "boxes": kind,
-        "weights": "random" if args.random_weights else _digest(args.weights),
-        "layers": args.layers,
-        "dilated_c5": not args.no_dilated,
-        "stride_in_1x1": not args.stride_in_3x3,
-        "scales": list(args.scales),
-        "precision": args.precision,
-    }
-    if kind == "detector":
-        settings["detector"] = [_digest(path), args.min_boxes, args.max_boxes, args.threshold]
-    return settings
-
-
-def _check_settings(info_file: Path, settings: dict[str, Any], out: str) -> None:
-    """Raises ValueError where `out` holds features made in another way, which a resumed run would mix with its own."""
+def _check_identity(info_file: Path, identity: dict[str, Any], out: str) -> None:
+    """Raises ValueError if `out` holds features of other settings, which a resumed run would mix with its own."""
     if info_file.exists():
         before = json.loads(info_file.read_text())["settings"]
-        if before != settings:
-            changed = {key: (before.get(key), value) for key, value in settings.items() if before.get(key) != value}
+        if before != identity:
+            changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
             raise ValueError(f"{out} was made with other settings (was, now): {changed}; choose another --out")
     elif os.path.isdir(out) and JsonRegions(out).names():
         raise ValueError(f"{out} has region files but no {info_file.name}: not made here; choose another --out")
 
 
 def _digest(path: str | None) -> str | None:
-    """ "<file name> sha256:<start of the hash>", None for no file (the builders report that)."""
+    """Returns "<file name> sha256:<start of the hash>", None without a file."""
     if not path or not os.path.isfile(path):
         return None
     return f"{os.path.basename(path)} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"

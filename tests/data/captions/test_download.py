@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event
@@ -58,7 +59,7 @@ GOOD = image()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers by the path; the server counts what it was asked for, and how much at a time."""
+    """Answers by the path; the server counts the requests by path."""
 
     server: Server
 
@@ -66,16 +67,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked[self.path] += 1
             self.server.agents.add(self.headers["User-Agent"])
-            self.server.now += 1
-            self.server.most = max(self.server.most, self.server.now)
             nth = self.server.asked[self.path]
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.answer(self.path.strip("/").partition("?")[0], nth)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
 
     def answer(self, name: str, nth: int) -> None:
         if name.startswith("code"):
@@ -115,7 +109,8 @@ class Handler(BaseHTTPRequestHandler):
         elif name == "long":
             self.reply(200, image(10_001, 12, "PNG"))
         elif name == "wait":
-            time.sleep(0.1)
+            with self.server.busy():  # ends before the reply, after which the client may ask again
+                time.sleep(0.1)
             self.reply(200, GOOD)
         elif name == "held":  # until the test says so
             self.server.free.wait(20)
@@ -145,6 +140,16 @@ class Server(ThreadingHTTPServer):
         self.agents: set[str] = set()
         self.now = self.most = 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Counts the requests that are answered at the same time."""
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        yield
+        with self.lock:
+            self.now -= 1
 
 
 @pytest.fixture
@@ -456,7 +461,7 @@ class TestRun:
         def full(*args: object, **kwargs: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("data.captions_download.atomic_write", full)
+        monkeypatch.setattr("data.captions.download.atomic_write", full)
         assert main(table.write("a", "b").args()) == 2
         assert "No space left" in capsys.readouterr().err
         assert read_manifest(table.out / "train_download.jsonl") == {}

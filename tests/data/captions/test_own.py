@@ -8,10 +8,13 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from common.config import load_config
+from common.regions.json_store import save_regions
 from common.regions.open import open_regions
+from common.regions.regions import Regions
 from common.task import load_task
 from data.captions.files import main as files
 from data.captions.table import split_words
@@ -118,6 +121,39 @@ def test_images_that_cannot_be_used(own, capsys):
     assert own.run("--skip-bad") == 1
     assert len(own.lines("train_frcnn.json")) == 3
     assert "left out:" in capsys.readouterr().out
+
+
+def test_one_name_in_a_coco_file_is_not_two_images(own, capsys):
+    content = json.loads(own.coco.read_text())
+    content["images"][0]["file_name"] = "x.jpg"
+    del content["images"][1], content["annotations"][1]
+    own.coco.write_text(json.dumps(content))
+    assert own.run("--boxes", f"coco:{own.coco}") == 2
+    error = capsys.readouterr().err
+    assert "line 2: b/x.jpg: the source of boxes has one x.jpg" in error and "a/x.jpg too" in error
+
+
+def test_two_images_of_one_stem_cannot_be_looked_up_by_it(own, capsys):
+    boxes = own.root / "boxes.json"
+    boxes.write_text(json.dumps({"x": [[0, 0, 9, 9]], "c": [[0, 0, 9, 9]]}))
+    assert own.run("--boxes", f"json:{boxes}") == 2
+    assert "line 2: b/x.jpg and a/x.jpg (line 1) have one stem" in capsys.readouterr().err
+
+
+def test_stored_regions_keep_their_features(own, capsys):
+    (own.root / "d-7.png").write_bytes((own.root / "c.png").read_bytes())
+    own.write([ROWS[3], {"image": "d-7.png", "caption": "the box"}])
+    features = torch.arange(2048.0)[None]
+    for name in ("c", "7"):
+        save_regions(own.root / "store", name, Regions(torch.tensor([[1.0, 2, 3, 4]]), features, width=60, height=40))
+    assert own.run("--boxes", f"regions:{own.root}/store", "--complete", "--skip-bad") == 1
+    assert "line 2: d-7.png" in capsys.readouterr().out  # 7 is the id of a COCO image, which this one is not
+    assert open_regions(own.out / "train_frcnn").regions("00000000").features.tolist() == features.tolist()
+
+
+def test_boxes_of_vcr_are_refused(own, capsys):
+    assert own.run("--boxes", "vcr:train.jsonl") == 2
+    assert "is for the images of VCR" in capsys.readouterr().err
 
 
 def test_links_in_place_of_copies(own):

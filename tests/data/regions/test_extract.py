@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from common.errors import RegionError
+from common.errors import DataError, RegionError
+from common.regions.arguments import DetectorLimits
 from common.regions.box_sources import (
     CocoBoxes,
     GridBoxes,
@@ -80,6 +81,28 @@ def test_coco_boxes(instances: Path) -> None:
     assert boxes == [[[1.5, 2, 10.5, 21], [50, 40, 63, 47]], [[0, 0, 63, 47]], [[0, 0, 4, 4]]]
     with pytest.raises(ValueError, match=r"is \(10, 10\), its annotation says \(64, 48\)"):
         source.boxes(entries[0], Image.new("RGB", (10, 10)))
+
+
+def test_classes_of_a_coco_file(instances: Path) -> None:
+    content = json.loads(instances.read_text())
+    for annotation, category in zip(content["annotations"], (20, 10, 10), strict=True):
+        annotation["category_id"] = category
+    content["categories"] = [{"id": 10, "name": "dog"}, {"id": 20, "name": "cat"}]
+    instances.write_text(json.dumps(content))
+    source = CocoBoxes(str(instances), with_classes=True)
+    scores = [source.boxes(entry, GRAY).class_scores for entry in source.entries("images")]
+    assert [s.tolist() for s in scores if s is not None] == [[[0, 0, 1], [0, 1, 0]], [[1, 0, 0]], [[0, 1, 0]]]
+    assert CocoBoxes(str(instances)).boxes(source.entries("")[0], GRAY).class_scores is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"images": [{"id": 1}]}', '{"images": [], "annotations": [{"image_id": 4}]}']
+)
+def test_a_file_that_is_not_of_coco_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="broken.json"):
+        CocoBoxes(str(path))
 
 
 @pytest.fixture
@@ -180,7 +203,7 @@ def test_detector(tmp_path: Path) -> None:
     torch.manual_seed(0)
     weights = tmp_path / "detector.pth"
     torch.save(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict(), weights)
-    source = build_source(f"detector:{weights}", min_boxes=3, max_boxes=5)
+    source = build_source(f"detector:{weights}", DetectorLimits(min_boxes=3, max_boxes=5))
     source._model.transform.min_size = (64,)  # type: ignore[attr-defined]
     regions = source.boxes(ImageEntry("a", "a.jpg"), GRAY)
     assert 3 <= len(regions.boxes) <= 5
@@ -234,7 +257,7 @@ def test_stop_in_the_middle_leaves_only_whole_files(images: Path, instances: Pat
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> StubEncoder:
     encoder = StubEncoder()
-    monkeypatch.setattr(region_features, "build_encoder", lambda args: encoder)
+    monkeypatch.setattr(region_features, "build_encoder", lambda network, device: encoder)
     return encoder
 
 
