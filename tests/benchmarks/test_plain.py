@@ -15,7 +15,7 @@ from common.config import load_config
 from common.data.collate import collate
 from common.task import load_task
 from common.train.optim import AdamW, clip_grad_norm
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 from tests.tiny import tiny_vqa, write_settings
 
 

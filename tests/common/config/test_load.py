@@ -25,8 +25,8 @@ from common.config.load import (
     unread_keys,
 )
 from common.errors import ConfigError
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = [
     ("pretrain", "base_e2e_16x16G_fp16"),
     ("pretrain", "base_prec_4x16G_fp32"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ import torch
 from common.config import load_config
 from common.data.synthetic import CATEGORIES, CHOICES, FIRST_WORD, FORMS, made_up_batch
 from common.task import load_task
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 FILES = {
     "pretrain": "pretrain/base_prec_4x16G_fp32.yaml",
     "vqa": "vqa/base_4x16G_fp32.yaml",

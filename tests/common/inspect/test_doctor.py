@@ -12,11 +12,10 @@ import yaml
 
 from common.config import load_config
 from common.inspect import doctor
+from tests.paths import ROOT
 from tests.pretrain.world import tiny_pretrain
 from tests.pretrain.world import write_world as write_captions
 from tests.tiny import tiny_vqa, write_settings
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 class TestEnvironment:
