@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,24 +14,44 @@ from common.predict.predictor import Predictor
 from common.task import load_task
 from common.weights import checkpoint
 from data.scenes.generate import World, write_world
+from tests.cli import Command, Error, error_line, root_logger_restored, run_script
+from tests.paths import KIT
 from tests.tiny import tiny_vqa, write_settings
-
-KIT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
+    """One thread: threads that wait for each other on busy cores take a hundred times as long for tiny models."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _own_log_handlers() -> Iterator[None]:
-    """Entry points that run inside a test leave handlers on streams that pytest closes after it."""
-    yield
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if type(h) in (logging.StreamHandler, logging.FileHandler)]:
-        root.removeHandler(handler)
-        handler.close()
+def _root_logger() -> Iterator[None]:
+    with root_logger_restored():
+        yield
+
+
+@pytest.fixture
+def arguments() -> list[object]:
+    """The arguments that `command` puts before those of a call. Tests of a task override it."""
+    return []
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> Command:
+    """Runs a script with `arguments` and those of the call inside this process, and returns its exit status."""
+    return lambda script, *args: run_script(monkeypatch, script, *arguments, *args)
+
+
+@pytest.fixture
+def error(command: Command, capsys: pytest.CaptureFixture[str]) -> Error:
+    """Runs a script that must end with exit status 1 and one error line, and returns the line's message."""
+
+    def run(script: str, *args: object) -> str:
+        assert command(script, *args) == 1
+        return error_line(capsys.readouterr().err)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +64,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def kit() -> Path:
-    """Real data beside the checkout; tests that need it are skipped without it."""
+    """Real data beside the checkout. A test that needs it is skipped without it."""
     if not KIT.is_dir():
         pytest.skip(f"no data kit in {KIT}: this test on real data did not run")
     return KIT
@@ -53,7 +72,7 @@ def kit() -> Path:
 
 @pytest.fixture(scope="session")
 def vqa_ckpt(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VQA checkpoint with random weights that knows how to find boxes and compute features of made-up images."""
+    """A VQA checkpoint with random weights, whose config names the module that finds boxes and computes features."""
     folder = tmp_path_factory.mktemp("vqa")
     settings = tiny_vqa(tiny_world, folder)
     settings["NETWORK"]["REGION_ENCODER"] = "module:data.scene_regions"

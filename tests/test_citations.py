@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 
 RULES_FILE = ROOT / "docs" / "original.md"
 FOLDERS = ("benchmarks", "cfgs", "common", "data", "docs", "model", "pretrain", "refcoco", "scripts", "tests")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 
 DOCUMENTS = ["README.md", "data/PREPARE_DATA.md", "model/pretrained_model/PREPARE_PRETRAINED_MODELS.md"]
 DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from data.scenes.generate import World, write_world
+from tests.paths import ROOT
 from tests.test_docs import DOCUMENTS
-from tests.test_imports import ROOT, TASKS
+from tests.test_imports import TASKS
 
 CODE = ("common", "viz", "scripts", "cfgs", "benchmarks", *TASKS)
 NETS = [

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
+
 TASKS = ("pretrain", "vcr", "vqa", "refcoco")
 OURS = {"common", "viz", "data", "scripts", "tests", "benchmarks", *TASKS}
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py") if "-world" not in str(p))

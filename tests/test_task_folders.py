@@ -9,7 +9,7 @@ import pytest
 from common.config.keys import COMMON_KEYS
 from common.config.table import load_keys, task_names
 from common.task import load_task
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 
 TASKS = task_names()
 FILES = sorted((ROOT / "common").rglob("*.py"))

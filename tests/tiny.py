@@ -1,4 +1,4 @@
-"""YAML of tiny runs on a made-up world: a shipped config, shrunk until two epochs take seconds."""
+"""Settings of tiny runs on a made-up world: a shipped config, so small that two epochs take seconds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 import yaml
 
 from data.scenes.questions import ANSWERS
+from tests.paths import ROOT
 
 QUESTION = "what color is the big circle?"  # in the words of the made-up world
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def tiny_settings(base: str, world: Path, out: Path) -> dict[str, Any]:
-    """What is the same for every task. base: a YAML under cfgs. The caller adds its DATASET."""
+    """The settings that all tasks share. base: a YAML under cfgs. The caller adds its DATASET."""
     return {
         "_BASE_": str(ROOT / "cfgs" / base),
         "RNG_SEED": 5,

@@ -16,7 +16,7 @@ from common.data.collate import collate
 from common.task import load_task
 from common.train.adamw import AdamW
 from common.train.optim import clip_grad_norm
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 from tests.tiny import tiny_vqa, write_settings
 
 

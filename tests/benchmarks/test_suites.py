@@ -16,8 +16,8 @@ from common.config import load_config
 from common.precision import Precision
 from common.task import load_task
 from tests.made_up import made_up_batch
+from tests.paths import ROOT
 from tests.task_check import assert_same
-from tests.test_imports import ROOT
 
 CPU = torch.device("cpu")
 SMALL = [

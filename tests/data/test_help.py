@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 
 DATA = ("captions_download", "captions_files", "captions_own", "extract_features", "random_backbone", "scenes")
 COMMANDS = [*(f"data.{name}" for name in DATA), "viz.attention", "viz.serve", "common.doctor", "common.export"]

@@ -19,16 +19,22 @@ def task() -> Task:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DATASET_PATH to train on, not to be changed."""
+    """A DATASET_PATH to train on. Tests do not change it."""
     return write_world(tmp_path_factory.mktemp("pretrain") / "world")
 
 
 @pytest.fixture
 def settings(world: Path, tmp_path: Path) -> dict:
-    """The YAML of the run as a dict; tests may change it before `cfg_path` writes it."""
+    """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_pretrain(world, tmp_path / "out")
 
 
 @pytest.fixture
 def cfg_path(settings: dict, tmp_path: Path) -> Path:
     return write_settings(settings, tmp_path / "tiny.yaml")
+
+
+@pytest.fixture
+def arguments(cfg_path: Path) -> list[object]:
+    """`command` and `error` run scripts with the tiny config."""
+    return ["--cfg", cfg_path]

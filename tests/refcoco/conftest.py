@@ -19,13 +19,13 @@ def task() -> Task:
 
 @pytest.fixture
 def golden(tmp_path: Path) -> World:
-    """One image with the numbers of spec 40 §11.7, to change."""
+    """One image with the numbers of spec 40 §11.7. Tests may change it."""
     return golden_world(tmp_path / "golden")
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a world to train on, not to be changed."""
+    """A DATASET_PATH to train on. Tests do not change it."""
     folder = tmp_path_factory.mktemp("refcoco") / "world"
     small_world(folder)
     return folder
@@ -33,10 +33,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(small: Path, tmp_path: Path) -> dict:
-    """The YAML of the run as a dict; tests may change it before `cfg_path` writes it."""
+    """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_refcoco(small, tmp_path / "out")
 
 
 @pytest.fixture
 def cfg_path(settings: dict, tmp_path: Path) -> Path:
     return write_settings(settings, tmp_path / "tiny.yaml")
+
+
+@pytest.fixture
+def arguments(cfg_path: Path) -> list[object]:
+    """`command` and `error` run scripts with the tiny config."""
+    return ["--cfg", cfg_path]

@@ -1,7 +1,4 @@
-"""The two commands of RefCOCO+ from end to end: what they write, how they end, and the one line of each mistake.
-
-Most commands run inside the test process, as scripts: importing torch takes seconds in a process of its own.
-"""
+"""The two commands of RefCOCO+ from end to end: files, exit statuses, and the one line of each mistake."""
 
 from __future__ import annotations
 
@@ -9,11 +6,7 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +17,27 @@ from common.train.run import run_training
 from common.weights import checkpoint
 from refcoco.files import DETECTIONS_FILE
 from refcoco.task import TASK
+from tests.cli import process, root_logger_restored
+from tests.refcoco.world import tiny_refcoco
+from tests.tiny import write_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN, TEST = "refcoco/train_end2end.py", "refcoco/test.py"
 PIXELS = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "NETWORK.IMAGE_NUM_LAYERS=50", "NETWORK.IMAGE_RANDOM_INIT=true"]
-Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, small: Path) -> Path:
+    """The folder of a finished run of two epochs. Tests do not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_settings(tiny_refcoco(small, folder / "out"), folder / "tiny.yaml")
+    with root_logger_restored():
+        return run_training(TASK, load_config("refcoco", path), path)
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, cfg_path: Path) -> Command:
-    """Runs a script as `python SCRIPT --cfg <tiny> ARGS` would, and returns its exit status."""
-
-    def run(script: str, *args: object) -> int:
-        monkeypatch.setattr(sys, "argv", [script, "--cfg", str(cfg_path), *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return end.value.code or 0
-
-    return run
-
-
-@pytest.fixture
-def trained(cfg_path: Path) -> Path:
-    """The folder of a finished run of two epochs."""
-    return run_training(TASK, load_config("refcoco", cfg_path), cfg_path)
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """The same folder, where the run of `cfg_path` puts it. Tests may change it."""
+    return Path(shutil.copytree(finished, tmp_path / "out/tiny" / finished.name))
 
 
 @pytest.fixture
@@ -107,9 +97,9 @@ class TestTesting:
         """--gpus 0 1, here on the CPU: shared samples, one file, one summary."""
         assert command(TEST, "--split", "test", "--result-path", tmp_path / "one") == 0
         alone = capsys.readouterr().out
-        run = process(TEST, "--cfg", cfg_path, "--split", "test", "--gpus", 0, 1, "--result-path", tmp_path / "two")
-        out, err = run.communicate(timeout=120)
-        assert run.returncode == 0, err
+        two = ("--gpus", 0, 1, "--result-path", tmp_path / "two")
+        status, out, err = process(TEST, "--cfg", cfg_path, "--split", "test", *two)
+        assert status == 0, err
         assert out == alone.replace(str(tmp_path / "one"), str(tmp_path / "two"))
         one, two = (results(tmp_path / folder, "tiny_refcoco+_test.json") for folder in ("one", "two"))
         assert [(r["sent_id"], pytest.approx(r["box"], abs=1e-3)) for r in one] == [
@@ -118,25 +108,8 @@ class TestTesting:
         assert len(one) > 8  # more than one batch, so that both processes had work
 
 
-def process(*command: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment, text=True, **pipes)
-
-
 class TestMistakes:
-    """Each ends in exit status 1 and one error line that names what to mend."""
-
-    @pytest.fixture
-    def error(self, command: Command, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-        def run(script: str, *args: object) -> str:
-            assert command(script, *args) == 1
-            err = capsys.readouterr().err
-            lines = [line for line in err.splitlines() if not re.match(r"\S+ [IW] ", line)]
-            assert len(lines) == 1 and re.match(r"\S+ E common\.cli: ", lines[0]), err
-            return lines[0].partition("common.cli: ")[2]
-
-        return run
+    """Each ends with exit status 1 and one error line that names the cause."""
 
     @pytest.mark.parametrize(
         ("override", "message"),

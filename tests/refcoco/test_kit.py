@@ -16,8 +16,8 @@ from refcoco.outputs import accuracies
 from refcoco.refer import REFER
 from tests.golden.kit_coco import linked_coco
 from tests.golden.kit_refcoco import linked_refcoco
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {"train": (23, 65), "val": (3, 9), "testA": (6, 18), "testB": (2, 6)}  # references, expressions
 
 

@@ -15,8 +15,8 @@ import torch
 
 from common.train.launch import free_port
 from common.weights import checkpoint
+from tests.paths import ROOT
 from tests.task_check import train_losses
-from tests.test_imports import ROOT
 from tests.tiny import tiny_vqa, write_settings
 
 WAIT = 120

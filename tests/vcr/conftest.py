@@ -16,7 +16,7 @@ from vcr.text import Q2A
 
 @pytest.fixture(scope="session")
 def shared_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only."""
+    """A DATASET_PATH. Tests do not change it."""
     return write_world(tmp_path_factory.mktemp("vcr"))
 
 
@@ -33,13 +33,13 @@ def task() -> Task:
 
 @pytest.fixture
 def half() -> str:
-    """DATASET.TASK of `cfg_path`; test classes may override it."""
+    """DATASET.TASK of `cfg_path`. Test classes may override it."""
     return Q2A
 
 
 @pytest.fixture
 def settings(shared_world: Path, tmp_path: Path, half: str) -> dict:
-    """The YAML of the run as a dict; tests may change it before `cfg_path` writes it."""
+    """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_vcr(shared_world, tmp_path / "out", half)
 
 

@@ -1,18 +1,9 @@
-"""The four commands of VCR from end to end: what they write, how they end, and the one line of each mistake.
-
-Most commands run inside the test process, as scripts: importing torch takes seconds in a process of its own.
-"""
+"""The four commands of VCR from end to end: files, exit statuses, and the one line of each mistake."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-import runpy
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +11,25 @@ import pytest
 import torch
 
 from common.config import load_config
+from tests.cli import files, process, without_torch
 from tests.tiny import write_settings
 from tests.vcr.world import read_annotations, tiny_vcr, write_annotations
 from vcr.result_table import read_table
 from vcr.task import TASK
 from vcr.text import Q2A, QA2R
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN, TEST, VAL, CHECK = "vcr/train_end2end.py", "vcr/test.py", "vcr/val.py", "vcr/check_submission.py"
-Command = Callable[..., int]
 
 
 @pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """Commands set up logging anew, on the stderr of the test that runs them."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:], logging.root.level = handlers, level
+def _empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Results without a path go into the folder of the command."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def weights(shared_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint for each half, a and r; training would not change what is tested here."""
+    """Checkpoints of both halves, a and r. They are not trained, which these tests do not need."""
     folder, paths = tmp_path_factory.mktemp("weights"), {}
     for letter, half in (("a", Q2A), ("r", QA2R)):
         path = write_settings(tiny_vcr(shared_world, folder, half), folder / "tiny.yaml")
@@ -57,7 +45,7 @@ def weights(shared_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture
 def data(shared_world: Path) -> Path:
-    """DATASET_PATH of `nets`; tests that damage the data override it."""
+    """DATASET_PATH of `nets`. Tests that damage the data override it."""
     return shared_world
 
 
@@ -75,46 +63,6 @@ def nets(data: Path, tmp_path: Path, weights: dict[str, Path]) -> dict[str, list
 @pytest.fixture
 def both(nets: dict[str, list[object]]) -> list[object]:
     return nets["a"] + nets["r"]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs a script in an empty folder, and returns its exit status."""
-
-    def run(script: str, *args: object) -> int:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return end.value.code or 0
-
-    return run
-
-
-@pytest.fixture
-def error(command: Command, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The one error line of a command that must fail."""
-
-    def run(script: str, *args: object) -> str:
-        assert command(script, *args) == 1
-        err = capsys.readouterr().err
-        lines = [line for line in err.splitlines() if not re.match(r"\S+ [IW] ", line)]
-        assert len(lines) == 1 and re.match(r"\S+ E common\.cli: ", lines[0]), err
-        return lines[0].partition("common.cli: ")[2]
-
-    return run
-
-
-def process(*args: object) -> tuple[int, str, str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, *map(str, args)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-    return run.returncode, run.stdout, run.stderr
-
-
-def files(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()}
 
 
 class TestTest:
@@ -260,12 +208,10 @@ class TestProcesses:
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
     @pytest.mark.parametrize("script", [TEST, VAL, CHECK])
-    def test_help_and_a_wrong_flag_answer_without_torch(self, script):
-        """A module that is None in sys.modules cannot be imported."""
-        code = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({script!r}, run_name='__main__')"
-        status, out, err = process("-c", code, "--help")
+    def test_help_and_a_wrong_flag_need_no_torch(self, script):
+        status, out, err = process("-c", without_torch(script), "--help")
         assert (status, err) == (0, "") and ("--a-cfg FILE" in out or "--annot FILE" in out)
-        status, _, err = process("-c", code, "--no-such-flag")
+        status, _, err = process("-c", without_torch(script), "--no-such-flag")
         assert status == 2 and "Traceback" not in err
 
 
@@ -305,7 +251,7 @@ class TestCheckSubmission:
 
 
 class TestMistakes:
-    """Each ends in exit status 1 and one error line that names what to mend."""
+    """Each ends with exit status 1 and one error line that names the cause."""
 
     @pytest.fixture
     def data(self, world: Path) -> Path:

@@ -13,10 +13,10 @@ from common.data.collate import collate
 from common.regions.box_sources import build_source
 from common.regions.json_store import JsonRegions
 from data.regions.extract import extract
+from tests.paths import ROOT
 from vcr.dataset import VCRDataset, build_dataset
 from vcr.text import MAX_TOKENS, QA2R
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {"train": 44, "val": 23, "test": 23}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from common.data.collate import pad_stack
 from common.data.sample import Batch
 from common.data.text import join_segments
 from common.nn.fast_rcnn import FastRCNN
+from tests.paths import ROOT
 from vcr.module import VLBertForVCR, build_model
 
-ROOT = Path(__file__).resolve().parents[2]
 CLS, SEP = 2, 3
 SMALL = {
     "NETWORK.IMAGE_NUM_LAYERS": 50,

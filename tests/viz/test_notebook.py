@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+
+from tests.paths import ROOT
 
 nbformat = pytest.importorskip("nbformat", reason="no nbformat: the notebook was not run")
 nbclient = pytest.importorskip("nbclient", reason="no nbclient: the notebook was not run")
 pytest.importorskip("ipykernel", reason="no ipykernel: the notebook was not run")
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "viz/attention.ipynb"
+NOTEBOOK = ROOT / "viz/attention.ipynb"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

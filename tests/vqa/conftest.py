@@ -18,10 +18,16 @@ def task() -> Task:
 
 @pytest.fixture
 def settings(tiny_world: Path, tmp_path: Path) -> dict:
-    """The YAML of the run as a dict; tests may change it before `cfg_path` writes it."""
+    """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_vqa(tiny_world, tmp_path / "out")
 
 
 @pytest.fixture
 def cfg_path(settings: dict, tmp_path: Path) -> Path:
     return write_settings(settings, tmp_path / "tiny.yaml")
+
+
+@pytest.fixture
+def arguments(cfg_path: Path) -> list[object]:
+    """`command` and `error` run scripts with the tiny config."""
+    return ["--cfg", cfg_path]

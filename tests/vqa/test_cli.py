@@ -1,21 +1,15 @@
-"""The three commands of VQA from end to end: what they write, how they end, and the one line of each mistake.
-
-Most commands run inside the test process, as scripts: importing torch takes seconds in a process of its own.
-"""
+"""The three commands of VQA from end to end: files, exit statuses, and the one line of each mistake."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,47 +18,26 @@ import torch
 from common.config import load_config
 from common.train.run import run_training
 from common.weights import checkpoint
+from tests.cli import files, process, root_logger_restored, start, without_torch
+from tests.tiny import tiny_vqa, write_settings
 from vqa.task import TASK
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN, TEST, VAL = "vqa/train_end2end.py", "vqa/test.py", "vqa/val.py"
-Command = Callable[..., int]
 
 
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """Commands set up logging anew, on the stderr of the test that runs them."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:], logging.root.level = handlers, level
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on busy cores take a hundred times as long for such a small model."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Path:
+    """The folder of a finished run of two epochs. Tests do not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_settings(tiny_vqa(tiny_world, folder / "out"), folder / "tiny.yaml")
+    with root_logger_restored():
+        return run_training(TASK, load_config("vqa", path), path)
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, cfg_path: Path) -> Command:
-    """Runs a script as `python SCRIPT --cfg <tiny> ARGS` would, and returns its exit status."""
-
-    def run(script: str, *args: object, cfg: Path | None = cfg_path) -> int:
-        monkeypatch.setattr(sys, "argv", [script, *(["--cfg", str(cfg)] if cfg else []), *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return end.value.code or 0
-
-    return run
-
-
-@pytest.fixture
-def trained(cfg_path: Path) -> Path:
-    """The folder of a finished run of two epochs."""
-    return run_training(TASK, load_config("vqa", cfg_path), cfg_path)
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """The same folder, where the run of `cfg_path` puts it. Tests may change it."""
+    return Path(shutil.copytree(finished, tmp_path / "out/tiny" / finished.name))
 
 
 @pytest.fixture
@@ -73,48 +46,36 @@ def world(tiny_world: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_world, tmp_path / "world"))
 
 
-def process(*command: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    words = [sys.executable, *map(str, command)]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, text=True, start_new_session=True, **pipes)
-
-
-def files(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()}
-
-
 class TestProcesses:
     def test_a_script_trains_and_tests(self, cfg_path, tmp_path):
-        run = process(TRAIN, "--cfg", cfg_path, "--set", "TRAIN.END_EPOCH=1", "--do-test")
-        out, err = run.communicate(timeout=120)
-        assert run.returncode == 0, err
+        status, out, err = process(TRAIN, "--cfg", cfg_path, "--set", "TRAIN.END_EPOCH=1", "--do-test")
+        assert status == 0, err
         folder = tmp_path / "out/tiny/train2014_train"
         assert {"tiny-0000.model", "tiny-best.model", "tiny.yaml", "config.yaml", "tiny.log"} <= files(folder)
         assert "tiny-0001.model" not in files(folder)
         result = tmp_path / "out/tiny/test2015_test/tiny_vqa2_test2015.json"
         assert out == f"{result}\n" and json.loads(result.read_text())
 
-    def test_two_processes_write_the_file_of_one(self, command, trained, cfg_path, tmp_path, capsys):
+    def test_two_processes_write_the_file_of_one(self, command, trained, cfg_path, tmp_path):
         assert command(TEST, "--result-path", tmp_path / "one") == 0
-        run = process(TEST, "--cfg", cfg_path, "--gpus", 0, 1, "--result-path", tmp_path / "two")
-        out, err = run.communicate(timeout=120)
-        assert run.returncode == 0, err
-        assert out == f"{tmp_path}/two/tiny_vqa2_test2015.json\n"  # said once
+        status, out, err = process(TEST, "--cfg", cfg_path, "--gpus", 0, 1, "--result-path", tmp_path / "two")
+        assert status == 0, err
+        assert out == f"{tmp_path}/two/tiny_vqa2_test2015.json\n"  # of one process alone
         name = "tiny_vqa2_test2015.json"
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-        run = process(VAL, "--cfg", cfg_path, "--gpus", 0, 1)
+
+    @pytest.mark.slow
+    def test_two_processes_score_as_one(self, command, trained, cfg_path, capsys):
         assert command(VAL) == 0
-        assert run.communicate(timeout=120)[0] == capsys.readouterr().out.split("\n", 1)[1]
+        assert process(VAL, "--cfg", cfg_path, "--gpus", 0, 1)[:2] == (0, capsys.readouterr().out)
 
     def test_a_mistake_in_two_processes(self, cfg_path, tmp_path):
-        run = process(TEST, "--cfg", cfg_path, "--gpus", 0, 1, "--ckpt", tmp_path / "none.model")
-        _, err = run.communicate(timeout=120)
-        assert run.returncode == 1 and "none.model: no such file" in err and "Traceback" not in err
+        status, _, err = process(TEST, "--cfg", cfg_path, "--gpus", 0, 1, "--ckpt", tmp_path / "none.model")
+        assert status == 1 and "none.model: no such file" in err and "Traceback" not in err
 
     def test_sigterm_keeps_the_position_and_the_same_command_goes_on(self, command, cfg_path, tmp_path, tiny_world):
         folder, epochs = tmp_path / "out/tiny/train2014_train", 12
-        run = process("-m", "vqa.train_end2end", "--cfg", cfg_path, "--set", f"TRAIN.END_EPOCH={epochs}")
+        run = start("-m", "vqa.train_end2end", "--cfg", cfg_path, "--set", f"TRAIN.END_EPOCH={epochs}")
         wait_for(lambda: (folder / "tiny-0000.model").exists(), run)
         os.killpg(run.pid, signal.SIGTERM)  # its workers get it too
         _, err = run.communicate(timeout=60)
@@ -133,21 +94,16 @@ class TestProcesses:
         assert steps == list(range(1, epochs * batches + 1))  # nothing twice, nothing left out
 
     def test_a_mistake_ends_in_one_line(self, cfg_path):
-        run = process(TRAIN, "--cfg", cfg_path, "--set", "TRAIN.LRR=1")
-        out, err = run.communicate(timeout=60)
-        assert (run.returncode, out) == (1, "")
+        status, out, err = process(TRAIN, "--cfg", cfg_path, "--set", "TRAIN.LRR=1")
+        assert (status, out) == (1, "")
         assert re.fullmatch(r"\S+ E common\.cli: overrides: TRAIN\.LRR: unknown key in vqa; did you mean .*\n", err)
 
     @pytest.mark.parametrize("script", [TRAIN, TEST, VAL])
-    def test_help_and_a_wrong_flag_answer_without_torch(self, script):
-        """A module that is None in sys.modules cannot be imported."""
-        code = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({script!r}, run_name='__main__')"
-        run = process("-c", code, "--help")
-        out, err = run.communicate(timeout=60)
-        assert (run.returncode, err) == (0, "") and "--cfg FILE" in out and "--set KEY=VALUE" in out
-        run = process("-c", code, "--cfg", "x.yaml", "--no-such-flag")
-        out, err = run.communicate(timeout=60)
-        assert run.returncode == 2 and "--no-such-flag" in err and "Traceback" not in err
+    def test_help_and_a_wrong_flag_need_no_torch(self, script):
+        status, out, err = process("-c", without_torch(script), "--help")
+        assert (status, err) == (0, "") and "--cfg FILE" in out and "--set KEY=VALUE" in out
+        status, _, err = process("-c", without_torch(script), "--cfg", "x.yaml", "--no-such-flag")
+        assert status == 2 and "--no-such-flag" in err and "Traceback" not in err
 
 
 def wait_for(condition: Callable[[], bool], run: subprocess.Popen[str]) -> None:
@@ -231,25 +187,14 @@ class TestVal:
 
 
 class TestMistakes:
-    """Each ends in exit status 1 and one error line that names what to mend."""
-
-    @pytest.fixture
-    def error(self, command: Command, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-        def run(script: str, *args: object, **options: Path) -> str:
-            assert command(script, *args, **options) == 1
-            err = capsys.readouterr().err
-            lines = [line for line in err.splitlines() if not re.match(r"\S+ [IW] ", line)]
-            assert len(lines) == 1 and re.match(r"\S+ E common\.cli: ", lines[0]), err
-            return lines[0].partition("common.cli: ")[2]
-
-        return run
+    """Each ends with exit status 1 and one error line that names the cause."""
 
     def test_missing_config(self, error, tmp_path):
-        assert error(TRAIN, cfg=tmp_path / "no.yaml") == f"no configuration file {tmp_path}/no.yaml"
+        assert error(TRAIN, "--cfg", tmp_path / "no.yaml") == f"no configuration file {tmp_path}/no.yaml"
 
     def test_broken_yaml(self, error, tmp_path):
         (tmp_path / "bad.yaml").write_text("TRAIN:\n  LR: [1\n")
-        assert "bad.yaml: no valid YAML" in error(TRAIN, cfg=tmp_path / "bad.yaml")
+        assert "bad.yaml: no valid YAML" in error(TRAIN, "--cfg", tmp_path / "bad.yaml")
 
     @pytest.mark.parametrize(
         ("override", "message"),

@@ -13,10 +13,10 @@ from common.config import load_config
 from common.data.collate import collate
 from common.data.loader import BatchLoader
 from tests.golden.kit_coco import linked_coco
+from tests.paths import ROOT
 from vqa.accuracy import evaluate_answers
 from vqa.dataset import VQADataset, build_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 YES_NO_QUESTIONS = 25  # of the 92, says the kit's README
 
 

@@ -13,8 +13,8 @@ from common.config.checks import check
 from common.config.table import key_table
 from common.errors import ConfigError
 from tests.common.config.test_table import TASKS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = [
     ("pretrain", "base_e2e_16x16G_fp16"),
     ("pretrain", "base_prec_4x16G_fp32"),

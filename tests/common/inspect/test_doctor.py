@@ -15,11 +15,10 @@ from common.config import load_config
 from common.config.table import task_names
 from common.inspect import doctor
 from common.needs import Need, run_needs
+from tests.paths import ROOT
 from tests.pretrain.world import tiny_pretrain
 from tests.pretrain.world import write_world as write_captions
 from tests.tiny import tiny_vqa, write_settings
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 class TestEnvironment:

@@ -37,8 +37,8 @@ from common.nn.bert import VECTOR
 from common.precision import Precision
 from common.task import load_task
 from tests.made_up import made_up_batch
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(
     path.relative_to(ROOT / "cfgs")
     for task in ("vcr", "refcoco", "vqa", "pretrain")

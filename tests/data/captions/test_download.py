@@ -45,8 +45,7 @@ from data.captions.manifest import (
     read_manifest,
 )
 from data.captions.table import Row
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.paths import ROOT
 
 
 def image(width: int = 40, height: int = 30, kind: str = "JPEG", **options: Any) -> bytes:

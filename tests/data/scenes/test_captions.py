@@ -32,7 +32,7 @@ from data.scenes.phrases import (
     is_beyond,
 )
 from data.scenes.regions import CLASSES, class_scores
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 from tests.tiny import write_settings
 
 MANY = World(seed=5, train=150, val=20, test=2)

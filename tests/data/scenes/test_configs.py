@@ -7,8 +7,8 @@ import pytest
 from common.config import load_config
 from data.scenes.generate import FOLDERS, vocabulary
 from data.scenes.questions import ANSWERS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = [
     ("vqa", "vqa/scenes.yaml"),
     ("vcr", "vcr/scenes_q2a.yaml"),
