@@ -106,7 +106,7 @@ class VCRDataset(TaskDataset):
         width, height = self._listed_size(everything, metadata) if image is None else image.size
         annotation, keep = self.sequences.relevant(everything)
         boxes = self._boxes(annotation, metadata, keep, width, height)
-        queries = self.sequences.queries(annotation, self._names(annotation))
+        queries = self.sequences.queries(annotation, self.detection_names(annotation))
         sequences = self.sequences.build(annotation, queries)
         im_info = torch.tensor([width, height, 1.0, 1.0])
         state = self.transform(None, boxes.boxes, im_info, boxes.masks, rng)
@@ -129,7 +129,7 @@ class VCRDataset(TaskDataset):
     def _label(self, annotation: Annotation) -> int | None:
         return annotation.answer_label if self.task == Q2A else annotation.rationale_label
 
-    def _names(self, annotation: Annotation) -> list[str]:
+    def detection_names(self, annotation: Annotation) -> list[str]:
         """The name of each detection; moves the walk on.
 
         A hash of the id chooses the first name. If it were the same in every image, the later names would be rare in

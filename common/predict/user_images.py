@@ -210,7 +210,7 @@ class ModuleFeatureExtractor:
         try:
             self._features = importlib.import_module(module).region_features
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"region encoder module:{module}: {error}") from error
+            raise ValueError(f"encoder module:{module}: {error}") from error
 
     def __call__(
         self,

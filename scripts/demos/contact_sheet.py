@@ -87,16 +87,16 @@ def _draw_tile(tile: Tile, image: Image.Image, width: int, frame_height: int) ->
     title_step, line_step = TITLE_SIZE + 5, LINE_SIZE + 5
     top = frame_height + 10
     lines_top = top + len(title) * title_step + 2
-    image = Image.new("RGB", (width, lines_top + len(lines) * line_step), WHITE)
-    draw = ImageDraw.Draw(image)
+    canvas = Image.new("RGB", (width, lines_top + len(lines) * line_step), WHITE)
+    draw = ImageDraw.Draw(canvas)
     y = frame_height - image.height
-    image.paste(image, (0, y))
+    canvas.paste(image, (0, y))
     color = FRAME if tile.correct is None else GREEN if tile.correct else RED
     border = 1 if tile.correct is None else BORDER
     draw.rectangle((0, y, image.width - 1, frame_height - 1), outline=color, width=border)
     if tile.correct is not None:
         badge = _badge(tile.correct)
-        image.paste(badge, (0, top), badge)
+        canvas.paste(badge, (0, top), badge)
     for i, part in enumerate(title):
         draw.text((indent, top + i * title_step), part, INK, _font(TITLE_SIZE))
     for i, line in enumerate(lines):
@@ -104,7 +104,7 @@ def _draw_tile(tile: Tile, image: Image.Image, width: int, frame_height: int) ->
         if line.share:
             draw.rectangle((indent, y, indent + line.share * (width - indent - 1), y + line_step - 2), fill=BAR)
         draw.text((indent, y), line.text, line.color, _font(LINE_SIZE))
-    return image
+    return canvas
 
 
 def _fit(image: Image.Image, marks: Sequence[Mark], width: int) -> Image.Image:

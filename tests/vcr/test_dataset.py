@@ -51,7 +51,7 @@ def words(dataset: VCRDataset, ids: torch.Tensor) -> list[str]:
 def names_in(dataset: VCRDataset, index: int) -> list[str]:
     """Names of the persons of an item in the order of the detections."""
     annotation = dataset.annotations[index]
-    return [n for n, o in zip(dataset._names(annotation), annotation.objects, strict=True) if o == "person"]
+    return [n for n, o in zip(dataset.detection_names(annotation), annotation.objects, strict=True) if o == "person"]
 
 
 def change(world: Path, number: int, split: str = "train", **values: object) -> None:
