@@ -50,7 +50,6 @@ class Expression:
     ref_id: int
     ann_id: int
     image_id: int
-    category_id: int
     tokens: tuple[str, ...]
     box: tuple[float, float, float, float]
 
@@ -277,7 +276,7 @@ def _expressions_of(ref: dict[str, Any], refer: REFER) -> list[Expression]:
         raise DataError(
             f"{refer.instances_path}: annotation {ref['ann_id']} needs bbox [x, y, w, h] in numbers: {error}"
         ) from error
-    target = (ref["ref_id"], ref["ann_id"], ref["image_id"], ref["category_id"])
+    target = (ref["ref_id"], ref["ann_id"], ref["image_id"])
     box = (x, y, x + w, y + h)
     return [Expression(s["sent_id"], *target, tuple(s["tokens"]), box) for s in ref["sentences"]]
 
