@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from common.config import Config, load_config
 from common.data import synthetic
 from common.data.sample import Batch
 from common.task import load_task
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = {
     "pretrain": "pretrain/base_prec_4x16G_fp32.yaml",
     "vqa": "vqa/base_4x16G_fp32.yaml",

@@ -13,8 +13,8 @@ import yaml
 
 from common.config import default_config, load_config
 from common.inference import load_predictor
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CFGS = ROOT / "cfgs"
 STORED: dict[str, dict[str, Any]] = json.loads((ROOT / "tests/resolved_configs.json").read_text())
 FILES = sorted(str(path.relative_to(CFGS)) for path in CFGS.glob("[!_]*/*.yaml"))

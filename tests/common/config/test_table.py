@@ -14,8 +14,8 @@ from common.config import load_config
 from common.config.convert import CONVERTERS
 from common.config.table import key_table, load_keys, task_names, unread_keys
 from common.errors import ConfigError
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 # Path -> type, default, choices, minimum, maximum and whether a value has an effect, of all keys of each task.
 TABLES = json.loads((Path(__file__).parent / "key_tables.json").read_text())
 TASKS = sorted(TABLES)
