@@ -34,6 +34,7 @@ from common.regions.regions import (
     save_regions,
     unpack,
 )
+from common.weights.build import FAST
 from common.weights.foreign import load_backbone
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def build_encoder(args: argparse.Namespace) -> RegionEncoder:
             f"no ResNet weights at {args.weights}: get them (model/README.md), or try the program with --random-weights"
         )
     torch.manual_seed(0)  # with random weights: the same ones when a run is resumed
-    model = FastRCNN(args.layers, dilated_c5=not args.no_dilated, stride_in_1x1=not args.stride_in_3x3)
+    model = FastRCNN(args.layers, dilated_c5=not args.no_dilated, stride_in_1x1=not args.stride_in_3x3, parts=FAST)
     if args.random_weights:
         print("WARNING: RANDOM WEIGHTS. These features mean nothing; they are for tests of the pipeline only.")
     else:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.nn.fast_rcnn import FastRCNN, RegionOutput
+from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN, RegionOutput
+from common.nn.packing import unpack
 from common.weights.build import build_region_encoder
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import case_config, check_gradients, without_dropout
@@ -24,16 +25,15 @@ def run(case: Case, report: Report) -> None:
     fill_weights(model)
     model.eval()
     with torch.no_grad():
-        out = _forward(case, model)
-        _compare(case, report, "eval", out)
+        _compare(case, report, "eval", *_forward(case, model))
         if "eval.body4" in case.arrays:
             body = model.backbone(case.tensors()["images"])
             report.equal("body4 shape", list(body.shape), case.json["body4_full_shape"])
             report.close("eval.body4", body[:, :: case.json["body4_stride"]], case.array("eval.body4"), ATOL_RAW)
     model.train()
     without_dropout(model)
-    out = _forward(case, model)
-    _compare(case, report, "train", out)
+    out, seen = _forward(case, model)
+    _compare(case, report, "train", out, seen)
     loss = (out.reps * case.tensors()["proj"]).sum()
     if out.class_loss is not None:
         loss = loss + out.class_loss.sum()
@@ -43,32 +43,43 @@ def run(case: Case, report: Report) -> None:
     _compare_running_stats(case, report, model)
 
 
-def _forward(case: Case, model: FastRCNN) -> RegionOutput:
+def _forward(case: Case, model: FastRCNN) -> tuple[RegionOutput, dict[str, Any]]:
+    """The output, and by the reference's names what the sub-modules receive and return on the way there."""
     t = case.tensors()
-    boxes = t["boxes"]
-    masked = t.get("mvrc_ops")
-    return model(
+    boxes, mask = t["boxes"], t["box_mask"].bool()
+    masked, classes = t.get("mvrc_ops"), t.get("classes")
+    seen: dict[str, Any] = {}
+
+    def keep_appearance(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen["obj_reps_raw"] = unpack(args[0][:, FEATURE_DIM : 2 * FEATURE_DIM], mask)  # behind the geometry
+
+    def keep_logits(module: nn.Module, args: tuple[Any, ...], logits: Any) -> None:
+        seen["obj_logits"] = logits
+
+    handles = [model.obj_downsample.register_forward_pre_hook(keep_appearance)]
+    if model.regularizing_predictor is not None and classes is not None:
+        handles.append(model.regularizing_predictor.register_forward_hook(keep_logits))
+        seen["obj_labels"] = classes[mask].long()
+    out = model(
         t["images"],
         boxes[..., :4],
-        t["box_mask"].bool(),
+        mask,
         t["im_info"],
         features=boxes[..., 4:] if model.precomputed else None,
-        classes=t.get("classes"),
+        classes=classes,
         box_masks=t.get("segms"),
         masked=None if masked is None else masked == 1,
         mask_feature=t.get("mask_visual_embed"),
     )
+    for handle in handles:
+        handle.remove()
+    return out, seen
 
 
-def _compare(case: Case, report: Report, mode: str, out: RegionOutput) -> None:
-    got: dict[str, Any] = {
-        "obj_reps_raw": out.raw,
-        "obj_reps": out.reps,
-        "obj_logits": out.class_logits,
-        "obj_labels": out.class_labels,
-        # The reference keeps an axis of one.
-        "cnn_regularization_loss": None if out.class_loss is None else out.class_loss.reshape(1),
-    }
+def _compare(case: Case, report: Report, mode: str, out: RegionOutput, seen: dict[str, Any]) -> None:
+    # The reference keeps an axis of one.
+    loss = None if out.class_loss is None else out.class_loss.reshape(1)
+    got = {"obj_reps": out.reps, "cnn_regularization_loss": loss, **seen}
     for name, value in got.items():
         stored = f"{mode}.{name}"
         if stored in case.arrays:

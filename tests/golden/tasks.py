@@ -29,10 +29,6 @@ def run(case: Case, report: Report) -> None:
     cfg = case_config(case)
     model = build_task_model(case.json["class"], case.json["task"], cfg)
     fill_weights(model)
-    if hasattr(model, "all_positions"):
-        # The stored logits of a forward are those of all positions, of padding too.
-        model.all_positions = "n_batches" not in case.json
-        model.vlbert.encoder.packed = not model.all_positions
     if hasattr(model, "score_padding"):
         model.score_padding = True
         report.note(SCORE_PADDING)
