@@ -11,9 +11,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import normalize
 
 from benchmarks.measure import interleaved, matmul_peak, medians
-from common.nn.bert import Encoder
+from common.nn.cpu.bert import FastEncoder
 from common.nn.cpu.memory import keep_freed_memory
-from common.nn.resnet import ResNetC4
+from common.nn.cpu.resnet import FastBottleneck, FastResNetC4
 from common.precision import Precision
 
 SAMPLES, LENGTH = 32, 128
@@ -23,7 +23,7 @@ IMAGE = (600, 1000)
 def measure_encoder(rounds: int, device: torch.device, precisions: list[str]) -> list[list[str]]:
     """Rows: BERT base on 32 rows of 128 real positions, with what part of the matrix product's rate it reaches."""
     keep_freed_memory(device)
-    model = Encoder(12, 768, 12, 3072).to(device)
+    model = FastEncoder(12, 768, 12, 3072).to(device)
     x = torch.randn(SAMPLES, LENGTH, 768, device=device)
     mask = torch.ones(SAMPLES, LENGTH, dtype=torch.bool, device=device)
     count = SAMPLES * LENGTH
@@ -60,7 +60,7 @@ def measure_tower(rounds: int, device: torch.device, precisions: list[str]) -> l
     image = torch.rand(1, 3, *IMAGE, device=device)
     towers: dict[str, nn.Module] = {
         "torchvision": _Torchvision(),
-        "ours": ResNetC4(101, stride_in_1x1=False),
+        "ours": FastResNetC4(101, stride_in_1x1=False, block=FastBottleneck),
     }
     towers["ours"].load_state_dict(towers["torchvision"].body.state_dict(), strict=False)  # type: ignore[union-attr]
     for tower in towers.values():
@@ -86,20 +86,15 @@ def measure_tower(rounds: int, device: torch.device, precisions: list[str]) -> l
 def _run(tower: nn.Module, image: torch.Tensor, precision: Precision, train: bool) -> Any:
     def forward() -> None:
         with torch.inference_mode(), precision.autocast():
-            tower(_as_used(tower, image))
+            tower(image)
 
     def step() -> None:
         with precision.autocast():
-            out = tower(_as_used(tower, image))
+            out = tower(image)
         out.float().square().mean().backward()
         tower.zero_grad()
 
     return step if train else forward
-
-
-def _as_used(tower: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """As FastRCNN hands images to ours; torchvision's gets them as its users do."""
-    return image if isinstance(tower, _Torchvision) else image.contiguous(memory_format=torch.channels_last)
 
 
 class _Torchvision(nn.Module):

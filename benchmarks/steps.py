@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure import Memory, interleaved, matmul_peak, medians, synchronise
 from benchmarks.peers import PeerStep, build_peer
-from benchmarks.plain import PlainAdamW, all_positions, plain_clip, plainly
+from benchmarks.plain import PLAIN_MODEL, PlainAdamW, plain_clip
 from common.config import Config, load_config
 from common.data.sample import Batch
 from common.data.synthetic import made_up_batch
@@ -87,7 +87,7 @@ class Step:
         self.model.eval()
         batch = Batch(**{**vars(self.batch), "targets": {}})
         with torch.inference_mode(), self.precision.autocast():
-            self._call(batch)
+            self.model(batch)
 
     def train(self) -> None:
         self.loss().backward()
@@ -96,7 +96,7 @@ class Step:
     def loss(self) -> torch.Tensor:
         self.model.train()
         with self.precision.autocast():
-            return self._call(self.batch).loss
+            return self.model(self.batch).loss
 
     def update(self) -> None:
         if self.plain:
@@ -105,12 +105,6 @@ class Step:
         else:
             self.optimizer.step(grad_scale=measure_clipping(self.model.parameters(), CLIP).divisor)
         self.optimizer.zero_grad()
-
-    def _call(self, batch: Batch) -> Any:
-        if not self.plain:
-            return self.model(batch)
-        with plainly():
-            return self.model(batch)
 
 
 def build_adamw(model: nn.Module, kind: type[torch.optim.Optimizer] = AdamW) -> Any:
@@ -158,7 +152,7 @@ def _serve(
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
     work, device = WORKLOADS[workload], torch.device(device_name)
-    cfg = load_config(work.task, work.cfg, NO_WEIGHTS)
+    cfg = load_config(work.task, work.cfg, (*NO_WEIGHTS, *(PLAIN_MODEL if family == "plain" else ())))
     torch.manual_seed(0)
     made_up = load_task(work.task).made_up
     batch = made_up_batch(made_up, cfg, samples or work.samples, work.words, work.boxes, equal=work.shared)
@@ -172,7 +166,7 @@ def _serve(
         model = load_task(work.task).build_model(cfg).to(device)
         if family == "plain":
             plain = build_adamw(model, PlainAdamW)
-            steps = {PLAIN: Step(all_positions(model), batch, Precision("fp32", device), plain)}
+            steps = {PLAIN: Step(model, batch, Precision("fp32", device), plain)}
         else:
             optimizer = build_adamw(model)
             steps = {f"ours {p}": Step(model, batch, Precision(p, device), optimizer) for p in precisions}

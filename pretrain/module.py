@@ -65,8 +65,9 @@ class PretrainingEncoder(nn.Module):
         ops = batch.targets.get("mvrc_ops")
         masked = torch.zeros_like(batch.box_mask) if ops is None else ops == 1
         feature = None
+        first = batch.text_ids.new_zeros(())  # the only index of each embedding below
         if self.object_mask_visual_embedding is not None:
-            feature = self.object_mask_visual_embedding.weight[0]
+            feature = self.object_mask_visual_embedding(first)  # (2048,)
         regions = self.image_feature_extractor(
             batch.image,
             batch.boxes,
@@ -77,9 +78,9 @@ class PretrainingEncoder(nn.Module):
             mask_feature=feature,
             image_row=batch.image_row,
         ).reps
-        words = self.object_linguistic_embeddings.weight[0]
+        words = self.object_linguistic_embeddings(first)  # (H,)
         if self.object_mask_word_embedding is not None:
-            words = torch.where(masked[..., None], self.object_mask_word_embedding.weight[0], words)
+            words = torch.where(masked[..., None], self.object_mask_word_embedding(first), words)  # (B, R, H)
         return Rows(
             text_ids=batch.text_ids,
             segment_ids=batch.segment_ids,
@@ -100,7 +101,7 @@ class PretrainingEncoder(nn.Module):
         texts = batch.auxiliary
         width = max(b.text_ids.shape[1] for b in (batch, *texts))
         count = sum(len(b) for b in texts)
-        visual = self.aux_text_visual_embedding.weight.to(captions.text_visual.dtype)
+        visual = self.aux_text_visual_embedding(batch.text_ids.new_zeros(1)).to(captions.text_visual.dtype)  # (1, H)
         return Rows(
             text_ids=_stack([b.text_ids for b in (batch, *texts)], width),
             segment_ids=_stack([b.segment_ids for b in (batch, *texts)], width),
@@ -117,8 +118,9 @@ class VLBertForPretraining(PretrainingEncoder):
 
     mlm_norm_in_batch_first, mvrc_norm_in_batch_first: a loss is averaged over each sample before the batch.
 
-    The heads for words and regions run only where there is something to predict. With all_positions, and where a
-    batch has no targets, they run everywhere instead, and their logits are [B, T, V] and [B, R, C].
+    all_positions: the heads for words and regions run at every position, as in the original, and their logits are
+    [B, T, V] and [B, R, C]. By default they do so only for a batch without targets, and otherwise run only where there
+    is something to predict.
     """
 
     vlbert: VisualLinguisticBertForPretraining
@@ -131,12 +133,13 @@ class VLBertForPretraining(PretrainingEncoder):
         multitask: bool,
         mlm_norm_in_batch_first: bool = False,
         mvrc_norm_in_batch_first: bool = False,
+        all_positions: bool = False,
     ) -> None:
         super().__init__(image_feature_extractor, vlbert, mask_feature, vlbert.mvrc_head is not None, multitask)
         self.multitask = multitask
         self.mlm_norm_in_batch_first = mlm_norm_in_batch_first
         self.mvrc_norm_in_batch_first = mvrc_norm_in_batch_first
-        self.all_positions = False
+        self.all_positions = all_positions
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Needs boxes, images or features, and text; all targets or none.
@@ -291,6 +294,7 @@ def _build(cfg: Config, multitask: bool) -> VLBertForPretraining:
         multitask,
         network.MLM_LOSS_NORM_IN_BATCH_FIRST,
         network.MVRC_LOSS_NORM_IN_BATCH_FIRST,
+        all_positions=not network.FAST_PATH,
     )
 
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from common.config import Config
 from common.data.sample import Batch, ModelOutput
-from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import RegionHeadTransform, init_classifier
 from common.nn.vl_bert import VisualLinguisticBert
@@ -40,7 +39,7 @@ class VLBertForReferring(nn.Module):
         self.final_mlp = init_classifier(
             nn.Sequential(
                 RegionHeadTransform(sizes.hidden_size, sizes.hidden_act),
-                Dropout(dropout),
+                nn.Dropout(dropout),
                 nn.Linear(sizes.hidden_size, 1),
             )
         )
@@ -59,13 +58,14 @@ class VLBertForReferring(nn.Module):
         regions = self.image_feature_extractor(
             batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, image_row=batch.image_row
         ).reps
+        object_word = self.object_linguistic_embeddings(batch.text_ids.new_zeros(1))  # (1, H), one for all regions
         encoded = self.vlbert(
             batch.text_ids,
             batch.segment_ids,
             regions[:, :1].expand(-1, batch.text_ids.shape[1], -1),
             batch.text_mask,
             regions,
-            self.object_linguistic_embeddings.weight.expand(*batch.box_mask.shape, -1),
+            object_word.expand(*batch.box_mask.shape, -1),
             batch.box_mask,
         )
         logits = self.final_mlp(encoded.objects).squeeze(-1)  # (B, R)

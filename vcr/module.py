@@ -12,7 +12,6 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import ConfigError
 from common.nn.bert import init_weights
-from common.nn.dropout import Dropout
 from common.nn.fast_rcnn import NUM_CLASSES, ROI_SIZE, FastRCNN
 from common.nn.heads import RegionHeadTransform, build_classifier
 from common.nn.vl_bert import VisualLinguisticBert, VLBertOutput
@@ -76,7 +75,7 @@ class VLBertForVCR(nn.Module):
             if class_loss_top:
                 self.cnn_loss_reg = nn.Sequential(
                     RegionHeadTransform(hidden, sizes.hidden_act),
-                    Dropout(class_loss_dropout),
+                    nn.Dropout(class_loss_dropout),
                     nn.Linear(hidden, NUM_CLASSES),
                 )
                 init_weights(self.cnn_loss_reg, sizes.initializer_range)

@@ -51,13 +51,14 @@ class VLBertForVQA(nn.Module):
         text_visual = regions[:, :1].expand(-1, batch.text_ids.shape[1], -1)  # every word looks at the first box
         if self.no_grounding:
             text_visual = torch.zeros_like(text_visual)
+        object_word = self.object_linguistic_embeddings(batch.text_ids.new_zeros(1))  # (1, H), one for all regions
         encoded = self.vlbert(
             batch.text_ids,
             batch.segment_ids,
             text_visual,
             batch.text_mask,
             regions,
-            self.object_linguistic_embeddings.weight.expand(*batch.box_mask.shape, -1),
+            object_word.expand(*batch.box_mask.shape, -1),
             batch.box_mask,
         )
         answer = batch.text_mask.sum(1) - 2  # [MASK] is the last word but one

@@ -157,6 +157,13 @@ COMMON_KEYS = (
         "empty: the ResNet of IMAGE_PRETRAINED",
         ours=True,
     ),
+    Key(
+        "NETWORK.FAST_PATH",
+        "bool",
+        True,
+        "use the faster implementations of common/nn/cpu; the results agree with those of the plain model",
+        ours=True,
+    ),
     Key("NETWORK.CHECKPOINT_ROIS", "bool", False, "compute the RoI head again for backward, chunk by chunk", ours=True),
     Key("NETWORK.ROI_CHUNK", "int", 0, "regions in the RoI head at a time; 0 is all of a batch", minimum=0, ours=True),
     Key("NETWORK.IMAGE_FROZEN_BN", "bool", True, "batch norm is neither trained nor updated"),

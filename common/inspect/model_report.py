@@ -32,7 +32,7 @@ from common.data.sample import Batch, ModelOutput
 from common.data.synthetic import made_up_batch
 from common.errors import ConfigError
 from common.files.atomic import write_text
-from common.nn import linear, resnet
+from common.nn.cpu import linear, resnet
 from common.precision import Precision, resolve_precision
 from common.task import Task, load_task
 from common.train.optim import build_optimizer, clip_grad_norm

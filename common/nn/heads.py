@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from common.nn.bert import PredictionHeadTransform, activation
-from common.nn.dropout import Dropout
 
 
 class RelationshipHead(nn.Module):
-    """Do caption and image belong together: pooled [B, H] -> logits [B, 2]."""
+    """Whether caption and image belong together: pooled [B, H] -> logits [B, 2]."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -21,13 +20,15 @@ class RelationshipHead(nn.Module):
 
 
 class _LanguagePredictions(nn.Module):
+    """Transform and decoder of the masked language head: [..., H] -> logits [..., V]."""
+
     def __init__(self, word_embeddings: nn.Embedding, hidden_act: str) -> None:
         super().__init__()
         vocab_size, hidden_size = word_embeddings.weight.shape
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.transform = PredictionHeadTransform(hidden_size, hidden_act)
         self.decoder = nn.Linear(hidden_size, vocab_size, bias=False)
-        self.decoder.weight = word_embeddings.weight  # tied: the very same parameter
+        self.decoder.weight = word_embeddings.weight  # tied: one parameter with two names
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.decoder(self.transform(hidden)) + self.bias
@@ -78,18 +79,18 @@ def build_classifier(
     layers: list[nn.Module]
     if kind == "2fc":
         layers = [
-            Dropout(dropout),
+            nn.Dropout(dropout),
             nn.Linear(hidden_size, mlp_size),
             nn.ReLU(),
-            Dropout(dropout),
+            nn.Dropout(dropout),
             nn.Linear(mlp_size, num_outputs),
         ]
     elif kind == "1fc":
-        layers = [Dropout(dropout), nn.Linear(hidden_size, num_outputs)]
+        layers = [nn.Dropout(dropout), nn.Linear(hidden_size, num_outputs)]
     elif kind == "mlm":
         layers = [
             PredictionHeadTransform(hidden_size, hidden_act),
-            Dropout(dropout),
+            nn.Dropout(dropout),
             nn.Linear(hidden_size, num_outputs),
         ]
     else:

@@ -1,4 +1,4 @@
-"""VL-BERT: words and regions packed into one sequence and encoded by BERT (paper figure 1; spec 02 §3 and 4)."""
+"""VL-BERT: words and regions in one sequence, encoded by BERT (paper figure 1; spec 02 §3 and 4)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.nn.bert import Encoder, Pooler, init_weights, layer_norm
-from common.nn.dropout import Dropout
+from common.nn.bert import Pooler, init_weights, layer_norm
 from common.nn.heads import MaskedLanguageHead, MaskedRegionHead, RelationshipHead
-from common.nn.padding import packed_length
+from common.nn.packing import longest
+from common.nn.parts import PLAIN, Parts
 
-# With frozen word embeddings the first ids (special tokens and unused ones) get a trainable table of their own.
+# With frozen word embeddings, the first ids (special tokens and unused ones) have a table of their own that trains.
 NUM_SPECIAL_WORDS = 1000
 OBJECT_TYPE = 2  # token type of regions and of the END element
 
 
 @dataclass(frozen=True)
 class VLBertSizes:
-    """Numbers of a VisualLinguisticBert; the names are those of the config section NETWORK.VLBERT."""
+    """Sizes and rates of a VisualLinguisticBert. The names are those of the config section NETWORK.VLBERT."""
 
     hidden_size: int = 768
     visual_size: int = 768
@@ -42,8 +42,9 @@ class VLBertSizes:
     position_padding_idx: int = -1
 
 
-class Packed(NamedTuple):
-    """embeddings [B, L, H]; mask, text_mask, object_mask bool [B, L]: real positions, of words, of regions."""
+class EncoderInput(NamedTuple):
+    """embeddings: [B, L, H]. mask: bool [B, L], the real positions. text_mask, object_mask: bool [B, L], those of
+    words and of regions."""
 
     embeddings: Tensor
     mask: Tensor
@@ -52,11 +53,11 @@ class Packed(NamedTuple):
 
 
 class VLBertOutput(NamedTuple):
-    """layers: encoder outputs, each [B, L, H], the last one last (all layers only if asked for).
-    text: [B, min(T, L), H], the first T packed positions (those after a sample's own words hold its regions or
-    padding).
+    """layers: encoder outputs, each [B, L, H]; only the last one unless all layers were requested.
+    text: [B, min(T, L), H], the first T positions of the sequence. After a sample's own words they hold its regions,
+    END or padding.
     objects: [B, R, H], aligned with the given regions, zero where the mask is False.
-    pooled: [B, H] or None without a pooler. attention: per layer [B, heads, L, L], or None. mask: bool [B, L]."""
+    pooled: [B, H], or None without a pooler. attention: per layer [B, heads, L, L], or None. mask: bool [B, L]."""
 
     layers: list[Tensor]
     text: Tensor
@@ -67,9 +68,13 @@ class VLBertOutput(NamedTuple):
 
 
 class VisualLinguisticBert(nn.Module):
-    """The encoder. State-dict keys and parameter order are those of the published checkpoints (spec 02 §10.1)."""
+    """Embeddings of words and regions, and the encoder. State-dict keys and parameter order are those of the published
+    checkpoints (spec 02 §10.1).
 
-    def __init__(self, sizes: VLBertSizes) -> None:
+    parts: classes of the encoder and of the dropout. recompute: as in Encoder.
+    """
+
+    def __init__(self, sizes: VLBertSizes, parts: Parts = PLAIN, recompute: bool = False) -> None:
         super().__init__()
         hidden, visual = sizes.hidden_size, sizes.visual_size
         self.sizes = sizes
@@ -81,13 +86,13 @@ class VisualLinguisticBert(nn.Module):
         self.position_embeddings = nn.Embedding(sizes.max_position_embeddings, hidden)
         self.token_type_embeddings = nn.Embedding(sizes.type_vocab_size, hidden)
         self.embedding_LayerNorm = layer_norm(hidden)
-        self.embedding_dropout = Dropout(sizes.hidden_dropout_prob)
+        self.embedding_dropout = parts.dropout(sizes.hidden_dropout_prob)
         self.visual_1x1_text = nn.Linear(visual, hidden) if visual != hidden else None
         self.visual_1x1_object = nn.Linear(visual, hidden) if visual != hidden else None
         if sizes.visual_ln:
             self.visual_ln_text = layer_norm(hidden)
             self.visual_ln_object = layer_norm(hidden)
-        self.encoder = Encoder(
+        self.encoder = parts.encoder(
             sizes.num_hidden_layers,
             hidden,
             sizes.num_attention_heads,
@@ -95,6 +100,7 @@ class VisualLinguisticBert(nn.Module):
             sizes.hidden_act,
             sizes.hidden_dropout_prob,
             sizes.attention_probs_dropout_prob,
+            recompute,
         )
         self.pooler = Pooler(hidden) if sizes.with_pooler else None
         self.reset_parameters()
@@ -104,16 +110,17 @@ class VisualLinguisticBert(nn.Module):
             self.copy_special_words()
 
     def reset_parameters(self) -> None:
+        """Initial weights by the BERT rule. The visual norms start at the configured scales."""
         init_weights(self, self.sizes.initializer_range)
         if self.sizes.visual_ln:
             nn.init.constant_(self.visual_ln_text.weight, self.sizes.visual_scale_text_init)
             nn.init.constant_(self.visual_ln_object.weight, self.sizes.visual_scale_object_init)
 
     def copy_special_words(self) -> None:
-        """Refill the trainable special rows from the word table; loaders call it after the table changed."""
+        """Copy the first words into the table that trains. Loaders call it after the word table changed."""
         if self.sizes.word_embedding_frozen:
-            rows = self.word_embeddings.weight.detach()[:NUM_SPECIAL_WORDS]
-            self.special_word_embeddings.weight.data[: len(rows)] = rows
+            first = self.word_embeddings.weight.detach()[:NUM_SPECIAL_WORDS]
+            self.special_word_embeddings.weight.data[: len(first)] = first
 
     def forward(
         self,
@@ -131,20 +138,18 @@ class VisualLinguisticBert(nn.Module):
 
         text_ids, segment_ids: int64 [B, T]. text_visual: [B, T, D], the visual feature of each word.
         text_mask: bool [B, T]. object_visual: [B, R, D]. object_linguistic: [B, R, H]. object_mask: bool [B, R].
-        Masks may have holes; real elements are packed in order.
+        Masks may have holes; the sequence has the real elements in order.
         """
-        packed = self.embed(
-            text_ids, segment_ids, text_visual, text_mask, object_visual, object_linguistic, object_mask
-        )
-        encoded = self.encoder(packed.embeddings, packed.mask, all_layers, with_attention)
-        last = encoded.layers[-1]
+        given = self.embed(text_ids, segment_ids, text_visual, text_mask, object_visual, object_linguistic, object_mask)
+        encoded = self.encoder(given.embeddings, given.mask, all_layers, with_attention)
+        last = encoded.layers[-1]  # (B, L, H)
         return VLBertOutput(
             layers=encoded.layers,
             text=last[:, : text_ids.shape[1]],
-            objects=_unpack_objects(last, text_mask, object_mask),
+            objects=_object_states(last, text_mask, object_mask),
             pooled=self.pooler(last) if self.pooler is not None else None,
             attention=encoded.attention,
-            mask=packed.mask,
+            mask=given.mask,
         )
 
     def embed(
@@ -156,34 +161,36 @@ class VisualLinguisticBert(nn.Module):
         object_visual: Tensor,
         object_linguistic: Tensor,
         object_mask: Tensor,
-    ) -> Packed:
-        """The packed input of the encoder: words, regions, END, padding (spec 02 §3.3). Arguments as in forward."""
-        text = self._words(text_ids) + self._text_visual(text_visual)
-        objects = object_linguistic + self._object_visual(object_visual)
+    ) -> EncoderInput:
+        """The input of the encoder: words, regions, END, padding (spec 02 §3.3). Arguments as in forward."""
+        batch, num_words = text_ids.shape
+        text = self._words(text_ids) + self._text_visual(text_visual)  # (B, T, H)
+        objects = object_linguistic + self._object_visual(object_visual)  # (B, R, H)
+        end_word = self.end_embedding(text_ids.new_zeros(1, 1))  # (1, 1, H)
+
         num_text, num_objects = text_mask.sum(1, keepdim=True), object_mask.sum(1, keepdim=True)  # (B, 1)
-        length = packed_length(num_text + num_objects, text_mask.shape[1] + object_mask.shape[1])
+        end = num_text + num_objects  # (B, 1), the position of END
+        length = longest(end, num_words + object_mask.shape[1]) + 1
         position = torch.arange(length, device=text_ids.device)[None]  # (1, L)
-        end = num_text + num_objects
-        is_text, is_object = position < num_text, (position >= num_text) & (position < end)
+        is_text, is_object = position < num_text, (position >= num_text) & (position < end)  # (B, L)
 
-        # One gather from [words | regions | END | zero]: real elements come first in a stable sort by mask.
-        order = torch.cat(
-            [_real_first(text_mask), _real_first(object_mask) + text_ids.shape[1]], dim=1
-        )  # (B, T + R) -> rows of `table`
-        table = torch.cat([text, objects, self.end_embedding.weight.expand(text.shape[0], 1, -1)], dim=1)
-        end_row = table.shape[1] - 1
-        slot = torch.where(is_text, position, position - num_text + text_ids.shape[1]).clamp(0, end_row - 1)
-        row = torch.where(is_text | is_object, order.gather(1, slot), end_row)
-        packed = table.gather(1, row[..., None].expand(-1, -1, table.shape[-1]))
-        packed = packed.masked_fill((position > end)[..., None], 0.0)
+        # One gather from the table [words | regions | END]. A stable sort by mask brings real elements to the front.
+        table = torch.cat([text, objects, end_word.expand(batch, -1, -1)], dim=1)  # (B, T + R + 1, H)
+        order = torch.cat([_real_first(text_mask), _real_first(object_mask) + num_words], dim=1)  # (B, T + R)
+        last = table.shape[1] - 1  # the index of END
+        slot = torch.where(is_text, position, position - num_text + num_words).clamp(0, last - 1)  # (B, L)
+        index = torch.where(is_text | is_object, order.gather(1, slot), last)  # (B, L)
+        content = table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))  # (B, L, H)
+        content = content.masked_fill((position > end)[..., None], 0.0)
 
-        text_types = segment_ids.gather(1, _real_first(text_mask))
-        types = text_types.gather(1, position.clamp(max=text_ids.shape[1] - 1).expand(text.shape[0], -1))
+        text_types = segment_ids.gather(1, _real_first(text_mask))  # (B, T)
+        types = text_types.gather(1, position.clamp(max=num_words - 1).expand(batch, -1))  # (B, L)
         types = torch.where(is_text, types, OBJECT_TYPE).masked_fill(position > end, 0)
-        packed = packed + self.position_embeddings(self._positions(position, num_text, end))
-        packed = packed + self.token_type_embeddings(types)
-        embeddings = self.embedding_dropout(self.embedding_LayerNorm(packed))
-        return Packed(embeddings, position <= end, is_text, is_object)
+
+        content = content + self.position_embeddings(self._positions(position, num_text, end))
+        content = content + self.token_type_embeddings(types)
+        embeddings = self.embedding_dropout(self.embedding_LayerNorm(content))  # (B, L, H)
+        return EncoderInput(embeddings, position <= end, is_text, is_object)
 
     def _positions(self, position: Tensor, num_text: Tensor, end: Tensor) -> Tensor:
         """Position ids [B, L]: words count up, all regions share the next id, END has the one after it."""
@@ -213,9 +220,10 @@ class VisualLinguisticBert(nn.Module):
 
 
 class VisualLinguisticBertForPretraining(VisualLinguisticBert):
-    """The encoder with its pretraining heads (spec 02 §4).
+    """VisualLinguisticBert with its pretraining heads (spec 02 §4).
 
     with_relationship, with_mlm, with_mvrc: which heads exist. num_region_classes: width of the region head.
+    parts, recompute: as in VisualLinguisticBert. Raises ValueError for a relationship head without a pooler.
     """
 
     def __init__(
@@ -226,8 +234,10 @@ class VisualLinguisticBertForPretraining(VisualLinguisticBert):
         with_mvrc: bool = True,
         num_region_classes: int = 1601,
         position_embedding_frozen: bool = False,
+        parts: Parts = PLAIN,
+        recompute: bool = False,
     ) -> None:
-        super().__init__(sizes)
+        super().__init__(sizes, parts, recompute)
         if with_relationship and not sizes.with_pooler:
             raise ValueError("the relationship head reads the pooler: set NETWORK.VLBERT.with_pooler true")
         hidden, act = sizes.hidden_size, sizes.hidden_act
@@ -248,9 +258,9 @@ def _real_first(mask: Tensor) -> Tensor:
     return torch.argsort(torch.where(mask, place, place + mask.shape[1]), dim=1)
 
 
-def _unpack_objects(packed: Tensor, text_mask: Tensor, object_mask: Tensor) -> Tensor:
-    """Region states back at the slots they came from: [B, L, H] -> [B, R, H], zero where object_mask is False."""
-    position = text_mask.sum(1, keepdim=True) + object_mask.cumsum(1) - 1
+def _object_states(hidden: Tensor, text_mask: Tensor, object_mask: Tensor) -> Tensor:
+    """The state of each given region: [B, L, H] -> [B, R, H], zero where object_mask is False."""
+    position = text_mask.sum(1, keepdim=True) + object_mask.cumsum(1) - 1  # (B, R)
     position = position.clamp(min=0)
-    states = packed.gather(1, position[..., None].expand(-1, -1, packed.shape[-1]))
+    states = hidden.gather(1, position[..., None].expand(-1, -1, hidden.shape[-1]))  # (B, R, H)
     return states.masked_fill(~object_mask[..., None], 0.0)

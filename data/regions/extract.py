@@ -29,6 +29,7 @@ from common.regions.json_store import JsonRegions, save_regions, unpack
 from common.regions.open import open_regions
 from common.regions.packed_store import pack
 from common.regions.regions import Regions, check_shapes
+from common.weights.build import FAST
 from common.weights.foreign import load_backbone
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ def build_encoder(network: Network, device: str) -> RegionFeatureExtractor:
             "--random-weights"
         )
     torch.manual_seed(0)  # random weights are the same ones when a run is resumed
-    model = FastRCNN(network.layers, dilated_c5=network.dilated_c5, stride_in_1x1=network.stride_in_1x1)
+    model = FastRCNN(network.layers, dilated_c5=network.dilated_c5, stride_in_1x1=network.stride_in_1x1, parts=FAST)
     if network.weights and not network.random_weights:
         load_backbone(model, network.weights)
     else:

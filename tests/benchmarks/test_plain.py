@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import random
 
 import pytest
 import torch
 
 from benchmarks.measure import Memory, medians
-from benchmarks.plain import PlainAdamW, all_positions, plain_clip, plainly
+from benchmarks.plain import PLAIN_MODEL, PlainAdamW, plain_clip
 from benchmarks.steps import WORKLOADS
 from common.config import load_config
 from common.data.collate import collate
@@ -21,25 +20,24 @@ from tests.tiny import tiny_vqa, write_settings
 
 
 @pytest.fixture
-def step(tiny_world, tmp_path):
-    """A model without dropout and a padded batch."""
-    cfg = load_config("vqa", write_settings(tiny_vqa(tiny_world, tmp_path), tmp_path / "tiny.yaml"))
-    task = load_task("vqa")
+def steps(tiny_world, tmp_path):
+    """Our model, the plain one with the same weights, both without dropout, and a padded batch."""
+    task, settings = load_task("vqa"), write_settings(tiny_vqa(tiny_world, tmp_path), tmp_path / "tiny.yaml")
+    models = []
+    for overrides in ((), PLAIN_MODEL):
+        cfg = load_config("vqa", settings, overrides)
+        torch.manual_seed(0)
+        models.append(task.build_model(cfg).train())
+        for module in models[-1].modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
     dataset = task.build_dataset(cfg, "train")
-    torch.manual_seed(0)
-    model = task.build_model(cfg)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.train(), collate([dataset.sample(i, random.Random(i)) for i in range(6)])
+    return *models, collate([dataset.sample(i, random.Random(i)) for i in range(6)])
 
 
-def test_plain_and_ours_are_the_same_model(step):
-    model, batch = step
-    plain = all_positions(copy.deepcopy(model))
-    ours = model(batch).loss
-    with plainly():
-        theirs = plain(batch).loss
+def test_plain_and_ours_are_the_same_model(steps):
+    model, plain, batch = steps
+    ours, theirs = model(batch).loss, plain(batch).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     ours.backward()
     theirs.backward()
@@ -52,14 +50,6 @@ def test_plain_and_ours_are_the_same_model(step):
         kind(p.parameters(), lr=1e-3, weight_decay=1e-2).step()
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
-
-
-def test_outside_of_the_block_nothing_is_plain(step):
-    model, batch = step
-    with plainly():
-        pass
-    assert model.vlbert.encoder.packed
-    model(batch)
 
 
 def test_workloads_name_what_is_there():

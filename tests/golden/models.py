@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from common.config import Config, load_config, replace
-from common.nn.bert import Encoder
 from tests.golden.core import Case, Report, Skip
 from tests.paths import ROOT
 
@@ -51,11 +50,7 @@ def plain(build: Build, cfg: Config) -> nn.Module:
     """The module on the plain path, which computes what the reference computes: padding too, and norms as they are."""
     network = cfg.to_dict()["NETWORK"]
     changes = {key: value for key, value in PLAIN.items() if key.removeprefix("NETWORK.") in network}
-    model = build(replace(cfg, changes))
-    for module in model.modules():
-        if isinstance(module, Encoder):
-            module.packed = False
-    return model
+    return build(replace(cfg, changes))
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from common.nn.fast_rcnn import FastRCNN, RegionOutput
+from common.boxes import FEATURE_DIM
+from common.nn.fast_rcnn import FastRCNN
+from common.nn.packing import unpack
 from common.weights.build import build_fast_rcnn
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import case_config, check_gradients, gradient_norms, plain, without_dropout
@@ -39,43 +44,53 @@ def run(case: Case, report: Report) -> None:
     _compare_running_stats(case, report, model)
 
 
-def _compare_loss(case: Case, report: Report, out: RegionOutput) -> None:
+def _compare_loss(case: Case, report: Report, out: dict[str, Any]) -> None:
     """The loss of a case is a projection of the embeddings, plus the classification loss where there is one."""
-    loss = (out.reps * case.tensors()["proj"]).sum()
-    if out.class_loss is not None:
-        loss = loss + out.class_loss.sum()
+    loss = (out["obj_reps"] * case.tensors()["proj"]).sum()
+    if out["cnn_regularization_loss"] is not None:
+        loss = loss + out["cnn_regularization_loss"].sum()
     report.close("train.loss", loss, case.array("train.loss"), 1e-3)
     loss.backward()
 
 
-def _forward(case: Case, model: FastRCNN) -> RegionOutput:
+def _forward(case: Case, model: FastRCNN) -> dict[str, Any]:
+    """The output by the reference's names, with what the sub-modules receive and return on the way there."""
     t = case.tensors()
-    boxes = t["boxes"]
-    masked = t.get("mvrc_ops")
-    return model(
+    boxes, mask = t["boxes"], t["box_mask"].bool()
+    masked, classes = t.get("mvrc_ops"), t.get("classes")
+    seen: dict[str, Any] = {"obj_logits": None, "obj_labels": None}
+
+    def keep_appearance(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen["obj_reps_raw"] = unpack(args[0][:, FEATURE_DIM : 2 * FEATURE_DIM], mask)  # behind the geometry
+
+    def keep_logits(module: nn.Module, args: tuple[Any, ...], logits: Any) -> None:
+        seen["obj_logits"] = logits
+
+    handles: list[RemovableHandle] = [model.obj_downsample.register_forward_pre_hook(keep_appearance)]
+    if model.regularizing_predictor is not None:
+        handles.append(model.regularizing_predictor.register_forward_hook(keep_logits))
+    if classes is not None:
+        seen["obj_labels"] = classes[mask].long()
+    out = model(
         t.get("images"),
         boxes[..., :4],
-        t["box_mask"].bool(),
+        mask,
         t["im_info"],
         features=boxes[..., 4:] if model.precomputed else None,
-        classes=t.get("classes"),
+        classes=classes,
         box_masks=t.get("segms"),
         masked=None if masked is None else masked == 1,
         mask_feature=t.get("mask_visual_embed"),
     )
+    for handle in handles:
+        handle.remove()
+    return seen | {"obj_reps": out.reps, "cnn_regularization_loss": out.class_loss}
 
 
-def _compare(case: Case, report: Report, mode: str, out: RegionOutput) -> None:
-    got = {
-        "obj_reps_raw": out.raw,
-        "obj_reps": out.reps,
-        "obj_logits": out.class_logits,
-        "obj_labels": out.class_labels,
-        "cnn_regularization_loss": out.class_loss,
-    }
+def _compare(case: Case, report: Report, mode: str, out: dict[str, Any]) -> None:
     for output in case.outputs:
         if output.mode == mode and output.name not in ("body4", "loss"):
-            report.output(output, got, ATOL_RAW if output.name == "obj_reps_raw" else ATOL)
+            report.output(output, out, ATOL_RAW if output.name == "obj_reps_raw" else ATOL)
 
 
 def _compare_running_stats(case: Case, report: Report, model: nn.Module) -> None:

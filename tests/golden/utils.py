@@ -16,7 +16,7 @@ from common.data.collate import clip_pad, collate, pad_stack
 from common.data.sample import Batch, Sample
 from common.data.text import align_matrix, block_diagonal, load_tokenizer, swap_left_right
 from common.data.transforms import Transform, resize_size
-from common.nn.bert import ACTIVATIONS
+from common.nn.bert import activation
 from common.nn.losses import soft_cross_entropy
 from tests.golden.core import Case, Report
 from vcr.masks import instance_mask
@@ -222,8 +222,8 @@ FUNCTIONS = {
     "clip_pad_1d": _clip_pad_rows,
     "clip_pad_2d": _clip_pad_last_two,
     "pad_sequence": lambda rows, lengths: pad_stack(torch.split(rows, list(lengths)), 0),
-    "gelu": ACTIVATIONS["gelu"],
-    "swish": ACTIVATIONS["swish"],
+    "gelu": activation("gelu"),
+    "swish": activation("swish"),
 }
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from common.boxes import coordinate_embedding
+from common.nn.cpu.fast_rcnn import SharingFastRCNN
 from common.nn.fast_rcnn import FEATURE_DIM, ROI_SIZE, FastRCNN, roi_align_features, roi_rows
 
 
@@ -93,9 +94,8 @@ class TestPrecomputed:
         model, batch = precomputed(), region_batch([[1, 1, 0], [1, 0, 1]])  # also with a hole
         out = model(**batch)
         mask = batch["box_mask"]
-        assert out.reps.shape == (2, 3, 6) and out.raw.shape == (2, 3, FEATURE_DIM)
-        assert (out.reps[~mask] == 0).all() and (out.raw[~mask] == 0).all()
-        assert torch.equal(out.raw[mask], batch["features"][mask])
+        assert out.reps.shape == (2, 3, 6)
+        assert (out.reps[~mask] == 0).all()
         for b, r in mask.nonzero().tolist():
             place = coordinate_embedding(batch["boxes"][b, r][None], batch["im_info"][b, :2][None])
             row = torch.cat([place, batch["features"][b, r][None]], dim=1)
@@ -105,9 +105,10 @@ class TestPrecomputed:
         batch = region_batch([[1, 1, 1]])
         feature = torch.full((FEATURE_DIM,), 5.0)
         masked = torch.tensor([[False, True, False]])
-        before = batch["features"].clone()
-        out = precomputed()(**batch, masked=masked, mask_feature=feature)
-        assert (out.raw[0, 1] == 5).all() and torch.equal(out.raw[0, [0, 2]], before[0, [0, 2]])
+        before, model = batch["features"].clone(), precomputed()
+        want = batch | {"features": torch.where(masked[..., None], feature, before)}
+        got = model(**batch, masked=masked, mask_feature=feature).reps
+        assert torch.equal(got, model(**want).reps) and not torch.equal(got, model(**batch).reps)
         assert torch.equal(batch["features"], before)
 
     def test_classes_are_part_of_the_content(self):
@@ -165,10 +166,14 @@ class TestEndToEnd:
         assert not any(".bn" in n or "downsample.1." in n and "obj" not in n for n in trained)
         assert {"backbone.layer2.0.conv1.weight", "roi_head_feature_extractor.0.conv1.weight"} <= trained
 
+    @pytest.mark.parametrize("kind", [FastRCNN, SharingFastRCNN])
     @pytest.mark.parametrize("masked", [False, True])
-    def test_a_shared_image_and_box_are_computed_once(self, model, masked):
-        """Four rows about two images: the features and gradients of an image each, for a part of the work."""
+    def test_samples_that_share_an_image(self, model, kind, masked):
+        """Four samples about two images have the features and gradients of an image each, for a part of the work."""
         torch.manual_seed(0)
+        state = model.state_dict()
+        model = kind(50, dilated_c5=False, frozen_stages=(1, 2), final_dim=6, class_regulariser=True).eval()
+        model.load_state_dict(state)
         images, image_row = torch.randn(2, 3, 64, 96), torch.tensor([0, 1, 0, 0])
         boxes = torch.tensor([[[0.0, 0, 60, 40], [16, 16, 80, 60]], [[8, 8, 60, 60], [0, 0, 0, 0]]])[[0, 1, 0, 0]]
         boxes[3] = boxes[3].flip(0)
@@ -182,12 +187,12 @@ class TestEndToEnd:
         each.square().sum().backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
-        rows = []
-        model.roi_head_feature_extractor.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
-        model.backbone.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
+        sizes = []
+        model.roi_head_feature_extractor.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+        model.backbone.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
         once = model.region_features(images, boxes, mask, masks, image_row)
         once.square().sum().backward()
-        assert rows == [2, 6 if masked else 3]
+        assert sizes == [2, 7 if kind is FastRCNN else 6 if masked else 3]
         torch.testing.assert_close(once, each, atol=1e-5, rtol=1e-4)
         for name, p in model.named_parameters():
             if name in gradients:
@@ -208,11 +213,10 @@ class TestEndToEnd:
     @torch.no_grad()
     def test_class_regulariser(self, model, batch):
         classes = torch.tensor([[5, 0], [7, 80]])
-        out = model(**batch, classes=classes)
-        assert out.class_labels.tolist() == [5, 7, 80] and out.class_logits.shape == (3, 81)
-        rows = out.class_logits.log_softmax(-1)
-        want = -(rows[0, 5] + rows[1, 7] + rows[2, 80]) / 3
-        torch.testing.assert_close(out.class_loss, want)
+        got = model(**batch, classes=classes).class_loss
+        features = model.region_features(batch["images"], batch["boxes"], batch["box_mask"])
+        scores = model.regularizing_predictor(features).log_softmax(-1)
+        torch.testing.assert_close(got, -(scores[0, 5] + scores[1, 7] + scores[2, 80]) / 3)
 
     def test_missing_inputs_raise(self, model, batch):
         with pytest.raises(ValueError, match="ENABLE_CNN_REG_LOSS"):

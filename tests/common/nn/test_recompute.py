@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from common.nn.bert import Encoder
+from common.nn.cpu.bert import FastEncoder
 from common.nn.fast_rcnn import FastRCNN
 
 
@@ -24,32 +26,30 @@ def saved_bytes(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
         return run(), sum(kept.values())
 
 
+def final_states(encoder: Encoder, hidden: Tensor, mask: Tensor) -> Tensor:
+    return encoder(hidden, mask).layers[-1]
+
+
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_encoder():
+@pytest.mark.parametrize("kind", [Encoder, FastEncoder])
+def test_encoder(kind):
     """Dropout is the same both times."""
-    torch.manual_seed(0)
-    model = Encoder(3, 32, 4, 128)
     hidden, mask = torch.randn(2, 20, 32), torch.ones(2, 20, dtype=torch.bool)
     found = []
-    for model.recompute in (False, True):
+    for again in (False, True):
         torch.manual_seed(1)
-        output, size = saved_bytes(lambda: model(hidden, mask).layers[-1])
+        model = kind(3, 32, 4, 128, recompute=again)
+        output, size = saved_bytes(partial(final_states, model, hidden, mask))
         found.append((output.detach(), gradients(model, output.pow(2).sum()), size))
-    (plain, expected, most), (again, got, least) = found
-    assert torch.equal(plain, again) and expected.keys() == got.keys()
+    (first, expected, most), (second, got, least) = found
+    assert torch.equal(first, second) and expected.keys() == got.keys()
     assert all(torch.equal(expected[k], got[k]) for k in expected)
     assert least < 0.3 * most
-
-
-@pytest.fixture(scope="module")
-def model() -> FastRCNN:
-    torch.manual_seed(0)
-    return FastRCNN(50, final_dim=16)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +63,16 @@ def inputs() -> dict[str, Tensor]:
 
 
 class TestRegions:
-    def run(self, model: FastRCNN, inputs: dict[str, Tensor], chunk: int, again: bool):
-        model.roi_chunk, model.recompute_rois = chunk, again
+    def run(self, inputs: dict[str, Tensor], chunk: int, again: bool):
+        torch.manual_seed(0)
+        model = FastRCNN(50, final_dim=16, roi_chunk=chunk, recompute_rois=again)
         output, size = saved_bytes(lambda: model.region_features(**inputs))
         return output.detach(), gradients(model, output.pow(2).sum()), size
 
     @pytest.mark.parametrize(("chunk", "again"), [(4, False), (2, True), (0, True)])
-    def test_the_same_features_and_gradients(self, model, inputs, chunk, again):
-        expected, gradient, most = self.run(model, inputs, 0, False)
-        got, other, size = self.run(model, inputs, chunk, again)
+    def test_the_same_features_and_gradients(self, inputs, chunk, again):
+        expected, gradient, most = self.run(inputs, 0, False)
+        got, other, size = self.run(inputs, chunk, again)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
         assert gradient.keys() == other.keys()
         for key, value in gradient.items():

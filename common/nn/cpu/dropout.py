@@ -1,4 +1,4 @@
-"""Dropout whose random numbers are cheap on a CPU, where drawing them took a sixth of a bf16 training step."""
+"""Dropout whose random numbers are cheap on a CPU; torch's take a sixth of a bf16 training step there."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_LEVELS = 256  # of the random byte that decides about an element
+_LEVELS = 256  # values of the random byte that decides about an element
 _BLOCK = 512  # elements that share a threshold
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout; on a CPU a random byte of a fast generator decides about an element."""
+class FastDropout(nn.Dropout):
+    """nn.Dropout. On a CPU one byte of a fast generator decides about an element."""
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p if self.training else 0.0)
-
-    def masked(self, x: Tensor) -> tuple[Tensor, float]:
-        """`masked` with the module's probability, in evaluation x and 1."""
-        return masked(x, self.p if self.training else 0.0)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -33,9 +29,9 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 def masked(x: Tensor, p: float) -> tuple[Tensor, float]:
-    """x with each element zero with probability p, and the factor still missing for `dropout`.
+    """x with each element zero with probability p, and the factor that completes `dropout`.
 
-    Where what follows multiplies anyway, the factor is for free there.
+    A caller that multiplies anyway applies the factor there at no cost.
     """
     if p == 0.0:
         return x, 1.0
@@ -47,9 +43,9 @@ def masked(x: Tensor, p: float) -> tuple[Tensor, float]:
 def kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
     """Integers of `shape` on the CPU: 0 with probability p, else -1, which has all bits set.
 
-    A byte cannot tell 0.1: in each block of elements the threshold is the level below or above p, at random, so that
-    the probability of every element is p. Torch's generator seeds NumPy's SFC64, which draws three times as fast, so
-    the numbers follow torch's seed.
+    A byte has 256 values and 0.1 is no multiple of 1 / 256. Each block of elements therefore has the threshold above or
+    below p at random, so that every element is dropped with probability p. Torch's generator seeds NumPy's SFC64, which
+    draws three times as fast, so that the numbers follow torch's seed.
     """
     count = int(torch.Size(shape).numel())
     blocks = -(-count // _BLOCK)
@@ -57,13 +53,13 @@ def kept(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
     bits = torch.from_numpy(generator.random_raw(blocks * _BLOCK // 8).view(np.uint8)).view(blocks, _BLOCK)
     below = int(p * _LEVELS)
     threshold = (torch.rand(blocks, 1) < p * _LEVELS - below).to(torch.uint8).add_(below)
-    # Straight into `dtype`: the way over bool costs more than twice as much.
+    # Directly into `dtype`: a bool tensor in between costs more than twice as much.
     out = torch.empty(blocks, _BLOCK, dtype=dtype)
     return torch.ge(bits, threshold, out=out).neg_().view(-1)[:count].view(tuple(shape))
 
 
 class _Masked(torch.autograd.Function):
-    """x and mask, bit by bit: half the time of a product."""
+    """x and mask, bit by bit, which takes half the time of a product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""Our dropout is dropout."""
+"""The dropout of the fast path is dropout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from common.nn.dropout import Dropout, dropout, kept, masked
+from common.nn.cpu.dropout import FastDropout, dropout, kept, masked
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -39,7 +39,7 @@ def test_it_follows_torchs_generator_and_passes_gradients():
 def test_the_ends_and_evaluation():
     x = torch.randn(4, 4)
     assert dropout(x, 0.0) is x and not dropout(x, 1.0).any()
-    module = Dropout(0.5)
+    module = FastDropout(0.5)
     assert module.eval()(x) is x and not torch.equal(module.train()(x), x)
 
 

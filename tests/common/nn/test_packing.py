@@ -1,17 +1,41 @@
-"""Heads of packed rows and padded sequences of heads."""
+"""Padding taken out and put back, and heads of packed states in padded sequences."""
 
 import torch
 
-from common.nn.rows import HeadRows
+from common.nn.packing import PackedHeads, longest, pack, unpack
 
 MASK = torch.tensor([[True, True, False], [True, False, True], [False, False, True]])
 HEADS, D = 2, 4
 
 
+def test_pack_and_unpack():
+    x = torch.arange(9.0).view(3, 3, 1)
+    packed = pack(x, MASK)
+    assert packed.flatten().tolist() == [0, 1, 3, 5, 8]  # row-major
+    assert torch.equal(unpack(packed, MASK), x * MASK[..., None])
+    assert longest(torch.tensor([[2], [4]]), 9) == 4
+
+
+def test_an_export_keeps_the_padding():
+    """With another number of real elements the exported program gives what the module gives."""
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return unpack(2 * pack(x, mask), mask) + longest(mask.sum(1), mask.shape[1])
+
+    x = torch.rand(3, 3, 2)
+    program = torch.export.export(Doubled(), (x, MASK)).module()
+    other = MASK.clone()
+    other[2, 0] = True
+    real = 2 * x * other[..., None]
+    assert torch.equal(program(x, other), real + 3)  # the limit
+    assert torch.equal(Doubled()(x, other), real + 2)  # the longest
+
+
 def test_split_and_join_by_loops():
     count = int(MASK.sum())
     joint = torch.arange(count * 3 * HEADS * D, dtype=torch.float32).view(count, -1)
-    rows = HeadRows(MASK, HEADS)
+    rows = PackedHeads(MASK, HEADS)
     parts = rows.split(joint)
     assert parts.shape == (3, 3 * HEADS, 3, D)
     places = MASK.nonzero().tolist()
@@ -25,7 +49,7 @@ def test_split_and_join_by_loops():
 def test_gradients_are_those_of_indexing():
     """Padding has no gradient on the way back, whatever its copies got."""
     count = int(MASK.sum())
-    rows, full = HeadRows(MASK, HEADS), HeadRows(torch.ones_like(MASK), HEADS)
+    rows, full = PackedHeads(MASK, HEADS), PackedHeads(torch.ones_like(MASK), HEADS)
     for ways, number in ((rows, count), (full, MASK.numel())):
         context = torch.randn(3 * HEADS, 3, D, requires_grad=True)
         weight = torch.randn(number, HEADS * D)

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# oneDNN's product with what follows it; not in builds without that library.
+from common.nn.cpu.exact import has_parameters, is_exact
+
+# oneDNN's matrix product with the operations after it. Builds without that library lack it.
 _product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-FUSED_ACTIVATIONS = {"gelu": ("gelu", "none"), "relu": ("relu", "")}  # our name -> oneDNN's, and its algorithm
+
+# Activation modules as oneDNN's names and algorithms.
+_FUSED: dict[type[nn.Module], tuple[str, str]] = {nn.GELU: ("gelu", "none"), nn.ReLU: ("relu", "")}
 
 
 def lowered(device: torch.device) -> bool:
-    """Whether bf16 autocast is on for a CPU that computes in it, by a library that has these products."""
+    """Whether bf16 autocast is on for a CPU that computes in bf16, and this build has oneDNN's products."""
     return (
         device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
@@ -29,10 +33,26 @@ def lowered(device: torch.device) -> bool:
     )
 
 
-class Linears:
+def is_fusable(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether FusedLinear may compute the layer: an exact nn.Linear with a bias."""
+    return is_exact(layer, nn.Linear) and has_parameters(layer, "weight", "bias")
+
+
+def fuses_residual(stream: Tensor) -> bool:
+    """Whether FusedLinear adds a residual like `stream` inside the product: in bf16 without gradients."""
+    return stream.dtype == torch.bfloat16 and not torch.is_grad_enabled() and lowered(stream.device)
+
+
+def fuses_activation(stream: Tensor, activation: nn.Module) -> bool:
+    """Whether FusedLinear applies the activation inside the product: as a residual, and where oneDNN knows it."""
+    return fuses_residual(stream) and _onednn_name(activation) is not None
+
+
+class FusedLinear:
     """Linear layers of one input as one product.
 
-    Where it is lowered, weights are cast to bf16 here; without gradients the casts are kept until a weight changes.
+    Under bf16 autocast on a CPU, the weights are cast to bf16 here. Without gradients the casts are kept until a weight
+    changes.
     """
 
     def __init__(self) -> None:
@@ -40,14 +60,19 @@ class Linears:
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def __reduce__(self) -> Any:
-        return Linears, ()  # a copy makes its own casts
+        return FusedLinear, ()  # a copy makes its own casts
 
     def __call__(
-        self, x: Tensor, layers: Sequence[nn.Linear], activation: str = "", residual: Tensor | None = None
+        self,
+        x: Tensor,
+        *layers: nn.Linear,
+        activation: nn.Module | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """x [..., in] -> [..., sum of out].
+        """x [..., in] -> [..., sum of out]. Each layer must be `is_fusable`.
 
-        Where `fuses` says so also the activation, a key of FUSED_ACTIVATIONS, or the sum with `residual` [..., out].
+        activation: applied to the result, where `fuses_activation` allows it. residual: [..., out], added to the
+        result, where `fuses_residual` allows it.
         """
         if not lowered(x.device):
             return F.linear(x, *_joint(layers))
@@ -59,11 +84,12 @@ class Linears:
         assert _product is not None
         if residual is not None:
             return _product.binary(x, residual, weight, bias, "add")
-        return _product(x, weight, bias, *_of_activation(activation))
+        name, algorithm = (activation and _onednn_name(activation)) or ("none", "")
+        return _product(x, weight, bias, name, [], algorithm)
 
     def _casts(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-        if any(p.is_inference() for p in parameters):  # nothing tells whether they changed
+        if any(p.is_inference() for p in parameters):  # inference tensors do not count their changes
             return _joint(layers, dtype)
         key = tuple(number for p in parameters for number in (id(p), p.data_ptr(), p._version))
         if self._kept is None or key != self._key:
@@ -71,18 +97,8 @@ class Linears:
         return self._kept
 
 
-def fuses(stream: Tensor, activation: str = "") -> bool:
-    """Whether Linears computes activation or residual with the product; stream: what the residual is, or like it."""
-    return (
-        stream.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
-        and activation in ("", *FUSED_ACTIVATIONS)
-        and lowered(stream.device)
-    )
-
-
 def flop_formulas() -> dict[Any, Any]:
-    """For torch.utils.flop_counter, which does not know these products."""
+    """Formulas for torch.utils.flop_counter, which does not know these products."""
     return {} if _product is None else {_product: _flops}
 
 
@@ -96,9 +112,11 @@ def _joint(layers: Sequence[nn.Linear], dtype: torch.dtype | None = None) -> tup
     return (weights[0], biases[0]) if len(layers) == 1 else (torch.cat(weights), torch.cat(biases))
 
 
-def _of_activation(name: str) -> tuple[str, list, str]:
-    attribute, algorithm = FUSED_ACTIVATIONS[name] if name else ("none", "")
-    return attribute, [], algorithm
+def _onednn_name(activation: nn.Module) -> tuple[str, str] | None:
+    """Name and algorithm of an exact activation module, None where oneDNN has no counterpart."""
+    if not is_exact(activation, type(activation)) or getattr(activation, "approximate", "none") != "none":
+        return None
+    return _FUSED.get(type(activation))
 
 
 class _Linear(torch.autograd.Function):
@@ -108,7 +126,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         assert _product is not None
-        return _product(x, weight, bias, *_of_activation(""))
+        return _product(x, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
