@@ -21,6 +21,11 @@ CLS, SEP, MASK = 101, 102, 103  # the golden vocabulary's, as in the public one
 Inputs = Mapping[str, Tensor | None]
 
 
+def images_of(batch: Batch) -> Tensor | None:
+    """[B, 3, height, width]: the reference's batches repeat an image that several samples show."""
+    return batch.image if batch.image is None or batch.image_row is None else batch.image[batch.image_row]
+
+
 def to_batch(task: str, t: Inputs, cfg: Config) -> Batch:
     return {"vqa": _vqa, "refcoco": _refcoco, "vcr": _vcr, "pretrain": _pretrain}[task](t, cfg)
 

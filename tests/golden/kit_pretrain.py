@@ -27,6 +27,7 @@ from pretrain.captions import CaptionDataset
 from pretrain.corpus import GeneralCorpus
 from pretrain.dataset import build_dataset
 from pretrain.masking import WordMasker, mask_regions
+from tests.golden.batches import images_of
 from tests.golden.core import Case, Report
 from tests.golden.kit_coco import FEATURE_DIM, clipped_boxes
 
@@ -126,7 +127,7 @@ def _captions(ours: Batch) -> dict[str, Any]:
     labels[wanted] = rows[torch.arange(rows.shape[1]) < wanted.sum(1, keepdim=True)]
     ids = torch.tensor(ours.ids, dtype=torch.float32)[:, None]
     return {
-        "image": ours.image,
+        "image": images_of(ours),
         "boxes": ours.boxes.masked_fill(~ours.box_mask[..., None], -2.0),
         "features": None if ours.features is None else ours.features.masked_fill(~ours.box_mask[..., None], -2.0),
         "im_info": torch.cat([ours.im_info, ids], dim=1),

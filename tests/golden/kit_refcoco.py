@@ -16,6 +16,7 @@ from common.data.collate import collate
 from common.data.sample import Sample
 from refcoco.dataset import RefCOCODataset
 from refcoco.files import DETECTIONS_FILE
+from tests.golden.batches import images_of
 from tests.golden.core import Case
 from tests.golden.kit_coco import linked_coco
 
@@ -74,7 +75,7 @@ def batch(dataset: RefCOCODataset, samples: list[Sample]) -> dict[str, Any]:
     lengths = ours.text_mask.sum(1, keepdim=True) - 2
     expression[torch.arange(expression.shape[1])[None] >= lengths] = 0
     return {
-        "image": ours.image,
+        "image": images_of(ours),
         "boxes": ours.boxes.masked_fill(~ours.box_mask[..., None], -2.0),
         "im_info": ours.im_info,
         "expression": expression,

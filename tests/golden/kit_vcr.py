@@ -12,7 +12,7 @@ from torch import Tensor
 from common.data.collate import collate, pad_stack
 from common.data.sample import Sample
 from common.data.text import align_matrix, block_diagonal
-from tests.golden.batches import CLS, SEP
+from tests.golden.batches import CLS, SEP, images_of
 from tests.golden.core import Case
 from vcr.dataset import VCRDataset
 from vcr.text import Q2A, Query, TaggedToken, replacement_names
@@ -40,7 +40,7 @@ def batch(dataset: VCRDataset, samples: list[Sample]) -> dict[str, Any]:
         first += _persons(sample)
     ours = collate(samples)
     padding = ~ours.box_mask
-    fields: dict[str, Any] = {"image": ours.image}
+    fields: dict[str, Any] = {"image": images_of(ours)}
     for name in items[0]:
         if name == "boxes":
             fields[name] = pad_stack([i[name] for i in items], PAD_BOX)

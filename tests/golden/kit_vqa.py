@@ -9,6 +9,7 @@ import torch
 
 from common.data.collate import collate
 from common.data.sample import Sample
+from tests.golden.batches import images_of
 from tests.golden.core import Case
 from tests.golden.kit_coco import linked_coco
 from vqa.dataset import VQADataset
@@ -43,7 +44,7 @@ def batch(dataset: VQADataset, samples: list[Sample]) -> dict[str, Any]:
     question[torch.arange(question.shape[1])[None] >= lengths] = 0
     padding = ~ours.box_mask[..., None]
     return {
-        "image": ours.image,
+        "image": images_of(ours),
         "boxes": ours.boxes.masked_fill(padding, -2.0),
         "features": None if ours.features is None else ours.features.masked_fill(padding, -2.0),
         "im_info": ours.im_info,
