@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
 
 import pytest
 
-from common.predict.cli import build_parser, predict_main
+from common.predict.cli import PredictorOptions, build_parser, predict_main
+from common.predict.load import load_predictor
 from common.task import load_task
 from tests.tiny import QUESTION
 from vqa.fields import FIELDS
@@ -74,6 +76,16 @@ def test_a_wrong_command_line(arguments):
 def test_what_cannot_be_read_is_one_line(vqa_ckpt, tmp_path, capsys):
     assert run("--ckpt", tmp_path / "none.model", "--image", "a.jpg", "--question", "b") == 1
     assert run("--ckpt", vqa_ckpt, "--input", tmp_path / "none.jsonl") == 1
+
+
+def test_every_flag_arrives_where_it_belongs():
+    flags = {"cfg": "c.yaml", "boxes": "grid:2x2", "encoder": "resnet:r", "labels": "l.txt", "device": "cpu"}
+    flags |= {"ckpt": "m.model", "precision": "bf16"}
+    argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
+    args = build_parser("vqa", FIELDS).parse_args([*argv, "--set", "A=1", "B=2", "--set", "C=3"])
+    options = PredictorOptions.from_args(args, "vqa")
+    assert vars(options) == {**flags, "task": "vqa", "overrides": ["A=1", "B=2", "C=3"]}
+    assert vars(options).keys() == inspect.signature(load_predictor).parameters.keys()
 
 
 @pytest.mark.parametrize("task", ["vqa", "vcr", "refcoco", "pretrain"])

@@ -104,6 +104,13 @@ class TestEncoderRegions:
         inputs.encoder_regions(image, BOXES, blanked=BOXES[1:])
         assert torch.equal(extractor.boxes[0][0], torch.tensor(WHOLE)) and torch.equal(extractor.blanked[0], BOXES[1:])
 
+    def test_with_outlines_the_feature_of_the_store_does_not_count(self):
+        inputs = builder(extractor := Extractor(), source=Stored(torch.zeros(FEATURE_DIM)))
+        image = inputs.images.open(IMAGE)
+        inputs.images.regions(image)
+        _, features = inputs.encoder_regions(image, BOXES, masks=torch.zeros(2, 3, 3))
+        assert extractor.boxes[0][0].tolist() == WHOLE and features[0, :4].tolist() == WHOLE
+
     def test_a_given_feature_of_the_whole_image_is_taken(self):
         inputs = builder(extractor := Extractor())
         _, features = inputs.encoder_regions(inputs.images.open(IMAGE), BOXES, whole=torch.full((FEATURE_DIM,), 5.0))

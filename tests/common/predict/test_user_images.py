@@ -103,6 +103,17 @@ class TestFeatures:
         images.open(second)
         assert images.open(first) is not kept
 
+    def test_what_is_forgotten_is_computed_again(self):
+        images, boxes = UserImages(count := Counting()), torch.tensor([[0.0, 0, 5, 5]])
+        images.region_features(images.open(noise()), boxes)
+        images.forget()
+        images.region_features(images.open(noise()), boxes)
+        assert len(count.asked) == 2 and images.num_extracted == 2
+
+    def test_no_box_has_no_feature(self):
+        images = UserImages(None)
+        assert images.region_features(images.open(noise()), torch.zeros(0, 4)).shape == (0, 2048)
+
     def test_stored_features_need_no_network(self, tmp_path):
         boxes, features = torch.tensor([[1.0, 2, 8, 9], [3, 3, 12, 14]]), torch.rand(2, 2048)
         save_regions(tmp_path / "store", "12", Regions(boxes, features, torch.ones(2048), None, 30, 20))
