@@ -239,5 +239,5 @@ def _check_statistics(case: Case, report: Report, cfg: Any) -> None:
         report.close(f"{part} / {of}", count[part] / count[of], p, 4 * math.sqrt(p * (1 - p) / count[of]), 0)
     dataset = build_dataset(replace(cfg, {"NETWORK.WITH_REL_LOSS": True}), "train")
     assert isinstance(dataset, CaptionDataset)
-    matching = sum(dataset._choose_caption(0, rng)[1] for _ in range(2000))
+    matching = sum(int(dataset.sample(0, rng).targets["relationship_label"]) for _ in range(2000))
     report.close("relationship", matching / 2000, 0.5, 4 * math.sqrt(0.25 / 2000), 0)

@@ -59,6 +59,11 @@ def run(case: Case, report: Report) -> None:
         report.note(SCORE_PADDING)
 
 
+def is_label(name: str) -> bool:
+    """Whether an output is a label, which modules echo from their inputs."""
+    return "label" in name and "logits" not in name
+
+
 def _forwards(case: Case, model: nn.Module, cfg: Config, all_positions: bool) -> Forwards:
     prepare(model, all_positions)
     found = Forwards({}, {}, {})
@@ -85,8 +90,7 @@ def _compare_stored(case: Case, report: Report, found: Forwards, atol: float) ->
         "train": reference_outputs(found.train, inputs),
     }
     for output in case.outputs:
-        is_label = "label" in output.name and "logits" not in output.name  # echoed from the inputs
-        report.output(output, got[output.mode], atol, exact=is_label)
+        report.output(output, got[output.mode], atol, exact=is_label(output.name))
     if "grad_norm" in case.json:
         check_gradients(case, report, found.gradients)
 
@@ -95,15 +99,18 @@ def _compare_paths(report: Report, fast: Forwards, want: Forwards, atol: float) 
     """The optimised path may differ from the plain one by no more than that may differ from the reference."""
     for mode in ("eval", "train"):
         values = getattr(fast, mode)
-        for name, value in _labelled(getattr(want, mode)).items():
+        for name, value in labelled(getattr(want, mode)).items():
             report.close(f"{mode}.{name}", values[name], value, atol)
     norms = {name: norm for name, norm in want.gradients.items() if norm is not None}
     compare_norms(report, fast.gradients, norms)
 
 
-def _labelled(values: Values) -> Values:
-    """Logits and losses, of the pretraining heads the logits of labelled positions, where alone they need to run."""
-    found = {name: value for name, value in values.items() if "label" not in name or "logits" in name}
+def labelled(values: Values) -> Values:
+    """Outputs that both paths compute.
+
+    Of the pretraining heads those are the logits of labelled positions. Labels and choices (pred_boxes) are no numbers.
+    """
+    found = {name: value for name, value in values.items() if not is_label(name) and name != "pred_boxes"}
     for name in [name for name in found if name.startswith(("mlm_logits", "mvrc_logits"))]:
         logits, label = found.pop(name), values.get(name.replace("logits", "label"))
         if label is not None:

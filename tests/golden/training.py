@@ -21,17 +21,29 @@ from tests.golden.accuracies import Accuracies
 from tests.golden.batches import to_batch
 from tests.golden.core import Case, Report
 from tests.golden.models import case_config, plain, task_builder, without_dropout
-from tests.golden.tasks import FAST, SCORE_PADDING, eval_inputs, outputs, prepare, reference_outputs
+from tests.golden.tasks import (
+    FAST,
+    SCORE_PADDING,
+    eval_inputs,
+    is_label,
+    labelled,
+    outputs,
+    prepare,
+    reference_outputs,
+)
 
 LIMITS = {"out.total_norm": 1e-3, "param_l2": 1e-4, "param_delta_l2": 1e-3}  # relative, where a case states none
 LIMIT = 1e-4  # of everything else
+# How far the optimised path may drift from the plain one, relative, in up to 120 updates. @@
+DRIFT = {"loss": 1e-2, "total_norm": 0.2, "l2": 1e-3, "delta_l2": 1e-2, "eval": 2e-2}
 
 
 @dataclass
 class Run:
     """losses, rates and parts: of each iteration. norms: of each update, before clipping.
 
-    l2, moved: of each parameter at the end, its norm and that of its change. eval: outputs on the first batch.
+    l2, moved: of each parameter at the end, its norm and that of its change. eval: outputs of the trained model on the
+    first batch.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -106,18 +118,16 @@ def _train(case: Case, model: nn.Module, cfg: Config, plan: RunPlan, accuracies:
         value = p.detach().double()
         found.l2[name], found.moved[name] = float(value.norm()), float((value - start[name]).norm())
     if "eval_call" in case.json:
-        found.eval = _evaluate(case, model, cfg)
+        if hasattr(model, "all_positions"):
+            model.all_positions = accuracies is not None
+        model.eval()
+        with torch.no_grad():
+            found.eval = outputs(model(to_batch(case.json["task"], _eval_inputs(case), cfg)))
     return found
 
 
-def _evaluate(case: Case, model: nn.Module, cfg: Config) -> dict[str, Any]:
-    """Outputs of the trained model on the first batch, by the reference's names."""
-    inputs = eval_inputs(case.json, _batch_inputs(case, 0))
-    if hasattr(model, "all_positions"):
-        model.all_positions = True
-    model.eval()
-    with torch.no_grad():
-        return reference_outputs(outputs(model(to_batch(case.json["task"], inputs, cfg))), inputs)
+def _eval_inputs(case: Case) -> dict[str, Any]:
+    return eval_inputs(case.json, _batch_inputs(case, 0))
 
 
 def _batch_inputs(case: Case, index: int) -> dict[str, Tensor | None]:
@@ -127,11 +137,11 @@ def _batch_inputs(case: Case, index: int) -> dict[str, Tensor | None]:
 
 def _compare_stored(case: Case, report: Report, found: Run) -> None:
     limits = LIMITS | case.json.get("tolerance", {})
+    evaluated = reference_outputs(found.eval, _eval_inputs(case)) if found.eval else {}
     for output in case.outputs:
         limit = limits.get(output.array, LIMIT)
         if output.mode == "eval":
-            is_label = "label" in output.name and "logits" not in output.name  # echoed from the inputs
-            report.output(output, found.eval, limit, 0, exact=is_label)
+            report.output(output, evaluated, limit, 0, exact=is_label(output.name))
         elif output.name == "lr":
             report.close(output.array, found.rates, output.want, 1e-9, 0)
         else:
@@ -144,16 +154,13 @@ def _compare_stored(case: Case, report: Report, found: Run) -> None:
 
 
 def _compare_paths(report: Report, fast: Run, want: Run) -> None:
-    """Rounding grows in a run. Bounds: see DRIFT."""
-    for name in ("loss", "total_norm", *(f"component.{k}" for k in want.parts[0])):
-        report.close(name, fast.series(name), want.series(name), 1e-6, DRIFT)
+    """Rounding grows from update to update, so the bounds are those of DRIFT, not those of the stored numbers."""
+    for name in ("loss", *(f"component.{k}" for k in want.parts[0])):
+        report.close(name, fast.series(name), want.series(name), 1e-3, DRIFT["loss"])
+    report.close("total_norm", fast.norms, want.norms, 1e-3 * max(want.norms, default=0), DRIFT["total_norm"])
     for name in want.l2:
         if not name.endswith("key.bias"):
-            report.close(f"{name} l2", fast.l2[name], want.l2[name], 0, DRIFT)
-            report.close(f"{name} delta_l2", fast.moved[name], want.moved[name], 1e-12, DRIFT)
-    for name, value in want.eval.items():
-        if value is not None and "logits" in name:
-            report.close(f"eval.{name}", fast.eval[name], value, DRIFT, DRIFT)
-
-
-DRIFT = 1e-3
+            report.close(f"{name} l2", fast.l2[name], want.l2[name], 0, DRIFT["l2"])
+            report.close(f"{name} delta_l2", fast.moved[name], want.moved[name], 1e-9, DRIFT["delta_l2"])
+    for name, value in labelled(want.eval).items():
+        report.close(f"eval.{name}", fast.eval[name], value, DRIFT["eval"], DRIFT["eval"])

@@ -1,4 +1,4 @@
-"""Captures and the page around them."""
+"""Captures, and the report page that holds them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from common.predict.prediction import Prediction, Slot
+from tests.paths import ROOT
 from tests.tiny import QUESTION
 from viz.attention import main
-from viz.capture import SCALE, make_capture
+from viz.capture import make_capture
 from viz.report import render_report
 
 
@@ -24,16 +25,23 @@ def prediction(layers: int, heads: int, slots: int) -> Prediction:
     return Prediction([], [], [], (640, 480), sequence, attention=attention)
 
 
+def viewer_scale() -> int:
+    """The divisor by which the viewer decodes a weight."""
+    (scale,) = re.findall(r"getUint16\(.*?\) / (\d+)", (ROOT / "viz/static/viewer.js").read_text())
+    return int(scale)
+
+
 def weights(capture: dict) -> np.ndarray:
+    """[layers, heads, size, size], decoded as the viewer does."""
     numbers = np.frombuffer(base64.b64decode(capture["attention"]), "<u2")
-    return numbers.reshape(capture["layers"], capture["heads"], capture["size"], capture["size"]) / SCALE
+    return numbers.reshape(capture["layers"], capture["heads"], capture["size"], capture["size"]) / viewer_scale()
 
 
 def test_weights_survive_the_capture():
     shown = prediction(2, 3, 7)
     capture = make_capture(shown, None, "title")
-    assert np.abs(weights(capture) - shown.attention.numpy()).max() <= 0.5 / SCALE + 1e-7
-    assert np.abs(weights(capture).sum(-1) - 1).max() < 7 / SCALE
+    assert np.abs(weights(capture) - shown.attention.numpy()).max() <= 0.5 / 65535 + 1e-7
+    assert np.abs(weights(capture).sum(-1) - 1).max() < 7 / 65535
 
 
 def test_needs_attention():
