@@ -315,7 +315,7 @@ def _language_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
 
 def _backbone_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
     network, extractor = cfg.NETWORK, getattr(model, "image_feature_extractor", None)
-    if not isinstance(extractor, FastRCNN) or network.IMAGE_FEAT_PRECOMPUTED:
+    if extractor is None or network.IMAGE_FEAT_PRECOMPUTED:
         return None
     if backbone := backbone_path(cfg):
         return load_backbone(extractor, backbone)

@@ -20,9 +20,11 @@ NUMBER = {"atol": 0.0, "rtol": 1e-9}  # of a config, where learning rates are as
 
 def run(case: Case, report: Report) -> None:
     if case.json.get("class") == "AdamW":
-        adamw(case, report)
+        for fused in (False, True):
+            adamw(case, report, fused)
     elif "max_norms" in case.json:
-        clipping(case, report)
+        for fused in (False, True):
+            clipping(case, report, fused)
     elif "schedules" in case.json:
         schedules(case, report)
     elif "rows" in case.json:
@@ -31,8 +33,11 @@ def run(case: Case, report: Report) -> None:
         raise ValueError(f"unknown optimizer case {case.name}")
 
 
-def adamw(case: Case, report: Report) -> None:
-    """A trajectory; the last parameter is in a second group with its own lr, and one gradient is None once."""
+def adamw(case: Case, report: Report, fused: bool) -> None:
+    """A trajectory, by the formula or by the kernel.
+
+    The last parameter is in a second group with its own lr, and one gradient is None once.
+    """
     arguments, text = case.json["arguments"], case.json["param_groups"]
     inputs = case.tensors()
     params = [nn.Parameter(tensor) for name, tensor in inputs.items() if name.startswith("param")]
@@ -40,26 +45,26 @@ def adamw(case: Case, report: Report) -> None:
     mult = _find(r"last parameter with lr\*([\d.]+)", text)[0]
     absent_param, absent_step = (int(x) for x in _find(r"param(\d+) has grad None at step index (\d+)", text))
     groups = [{"params": params[:-1]}, {"params": params[-1:], "lr": arguments["lr"] * float(mult)}]
-    optimizer = AdamW(groups, **{**arguments, "betas": tuple(arguments["betas"])})
+    optimizer = AdamW(groups, **{**arguments, "betas": tuple(arguments["betas"])}, fused=fused)
     for k in range(case.json["steps"]):
         for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
             param.grad = None if (i, k) == (absent_param, absent_step) else grad[k].clone()
         optimizer.step()
         for i, param in enumerate(params):
-            report.close(f"param{i}[{k}]", param, case.array(f"out.param{i}")[k])
+            report.close(f"param{i}[{k}] {fused=}", param, case.array(f"out.param{i}")[k])
     for i, param in enumerate(params):
         for moment in ("exp_avg", "exp_avg_sq"):
-            report.close(f"{moment}{i}", optimizer.state[param][moment], case.array(f"out.{moment}{i}"))
+            report.close(f"{moment}{i} {fused=}", optimizer.state[param][moment], case.array(f"out.{moment}{i}"))
 
 
-def clipping(case: Case, report: Report) -> None:
-    """Our one clip function against the framework's results and those of the original's helper."""
+def clipping(case: Case, report: Report, fused: bool) -> None:
+    """Our clip function, with either norm, against the framework's results and those of the original's helper."""
     for max_norm in case.json["max_norms"]:
         params = []
         for grad in case.tensors().values():
             params.append(nn.Parameter(torch.zeros_like(grad)))
-            params[-1].grad = grad
-        total = clip_grad_norm(params, max_norm)
+            params[-1].grad = grad.clone()
+        total = clip_grad_norm(params, max_norm, fused)
         report.close(f"{max_norm:g}.total_norm", total, case.array(f"out.{max_norm:g}.total_norm"))
         for prefix in ("", "helper."):
             for i, param in enumerate(params):

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.config import load_config, replace
 from common.data.collate import collate
 from common.data.sample import Batch, Sample
+from common.errors import CheckpointError, ConfigError
 from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN, RegionOutput
 from common.nn.heads import build_classifier
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining, VLBertSizes
@@ -263,7 +264,7 @@ class TestExclusiveSwitches:
         ],
     )
     def test_combinations_that_cannot_work(self, cfg, key, value, text):
-        with pytest.raises(ValueError, match=text):
+        with pytest.raises(ConfigError, match=text):
             build_model(replace(cfg, {key: value}))
 
 
@@ -326,7 +327,7 @@ class TestFromPretraining:
         assert torch.equal(model.vlbert._module.token_type_embeddings.weight, types)
 
     def test_a_checkpoint_without_segments_is_an_error(self):
-        with pytest.raises(ValueError, match=f"PARTIAL_PRETRAIN_SEGMB_INIT.* no {TOKEN_TYPES}"):
+        with pytest.raises(CheckpointError, match=f"PARTIAL_PRETRAIN_SEGMB_INIT.* no {TOKEN_TYPES}"):
             self.adapt(segment_b=True)(
                 {f"{RELATIONSHIP}.weight": torch.zeros(2, 8), f"{RELATIONSHIP}.bias": torch.zeros(2)}
             )

@@ -56,7 +56,9 @@ def _signal_to_one(rank: int, folder: Path) -> None:
         trainer.fit()
     assert stopped.value.signum == signal.SIGTERM and trainer.position.step == 3
     distributed.barrier()
-    assert load_file(latest_path(folder, PREFIX))["run"]["position"]["step"] == 3
+    saved = load_file(latest_path(folder, PREFIX))
+    assert saved["run"]["position"]["step"] == 3
+    assert saved["state_dict"].keys() == {"linear.weight", "linear.bias"}  # without the wrapper of two processes
 
 
 def _nan_on_one(rank: int, folder: Path) -> None:

@@ -238,12 +238,6 @@ class TestContent:
         assert content["validation_monitor"] == {"best_epoch": -1, "best_val": -1.0}
         assert content["optimizer"]["param_groups"][0]["initial_lr"] == 0.1
 
-    def test_a_wrapped_model_is_saved_without_the_wrapper(self, tmp_path):
-        trainer = toy_trainer(tmp_path)
-        trainer.model = Wrapper(trainer.model)
-        assert trainer.state_dict()["state_dict"].keys() == trainer.module.state_dict().keys()
-        assert "linear.weight" in trainer.state_dict()["state_dict"]
-
     @pytest.mark.parametrize("monitor", [True, False])
     def test_a_file_of_the_original_resumes(self, tmp_path, monitor):
         """It has no position: the epoch is in its name, the learning rate of the run stays ours (spec 03 §15 no. 5)."""
@@ -274,11 +268,3 @@ class TestContent:
         assert torch.equal(momentum, next(iter(first.optimizer.state.values()))["momentum_buffer"])
         trainer.fit()
         assert trainer.position.epoch == 5 and trainer.position.updates == 12
-
-
-class Wrapper(nn.Module):
-    """As DistributedDataParallel: the model under `module`."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module

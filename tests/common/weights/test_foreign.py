@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining, BertModel
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.nn.bert import PredictionHeadTransform
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import (
@@ -351,7 +351,7 @@ class TestPrefixes:
         assert list(rename_prefixes({"a.b": torch.zeros(1), "c": torch.zeros(1)}, ["a.->", "c->c"])) == ["b", "c"]
 
     def test_a_rule_without_an_arrow_is_named(self):
-        with pytest.raises(ValueError, match="PARTIAL_PRETRAIN_PREFIX_CHANGES: 'a=b'"):
+        with pytest.raises(ConfigError, match="PARTIAL_PRETRAIN_PREFIX_CHANGES: 'a=b'"):
             rename_prefixes({}, ["a=b"])
 
 
@@ -362,6 +362,10 @@ class Holder(nn.Module):
         super().__init__()
         self.vlbert = VisualLinguisticBert(sizes(**changes))
         self.final_mlp = nn.Linear(HIDDEN, 3)
+
+    @property
+    def language_model(self) -> VisualLinguisticBert:
+        return self.vlbert
 
 
 class TestPartial:
@@ -448,7 +452,7 @@ class TestInitialWeights:
             "IMAGE_RANDOM_INIT": False,
             "PARTIAL_PRETRAIN": "",
             "PARTIAL_PRETRAIN_PREFIX_CHANGES": (),
-            "VLBERT": SimpleNamespace(from_scratch=False),
+            "VLBERT": {"from_scratch": False},
         }
         return SimpleNamespace(NETWORK=SimpleNamespace(**values | network))
 
@@ -482,8 +486,34 @@ class TestInitialWeights:
             load_initial_weights(self.model(True), self.config(tmp_path, **allowed, IMAGE_FEAT_PRECOMPUTED=True)) == []
         )
 
+    def test_the_task_names_its_language_model(self, language, tmp_path):
+        """Whatever the attribute of the module is."""
+        torch.save(language, tmp_path / "pytorch_model.bin")
+
+        class Renamed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nn.ModuleDict({"bert": VisualLinguisticBert(sizes())})
+
+            @property
+            def language_model(self) -> nn.Module:
+                return self.inner["bert"]
+
+        model = Renamed()
+        (report,) = load_initial_weights(model, self.config(tmp_path))
+        query = "bert.encoder.layer.0.attention.self.query.weight"
+        assert torch.equal(model.inner["bert"].encoder.layer[0].attention.self.query.weight, language[query])
+        assert "word_embeddings.weight" in report.loaded
+
+    def test_a_wrong_language_model(self, language, tmp_path):
+        torch.save(language, tmp_path / "pytorch_model.bin")
+        model = nn.Module()
+        model.language_model = nn.Linear(2, 2)
+        with pytest.raises(TypeError, match="Module.language_model is a Linear"):
+            load_initial_weights(model, self.config(tmp_path))
+
     def test_from_scratch_reads_no_language_weights(self, tmp_path):
-        cfg = self.config(tmp_path, VLBERT=SimpleNamespace(from_scratch=True))
+        cfg = self.config(tmp_path, VLBERT={"from_scratch": True})
         assert load_initial_weights(self.model(), cfg) == []
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
