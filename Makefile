@@ -1,4 +1,4 @@
-# Everything runs from a bare machine with Python >= 3.10: each target first makes .venv and installs into it.
+# Needs Python >= 3.10 only: each target first makes .venv and installs the requirements there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,29 +14,30 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-# Generates a small world of coloured shapes, trains VL-BERT on questions about it, prints its accuracy.
+# Generates a synthetic world of coloured shapes, trains VL-BERT on VQA in it, prints the accuracy.
 demo: setup
 	$(BIN)/python scripts/demo_vqa.py
 
-# A page to ask the demo's model about any picture, and to see its attention: http://127.0.0.1:8000/
+# Serves a page that answers questions about an image with the model of the demo and shows its attention, at
+# http://127.0.0.1:8000/
 serve: setup
 	$(BIN)/python -m viz.serve --ckpt output/scenes/scenes/train2014_train/vl-bert_scenes-best.model
 
-# The same world: choosing answers and the reasons for them, and finding what an expression means.
+# The same world: VCR (answers and rationales), and RefCOCO+ (referring expressions).
 demo-vcr: setup
 	$(BIN)/python scripts/demo_vcr.py
 
 demo-refcoco: setup
 	$(BIN)/python scripts/demo_refcoco.py
 
-# Captions and text first, then a few questions, beside a fresh start.
+# Pretrains on captions and text, then trains on a few questions, with and without the pretrained weights.
 demo-pretrain: setup
 	$(BIN)/python scripts/demo_pretrain.py
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
 
-# Report and live page in a real browser; Chromium comes from the system's packages.
+# Tests the report and the live page in a browser. Installs Chromium with apt-get if there is none.
 test-browser: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	command -v chromium chromium-browser google-chrome || apt-get install -y chromium || sudo apt-get install -y chromium
@@ -45,7 +46,7 @@ test-browser: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Reference numbers: make golden GOLDEN=<folder> (a folder with the layout of tests/golden/cases).
+# Compares with reference numbers: make golden GOLDEN=<folder> (a folder with the layout of tests/golden/cases).
 GOLDEN ?= tests/golden/cases
 golden: setup
 	$(BIN)/python -m tests.golden $(GOLDEN)

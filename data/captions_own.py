@@ -1,17 +1,17 @@
-"""Training files of pretraining from one's own images and captions.
+"""Files for pretraining from the user's own images and captions.
 
     python -m data.captions_own --captions mine.jsonl --out data/mine --split train --boxes coco:instances.json
 
-Input: a JSON object a line, {"image": "images/a.jpg", "caption": "A dog, running."}. The path is relative to the
-file; the caption is a text or a list of words. An image may come with several captions, a line each.
+Input: a JSON object a line, {"image": "images/a.jpg", "caption": "A dog, running."}. The path is relative to the file.
+The caption is a text or a list of words. An image with several captions has several lines.
 
-Output, a folder for DATASET_PATH: `<split>_image/<8 digits>.jpg` (a copy of each image, named by the line it first
-comes in, counted from 0), `<split>.json`, `<split>_frcnn.json`, and where --boxes says where boxes are from, region
-files `<split>_boxes/<8 digits>.json` with boxes and class scores. From those data.extract_features makes
-`<split>_frcnn` with features; the command is printed at the end. Training from pixels needs no features: with
---complete the region files are written to `<split>_frcnn` as they are. A run that was stopped goes on where it was.
+Output, a folder for DATASET_PATH: `<split>_image/<8 digits>.jpg` (a copy of each image, named by its first line,
+counted from 0), `<split>.json`, `<split>_frcnn.json`, and with --boxes the region files `<split>_boxes/<8 digits>.json`
+with boxes and class scores. data.extract_features then makes `<split>_frcnn` with features; the command is printed at
+the end. Training from pixels needs no features: --complete writes the region files to `<split>_frcnn`. The same command
+continues a stopped run.
 
-Exit status: 0; 1 where images were left out (--skip-bad); 2 where input has to be mended first.
+Exit status: 0; 1 if images were left out (--skip-bad); 2 for an error in the input.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--boxes", help="coco:INSTANCES.json  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  grid:ROWSxCOLUMNS"
     )
     add_detector_arguments(parser)
-    parser.add_argument("--device", help="of a detector (default: cuda where there is one)")
+    parser.add_argument("--device", help="of a detector (default: cuda if there is a GPU)")
     parser.add_argument("--complete", action="store_true", help="region files need no features: write <split>_frcnn")
     parser.add_argument("--link", action="store_true", help="hard links in place of copies of the images")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")

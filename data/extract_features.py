@@ -5,8 +5,8 @@
     python -m data.extract_features --pack STORE --out NAME.packed [--dtype float16]
     python -m data.extract_features --unpack NAME.packed --out DIR
 
-A run that was stopped goes on where it was: images whose file is there and valid are skipped. An image that cannot
-be read is reported, left out and makes the exit code 1. `<out>.info.json` records the settings and the outcome.
+The same command continues a stopped run: images with a valid region file are skipped. An image that cannot be read is
+reported and left out, and the exit code is 1. `<out>.info.json` records the settings and the outcome.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 all well, 1 some images failed or have problems, 2 nothing could be done."""
+    """Returns the exit code: 0, 1 if images failed or have problems, 2 for an error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _parser().parse_args(argv)
     try:
@@ -90,16 +90,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--packed", action="store_true", help="also write <out>.packed at the end")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of features in a packed store")
     parser.add_argument("--weights", help="ResNet weights, e.g. resnet101-pt-vgbua-0000.model")
-    parser.add_argument("--random-weights", action="store_true", help="do without weights; features mean nothing")
+    parser.add_argument("--random-weights", action="store_true", help="run without weights; the features mean nothing")
     parser.add_argument("--layers", type=int, choices=(50, 101, 152), default=101)
     parser.add_argument("--no-dilated", action="store_true", help="C5 with stride 2 (IMAGE_C5_DILATED false)")
     parser.add_argument("--stride-in-3x3", action="store_true", help="IMAGE_STRIDE_IN_1x1 false")
     parser.add_argument("--scales", type=int, nargs=2, default=(600, 1000), help="shorter, longest side in pixels")
     add_detector_arguments(parser)
-    parser.add_argument("--batch", type=int, default=1, help="images at a time; above 1 edges change a little")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="images in a forward pass; above 1 the features near image borders change a little",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network")
-    parser.add_argument("--device", help="of the network (default: cuda where there is one)")
+    parser.add_argument("--device", help="of the network (default: cuda if there is a GPU)")
     parser.add_argument("--limit", type=int, help="only the first N images")
     return parser
 

@@ -21,8 +21,11 @@ from common.cli import add_config_arguments, find_place, guarded, load_run_confi
 from common.config import Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from common.data.sample import Batch, ModelOutput
     from common.weights.loaded import Loaded
+    from pretrain.captions import CaptionDataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,59 +76,80 @@ def load_model(cfg: Config) -> Loaded:
 
 
 def write_dataset(cfg: Config, loaded: Loaded, folder: Path) -> int:
-    """Maps of the val split, of several data sets the first; every process does its part. Returns how many."""
+    """Writes the maps of the val split, of the first of several data sets. Every process does its part.
+
+    Returns the number of maps that this process wrote.
+    """
     from common import distributed
     from common.data.loader import BatchLoader
-    from common.errors import ConfigError
     from common.nn.recording import recorded
-    from common.predict.prediction import region_names, sequence_slots
     from common.train.evaluator import evaluate
-    from pretrain.captions import CaptionDataset, Subset
+    from pretrain.captions import Subset
+
+    dataset = _captions(cfg)
+    todo = _without_map(dataset, folder)
+    if not todo:
+        return 0
+    batch_size = cfg.VAL.BATCH_IMAGES
+    loader = BatchLoader(
+        Subset(dataset, todo),
+        batch_size if isinstance(batch_size, int) else batch_size[0],
+        num_workers=min(cfg.NUM_WORKERS_PER_GPU, len(todo)),
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+    )
+    written = 0
+    with recorded(loaded.model) as passes:
+
+        def write(output: ModelOutput, batch: Batch) -> list[Any]:
+            nonlocal written
+            attention = passes.pop().attention
+            assert attention is not None, "it was recorded"
+            written += _save_batch(dataset, batch, attention, folder)
+            return []
+
+        evaluate(loaded.model, loader, loaded.device, loaded.precision, to_records=write, title="attention maps")
+    return written
+
+
+def _captions(cfg: Config) -> CaptionDataset:
+    """The captions of the val split. Raises ConfigError where the first data set has none."""
+    from common.errors import ConfigError
+    from pretrain.captions import CaptionDataset
     from pretrain.task import TASK
 
     datasets = TASK.build_dataset(cfg, "val")
     dataset = datasets if not isinstance(datasets, list) else datasets[0]
     if not isinstance(dataset, CaptionDataset):
         raise ConfigError("DATASET: expected captions with regions, coco_captions or conceptual_captions, first")
-    batch_size = cfg.VAL.BATCH_IMAGES
-    # Several captions of an image share its file: the first one stands for it.
+    return dataset
+
+
+def _without_map(dataset: CaptionDataset, folder: Path) -> list[int]:
+    """The indices of the captions that still need a map. An image has one map, that of its first caption."""
     first = {dataset.image_id(i): i for i in reversed(range(len(dataset)))}
-    todo = sorted(i for name, i in first.items() if not map_path(folder, name).is_file())
-    if not todo:
-        return 0
-    rest = Subset(dataset, todo)
-    loader = BatchLoader(
-        rest,
-        batch_size if isinstance(batch_size, int) else batch_size[0],
-        num_workers=min(cfg.NUM_WORKERS_PER_GPU, len(rest)),
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-    )
-    tokenizer = dataset.settings.tokenizer
-    pieces = {i: piece for piece, i in tokenizer.vocab.items()}
-    written: list[str] = []
+    return sorted(i for name, i in first.items() if not map_path(folder, name).is_file())
 
-    with recorded(loaded.model) as passes:
 
-        def write(output: ModelOutput, batch: Batch) -> list[Any]:
-            attention = passes.pop().attention
-            assert attention is not None, "it was recorded"
-            boxes = (batch.boxes / batch.im_info[:, None, [2, 3, 2, 3]]).cpu()
-            for row, index in enumerate(batch.ids):
-                tokens = batch.text_ids[row, : int(batch.text_mask[row].sum())].tolist()
-                count = int(batch.box_mask[row].sum())
-                names = region_names(count, dataset.settings.image_box)
-                slots = sequence_slots([pieces[t] for t in tokens], names)
-                maps = [layer[row, :, : len(slots), : len(slots)] for layer in attention]
-                name, text = dataset.image_id(int(index)), dataset.caption(int(index))
-                size = (batch.im_info[row, :2] / batch.im_info[row, 2:4]).round().int().tolist()
-                path = dataset.image_path(int(index))
-                save_map(folder, name, maps, slots, boxes[row, :count].tolist(), names, text, path, size)
-                written.append(name)
-            return []
+def _save_batch(dataset: CaptionDataset, batch: Batch, attention: Sequence[Tensor], folder: Path) -> int:
+    """Writes a map for each sample of a batch, without its padding. attention: [B, heads, S, S] of each layer.
 
-        evaluate(loaded.model, loader, loaded.device, loaded.precision, to_records=write, title="attention maps")
-    return len(written)
+    Returns the number of maps.
+    """
+    from common.predict.prediction import region_names, sequence_slots
+
+    pieces = {i: piece for piece, i in dataset.settings.tokenizer.vocab.items()}
+    boxes = (batch.boxes / batch.im_info[:, None, [2, 3, 2, 3]]).cpu()  # [B, R, 4] in pixels of the original image
+    for row, index in enumerate(map(int, batch.ids)):
+        tokens = batch.text_ids[row, : int(batch.text_mask[row].sum())].tolist()
+        count = int(batch.box_mask[row].sum())
+        names = region_names(count, dataset.settings.image_box)
+        slots = sequence_slots([pieces[t] for t in tokens], names)
+        maps = [layer[row, :, : len(slots), : len(slots)] for layer in attention]
+        name, text, image = dataset.image_id(index), dataset.caption(index), dataset.image_path(index)
+        size = (batch.im_info[row, :2] / batch.im_info[row, 2:4]).round().int().tolist()
+        save_map(folder, name, maps, slots, boxes[row, :count].tolist(), names, text, image, size)
+    return len(batch.ids)
 
 
 def write_own(cfg: Config, loaded: Loaded, inputs: Path, boxes: str | None, folder: Path) -> int:

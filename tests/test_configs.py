@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from easydict import EasyDict
 
 from common.config import default_config, load_config
 from common.inference import load_predictor
@@ -83,3 +84,9 @@ def test_a_checkpoint_that_names_the_old_module_of_region_features_loads(vqa_ckp
         predictor = load_predictor(tmp_path / f"{module}.model", device="cpu")
         answers[module] = predictor(image, question="what color is the circle?").answers
     assert answers["data.scene_regions"] == answers["data.scenes.regions"]
+
+
+def test_a_config_is_an_easydict():
+    """Code of the 2020 release takes one."""
+    cfg = load_config("vqa", CFGS / FILES[-1])
+    assert isinstance(cfg, EasyDict) and isinstance(cfg.NETWORK.VLBERT, EasyDict)

@@ -1,1 +1,1 @@
-"""Captions with images: the download of a table of addresses, and one's own files."""
+"""Captions with images: the download of a table of addresses, and the user's own files."""

@@ -1,11 +1,11 @@
-"""The images of a table of captions and addresses, such as Conceptual Captions.
+"""Download of the images of a table of captions and addresses, such as Conceptual Captions.
 
     python -m data.captions_download --tsv Train_GCC-training.tsv --out data/conceptual-captions --split train
 
-Writes `<split>_image/<row, 8 digits>.jpg`, and at the end `<split>.json` and `<split>_frcnn.json` for what is there.
-`<split>_download.jsonl` remembers every image: a run that was stopped in any way goes on where it was, and asks for
-nothing twice. `<split>_download_report.json` counts what was lost, by reason. Ctrl-C or SIGTERM end the run in order.
-Exit status: 0 when all rows were tried, however many are lost; 128 + signal; 2 where nothing can be done.
+Writes `<split>_image/<line of the table, 8 digits>.jpg`, and at the end `<split>.json` and `<split>_frcnn.json` for the
+images that are there. `<split>_download.jsonl` has the outcome of every image: the same command continues a stopped run
+and requests no image twice. `<split>_download_report.json` counts the lost images by reason. Ctrl-C and SIGTERM end the
+run in order. Exit status: 0 if all lines were tried, however many images are lost; 128 + signal; 2 for an error.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ from data.captions.manifest import (
     Manifest,
     address_sum,
 )
-from data.captions.table import Row, count_rows, read_table
+from data.captions.table import TableLine, count_rows, read_table
 
 NOT_TRIED = "not tried"
 MALFORMED = "malformed row"
-SHOWN = 20  # malformed rows that are named on the screen; the report has more
+SHOWN = 20  # malformed lines that are printed; the report has more
 LISTED = 1000
-POLL = 0.2  # seconds until a signal or a due attempt is noticed
-AHEAD = 10_000  # rows that may wait for their host
+POLL = 0.2  # seconds between two looks at signals and due attempts
+AHEAD = 10_000  # jobs that may wait for their host
 
 
 @dataclass
 class Job:
-    """One image to get. tries: how often it was asked for already."""
+    """One image to download. tries: the number of requests so far."""
 
-    row: Row
+    row: TableLine
     tries: int = 0
 
     @property
@@ -80,9 +80,10 @@ class Job:
 
 
 class Jobs:
-    """Jobs in the order of the table, with at most `per_host` at a time for a host, and later ones for those that wait.
+    """Jobs in the order of the table, at most `per_host` of a host at a time. Jobs of other hosts overtake waiting
+    jobs.
 
-    take() gives None where nothing can be done now. Every job taken goes back by done(), or by again().
+    take() returns None if no job can start now. The caller ends every job that it took by done() or again().
     """
 
     def __init__(self, source: Iterator[Job], per_host: int, ahead: int = AHEAD) -> None:
@@ -90,7 +91,7 @@ class Jobs:
         self._active: Counter[str] = Counter()
         self._waiting: defaultdict[str, deque[Job]] = defaultdict(deque)
         self._num_waiting = 0
-        self._free: deque[str] = deque()  # hosts with a job waiting that got a free place
+        self._free: deque[str] = deque()  # hosts with a waiting job and a free place
         self._later: list[tuple[float, int, Job]] = []
 
     def take(self, now: float) -> Job | None:
@@ -111,23 +112,23 @@ class Jobs:
         self._active[job.host] -= 1
         if self._waiting[job.host]:
             self._free.append(job.host)
-        else:  # there are a great many hosts
+        else:  # there are millions of hosts
             del self._waiting[job.host]
             if not self._active[job.host]:
                 del self._active[job.host]
 
     def again(self, job: Job, when: float) -> None:
-        """Instead of done: the job comes once more, not before `when`."""
+        """Ends an attempt and queues the job again, not before the time `when`."""
         self.done(job)
         heapq.heappush(self._later, (when, job.row.number, job))
 
     @property
     def is_waiting(self) -> bool:
-        """Whether some of them cannot start yet; after take() gave None."""
+        """Whether jobs are left that cannot start yet. Valid after take() returned None."""
         return bool(self._num_waiting or self._later)
 
     def _start(self, job: Job) -> Job | None:
-        """The job, if its host has a free place; else it waits."""
+        """Returns the job if its host has a free place. Otherwise the job waits."""
         if self._active[job.host] >= self._per_host:
             self._waiting[job.host].append(job)
             self._num_waiting += 1
@@ -138,9 +139,9 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Settings:
-    """threads: images at a time. per_host: of those, from one host. tries: attempts for each image.
+    """threads: images at a time. per_host: images of one host at a time. tries: attempts for each image.
 
-    backoff: seconds before the second attempt, doubled for each further one. offline: only look at what is there.
+    backoff: seconds before the second attempt, doubled for each further one. offline: no requests, only files on disk.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -152,11 +153,11 @@ class Settings:
 
 
 def get_images(
-    source: Iterator[Job], path_of: Callable[[Row], Path], settings: Settings, stop: Event
+    source: Iterator[Job], path_of: Callable[[TableLine], Path], settings: Settings, stop: Event
 ) -> Iterator[Entry]:
-    """What becomes of each job, in no particular order; ends early, in order, once `stop` is set.
+    """Yields the outcome of each job, in no particular order. Ends early, in order, once `stop` is set.
 
-    Files are written before their entry is given. Raises OSError where the disk does not take them.
+    A file is written before its entry is yielded. Raises OSError if a file cannot be written.
     """
     jobs = Jobs(source, settings.per_host)
     running: dict[Future[Entry | LostError], Job] = {}
@@ -176,12 +177,12 @@ def get_images(
                     if entry is not None:
                         yield entry
         except BaseException:
-            stop.set()  # so that the threads end soon
+            stop.set()  # ends the threads soon
             raise
 
 
 def _settle(jobs: Jobs, job: Job, result: Entry | LostError, settings: Settings) -> Entry | None:
-    """The final entry of a job, or None where it comes again or must not be remembered."""
+    """Returns the final entry of a job, or None for a job that is tried again or gets no entry."""
     if isinstance(result, Entry):
         jobs.done(job)
         return result
@@ -196,7 +197,7 @@ def _settle(jobs: Jobs, job: Job, result: Entry | LostError, settings: Settings)
 
 
 def _get(job: Job, path: Path, settings: Settings, stop: Event) -> Entry | LostError:
-    """Runs in a thread. A file that is there and valid is taken as it is."""
+    """Runs in a thread. A valid file on disk is not requested again."""
     with suppress(FileNotFoundError, LostError):
         return _entry(job.row, path.read_bytes(), None, 0)
     if settings.offline:
@@ -212,27 +213,27 @@ def _get(job: Job, path: Path, settings: Settings, stop: Event) -> Entry | LostE
             raise
     except LostError as lost:
         return lost
-    # Not synced: a file that a power cut left torn is found by its length when the run goes on.
+    # Not synced: after a power cut the next run finds a torn file by its length.
     with atomic_write(path, sync=False) as file:
         file.write(data)
     return entry
 
 
-def _entry(row: Row, data: bytes, code: int | None, tries: int) -> Entry:
-    """Of a good image; raises LostError for one that is not."""
+def _entry(row: TableLine, data: bytes, code: int | None, tries: int) -> Entry:
+    """Returns the entry of a good image. Raises LostError for a bad one."""
     width, height = image_size(data)
     return Entry(row.number, row.url, OK, code, hashlib.sha256(data).hexdigest(), len(data), width, height, tries)
 
 
-# What is left to do, and what became of it
+# Work that is left, and the report
 
 
 def left_to_do(
-    table: Path, known: dict[int, Known], path_of: Callable[[Row], Path], retry: str, limit: int | None
-) -> Iterator[Job | Row]:
-    """Every row of the table: a Job where there is something to do, else the Row.
+    table: Path, known: dict[int, Known], path_of: Callable[[TableLine], Path], retry: str, limit: int | None
+) -> Iterator[Job | TableLine]:
+    """Yields a Job for each line of the table that needs work, and the line itself for the others.
 
-    Raises ValueError for a row whose address is not the remembered one: then the table is another.
+    Raises ValueError for a line whose address differs from the one in the manifest: then the table is another one.
     """
     for row in read_table(table):
         if limit is not None and row.number >= limit:
@@ -260,8 +261,8 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def report(table: Path, manifest: Manifest, faults: Sequence[Row], rows: int, complete: bool) -> dict[str, Any]:
-    """What is there and what was lost, by reason, the most frequent first."""
+def report(table: Path, manifest: Manifest, faults: Sequence[TableLine], rows: int, complete: bool) -> dict[str, Any]:
+    """Counts the images on disk, and the lost ones by reason, the most frequent first."""
     counts = manifest.counts()
     valid = counts.pop(OK, 0)
     if faults:
@@ -297,20 +298,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     limits = Limits(args.timeout, args.deadline, int(args.max_megabytes * 2**20), args.user_agent)
     settings = Settings(limits, args.threads, args.per_host, args.tries, args.backoff, args.offline)
-    warnings.filterwarnings("ignore", module="PIL")  # on odd but readable images, by the thousand
+    warnings.filterwarnings("ignore", module="PIL")  # Pillow warns of odd but readable images by the thousand
     try:
         with stop_by_signal() as stopped:
             return run(args.tsv, args.out, args.split, settings, args.retry, args.limit, stopped)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # the second one; what is remembered so far stays
+    except KeyboardInterrupt:  # the second signal; the manifest keeps the outcomes so far
         return 128 + signal.SIGINT
 
 
 @dataclass
 class Stopped:
-    """event: set by the first signal. signum: which one it was, 0 before."""
+    """event: set by the first signal. signum: its number, 0 before."""
 
     event: Event = field(default_factory=Event)
     signum: int = 0
@@ -318,7 +319,7 @@ class Stopped:
 
 @contextmanager
 def stop_by_signal() -> Iterator[Stopped]:
-    """SIGINT and SIGTERM ask for an orderly end; a second SIGINT interrupts at once."""
+    """Sets the event on SIGINT and SIGTERM. A second SIGINT raises KeyboardInterrupt."""
     stopped = Stopped()
     before = {}
 
@@ -337,10 +338,14 @@ def stop_by_signal() -> Iterator[Stopped]:
 
 
 def run(table: Path, out: Path, split: str, settings: Settings, retry: str, limit: int | None, stopped: Stopped) -> int:
-    """One run; returns the exit status. Raises ValueError and OSError for what the user must mend."""
+    """Downloads the images of a table. Returns the exit status. Raises ValueError and OSError for errors of the
+    user."""
     rows = count_rows(table)
-    faults: list[Row] = []
-    path_of = lambda row: image_file(out, split, row.name)  # noqa: E731
+    faults: list[TableLine] = []
+
+    def path_of(row: TableLine) -> Path:
+        return image_file(out, split, row.name)
+
     with Manifest(manifest_file(out, split)) as manifest, tqdm(total=rows, unit="image", desc=split) as progress:
 
         def jobs() -> Iterator[Job]:
@@ -366,7 +371,7 @@ def run(table: Path, out: Path, split: str, settings: Settings, retry: str, limi
     write_text(out / f"{split}_download_report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     show(result)
     if stopped.signum:
-        print("stopped; the same command goes on from here")
+        print("stopped; the same command continues from here")
         return 128 + stopped.signum
     print(f"{write_records(table, out, split)} records in {out / split}.json and {out / split}_frcnn.json")
     return 0
@@ -383,21 +388,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the data, DATASET_PATH of a config")
     parser.add_argument("--split", required=True, choices=SPLITS, help="part of the data set")
     parser.add_argument("--threads", type=_positive(int), default=default.threads, help="images at a time")
-    parser.add_argument("--per-host", type=_positive(int), default=default.per_host, help="of those, from one host")
+    parser.add_argument(
+        "--per-host", type=_positive(int), default=default.per_host, help="images of one host at a time"
+    )
     parser.add_argument("--timeout", type=_positive(float), default=limits.timeout, help="seconds without an answer")
     parser.add_argument("--deadline", type=_positive(float), default=limits.deadline, help="seconds for an image")
     parser.add_argument("--tries", type=_positive(int), default=default.tries, help="attempts for an image")
-    parser.add_argument("--backoff", type=float, default=default.backoff, help="seconds before the second, then twice")
+    parser.add_argument(
+        "--backoff", type=float, default=default.backoff, help="seconds before the second attempt, then twice"
+    )
     parser.add_argument("--max-megabytes", type=_positive(float), default=limits.max_bytes / 2**20, help="of an image")
     parser.add_argument("--user-agent", default=USER_AGENT)
     parser.add_argument(
         "--retry",
         choices=("none", "temporary", "all"),
         default="none",
-        help="which images that an earlier run lost are tried again",
+        help="which images that an earlier run lost are requested again",
     )
     parser.add_argument("--limit", type=int, help="only the first N rows")
-    parser.add_argument("--offline", action="store_true", help="ask nobody: take in the valid images that are there")
+    parser.add_argument("--offline", action="store_true", help="no requests: take the valid images on disk")
     return parser
 
 

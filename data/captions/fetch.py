@@ -35,20 +35,20 @@ SMALLEST, LARGEST = 10, 10_000  # sides in pixels (spec 12 §2 step 3)
 USER_AGENT = "Mozilla/5.0 (compatible; vl-bert-captions/1.0)"
 CHUNK = 1 << 16
 LONGEST_WAIT = 60.0  # seconds that a server may ask for with Retry-After
-BUSY = (408, 425, 429)  # HTTP codes below 500 that may pass
-DEAD = (501, 505)  # and those from 500 that do not
+BUSY = (408, 425, 429)  # HTTP codes below 500 that are temporary
+DEAD = (501, 505)  # HTTP codes from 500 that are final
 
 TIMEOUT, CONNECTION, NO_HOST, CUT_OFF = "timeout", "connection failed", "no such host", "cut off"
 TLS, BAD_ADDRESS, TOO_LARGE, STOPPED = "TLS failed", "bad address", "too many bytes", "stopped"
 NOT_AN_IMAGE, BAD_SIZE = "not an image", f"a side outside {SMALLEST}..{LARGEST} px"
 
-# Images are large once decoded, and no more at a time than there are processors make it quicker.
+# Decoded images are large. More at a time than processors would not be faster.
 _decoding = BoundedSemaphore(os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """timeout: seconds for connecting and for each piece. deadline: seconds for a whole image."""
+    """timeout: seconds for connecting and for each read. deadline: seconds for a whole image."""
 
     timeout: float = 10.0
     deadline: float = 60.0
@@ -57,9 +57,9 @@ class Limits:
 
 
 class LostError(Exception):
-    """There is no image. reason: one of a few. http: the server's code, None where it gave none.
+    """There is no image. reason: one of a few texts. http: the code of the server, None without an answer.
 
-    wait: seconds after which the server wants to be asked again, None where it did not say.
+    wait: seconds of the server's Retry-After header, None without one.
     """
 
     def __init__(self, reason: str, detail: str = "", http: int | None = None, wait: float | None = None) -> None:
@@ -68,7 +68,7 @@ class LostError(Exception):
 
 
 def is_temporary(reason: str) -> bool:
-    """Whether a later attempt may have more luck."""
+    """Whether a later attempt may succeed."""
     if reason.startswith("HTTP "):
         code = int(reason.removeprefix("HTTP "))
         return code in BUSY or (code >= 500 and code not in DEAD)
@@ -76,14 +76,15 @@ def is_temporary(reason: str) -> bool:
 
 
 def is_worth_retrying(reason: str) -> bool:
-    """Whether to try again within the same run: a host that is not known will hardly be a few seconds later."""
+    """Whether to try again within the same run. An unknown host stays unknown for some seconds."""
     return is_temporary(reason) and reason != NO_HOST
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height of an image that decodes to RGB and has fit sides (spec 12 §2 step 3); else raises LostError.
+    """Returns width and height of an image. Raises LostError unless it decodes to RGB and has sides of 10 to 10,000
+    pixels (spec 12 §2 step 3).
 
-    As in `common.files.images.load_image`, nothing is turned by its EXIF orientation.
+    As in `common.files.images.load_image`, the EXIF orientation is not applied.
     """
     try:
         with _decoding:
@@ -91,7 +92,7 @@ def image_size(data: bytes) -> tuple[int, int]:
             size = image.size
             if _fits(size):
                 image.convert("RGB")
-    except Exception as error:  # the bytes are anybody's; whatever Pillow raises means the same
+    except Exception as error:  # the bytes come from anywhere: every error of Pillow means the same
         raise LostError(NOT_AN_IMAGE, f"{type(error).__name__}: {error}") from error
     if not _fits(size):
         raise LostError(BAD_SIZE, f"{size[0]} x {size[1]}")
@@ -103,7 +104,7 @@ def _fits(size: tuple[int, int]) -> bool:
 
 
 def download(url: str, limits: Limits, stop: Event | None = None) -> tuple[bytes, int]:
-    """The body behind an http(s) address, and the HTTP code. Raises LostError; STOPPED once `stop` is set."""
+    """Returns the body at an http(s) address, and the HTTP code. Raises LostError, with STOPPED once `stop` is set."""
     request = Request(ascii_url(url), headers={"User-Agent": limits.user_agent, "Accept": "image/*,*/*;q=0.5"})
     end = time.monotonic() + limits.deadline
     try:
@@ -119,7 +120,7 @@ def download(url: str, limits: Limits, stop: Event | None = None) -> tuple[bytes
 
 
 def ascii_url(url: str) -> str:
-    """The address as it goes over the wire. Raises LostError unless it is one of http or https with a host."""
+    """Returns the address in the ASCII form of a request. Raises LostError unless it is http or https with a host."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -129,20 +130,20 @@ def ascii_url(url: str) -> str:
     except ValueError as error:  # UnicodeError is one
         raise LostError(BAD_ADDRESS, f"{url[:200]!r}: {error}") from error
     place = f"[{name}]" if ":" in name else name
-    safe = string.punctuation  # keeps what is escaped already
+    safe = string.punctuation  # keeps escapes as they are
     path, query = (quote(part, safe=safe) for part in (parts.path, parts.query))
     return urlunsplit((parts.scheme, f"{place}:{port}" if port else place, path or "/", query, ""))
 
 
 @lru_cache(maxsize=1)
 def _opener() -> OpenerDirector:
-    """Without the handlers of files, ftp and data that urllib has by default: a redirection may ask for anything."""
+    """An opener without urllib's handlers of file, ftp and data addresses, which a redirection may name."""
     opener = OpenerDirector()
     for handler in (
         ProxyHandler(),
         UnknownHandler(),
         HTTPHandler(),
-        HTTPSHandler(context=ssl.create_default_context()),  # made once: reading the certificates takes long
+        HTTPSHandler(context=ssl.create_default_context()),  # made once: reading the certificates is slow
         HTTPDefaultErrorHandler(),
         HTTPRedirectHandler(),
         HTTPErrorProcessor(),
@@ -155,7 +156,7 @@ def _read(response: HTTPResponse, limits: Limits, end: float, stop: Event | None
     header = response.headers.get("Content-Length", "")
     expected = int(header) if header.isdigit() else None
     parts, size = [], 0
-    # read1 returns what is there: a server that sends a byte a second would hold read() for hours.
+    # read1 returns the bytes that have come. read() would wait for hours on a server that sends a byte a second.
     while True:
         if (expected or 0) > limits.max_bytes or size > limits.max_bytes:
             raise LostError(TOO_LARGE, f"{expected or size} bytes, the limit is {limits.max_bytes}", response.status)
@@ -174,7 +175,7 @@ def _read(response: HTTPResponse, limits: Limits, end: float, stop: Event | None
 
 
 def _lost(error: object) -> LostError:
-    """What an exception of the network means."""
+    """Maps an exception of the network to a LostError."""
     detail = f"{type(error).__name__}: {error}"[:200]
     if isinstance(error, TimeoutError):
         return LostError(TIMEOUT, detail)

@@ -1,11 +1,11 @@
-"""The files of captions that pretraining and the extraction of regions read, in their final place (spec 12 §1 and 2).
+"""The caption files that pretraining and the extraction of regions read, in their final place (spec 12 §1 and 2).
 
     python -m data.captions_files records --tsv Train_GCC-training.tsv --out data/conceptual-captions --split train
     python -m data.captions_files zip data/conceptual-captions/train_image
 
 `records` writes `<split>.json` (image, caption) and `<split>_frcnn.json` (image, caption, frcnn), one JSON object a
-line, in the order of the table, for the images that a download got. `zip` puts the files of a folder into
-`<folder>.zip`, uncompressed and without the folder's name, as DATASET.ZIP_MODE reads it.
+line, in the order of the table, for the downloaded images. `zip` stores the files of a folder in `<folder>.zip`,
+without compression and without the name of the folder, as DATASET.ZIP_MODE reads it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from common.files.atomic import atomic_write
 from data.captions.manifest import OK, read_manifest
 from data.captions.table import read_table
 
-SPLITS = ("train", "val")  # what DATASET.*_IMAGE_SET may name (spec 10 §9.2)
+SPLITS = ("train", "val")  # the values of DATASET.*_IMAGE_SET (spec 10 §9.2)
 
 
 def image_file(out: Path, split: str, name: str) -> Path:
-    """Always .jpg, whatever the format: reading goes by the content (spec 12 §2)."""
+    """The ending is always .jpg: readers find the format from the content (spec 12 §2)."""
     return out / f"{split}_image" / f"{name}.jpg"
 
 
@@ -39,7 +39,7 @@ def manifest_file(out: Path, split: str) -> Path:
 
 
 def record(split: str, name: str, words: Sequence[str]) -> dict[str, object]:
-    """The line of `<split>_frcnn.json`; that of `<split>.json` has no frcnn."""
+    """Returns the record of `<split>_frcnn.json`. The record of `<split>.json` is the same without frcnn."""
     return {
         "image": f"{split}_image.zip@/{name}.jpg",
         "caption": list(words),
@@ -48,11 +48,11 @@ def record(split: str, name: str, words: Sequence[str]) -> dict[str, object]:
 
 
 def write_records(table: Path, out: Path, split: str, with_regions: bool = False, overwrite: bool = False) -> int:
-    """Both files for the images of the manifest that are there; returns the number of records.
+    """Writes both files for the images of the manifest that are on disk. Returns the number of records.
 
-    with_regions: only those that have regions in `<split>_frcnn`. Raises as `write_pairs` does.
+    with_regions: only images with regions in `<split>_frcnn`. Raises as `write_pairs` does.
     """
-    from common.regions.open import open_regions  # here, so that the command line answers at once
+    from common.regions.open import open_regions  # imports torch: `--help` answers without it
 
     known = read_manifest(manifest_file(out, split))
     regions = open_regions(out / f"{split}_frcnn") if with_regions else None
@@ -69,9 +69,10 @@ def write_records(table: Path, out: Path, split: str, with_regions: bool = False
 
 
 def write_pairs(out: Path, split: str, pairs: Iterable[tuple[str, Sequence[str]]], overwrite: bool = False) -> int:
-    """Writes `<split>.json` and `<split>_frcnn.json` of (name of the image, words); returns the number of records.
+    """Writes `<split>.json` and `<split>_frcnn.json` from pairs (name of the image, words). Returns the number of
+    records.
 
-    Raises FileExistsError, and leaves everything as it is, where a file there has more lines, unless `overwrite`.
+    Raises FileExistsError, and changes no file, if an existing file has more lines and `overwrite` is False.
     """
     paths = out / f"{split}.json", out / f"{split}_frcnn.json"
     count = 0
@@ -99,11 +100,11 @@ def _count_lines(path: Path) -> int:
 
 
 def write_zip(folder: Path, overwrite: bool = False) -> Path:
-    """`<folder>.zip` of the files directly in a folder, in the order of their names; returns its path.
+    """Writes `<folder>.zip` with the files directly in a folder, in the order of their names. Returns its path.
 
-    Members are stored as they are, at the root; nothing is held in memory but their names, and size and number are
-    unlimited (zip64). Raises FileExistsError for an archive that is there, unless `overwrite`; FileNotFoundError
-    for an empty folder.
+    Members are not compressed and stand at the root. Only their names are in memory, and their size and number are
+    unlimited (zip64). Raises FileExistsError for an existing archive unless `overwrite`, and FileNotFoundError for an
+    empty folder.
     """
     target = folder.with_name(folder.name + ".zip")
     if target.exists() and not overwrite:
@@ -128,7 +129,7 @@ def _add(archive: ZipFile, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 where nothing was written."""
+    """Returns the exit status: 0, or 2 if nothing was written."""
     args = _parser().parse_args(argv)
     try:
         if args.command == "zip":
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--overwrite", action="store_true", help="even if there were more records before")
     archive = commands.add_parser("zip", help="write <folder>.zip")
     archive.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    archive.add_argument("--overwrite", action="store_true", help="replace an archive that is there")
+    archive.add_argument("--overwrite", action="store_true", help="replace an existing archive")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The memory of a download: one JSON line for each image that was tried."""
+"""The manifest of a download: one JSON line for each image that was tried."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OK = "ok"
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one image. id: row number. status: "ok" or the reason why it is lost.
+    """The outcome of one image. id: its line in the table, from 0. status: "ok" or the reason of the loss.
 
-    http: code of the server, None where there was none. sha256, bytes, width, height: of a good image. tries: how
-    often it was asked for; 0 for a file that was there already.
+    http: code of the server, None without an answer. sha256, bytes, width, height: of a good image. tries: the number
+    of requests, 0 for a file that was on disk.
     """
 
     id: int
@@ -41,7 +41,7 @@ class Entry:
 
 
 class Known(NamedTuple):
-    """What is kept in memory of an entry: millions of them. url: checksum of the address."""
+    """The part of an entry that stays in memory, for millions of images. url: checksum of the address."""
 
     status: str
     bytes: int
@@ -49,9 +49,9 @@ class Known(NamedTuple):
 
 
 class Manifest:
-    """`<split>_download.jsonl`, the last entry of an image counting. Only one process may have it open.
+    """The file `<split>_download.jsonl`. The last entry of an image counts. Only one process may have it open.
 
-    A line that a kill or a power cut left torn is dropped. Raises BlockingIOError if another process has it.
+    A line that is torn by a kill or a power cut is dropped. Raises BlockingIOError if another process has it open.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -67,13 +67,13 @@ class Manifest:
         self.known = read_manifest(self.path)
 
     def add(self, entry: Entry) -> None:
-        """Handed to the system at once, so that a killed process loses none."""
+        """Adds an entry. It is flushed at once, so that a killed process loses none."""
         self._file.write(json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         self.known[entry.id] = _known(asdict(entry))
 
     def counts(self) -> Counter[str]:
-        """How many images have which status."""
+        """Returns the number of images of each status."""
         return Counter(known.status for known in self.known.values())
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Manifest:
 
 
 def read_manifest(path: str | Path) -> dict[int, Known]:
-    """By row number, in the order of the file. Lines that are damaged are skipped, with one warning."""
+    """Returns the entries by the line of the image, in file order. Damaged lines are skipped with one warning."""
     known, damaged = {}, []
     for number, record in _records(Path(path)):
         if record is None:
@@ -106,7 +106,7 @@ def address_sum(url: str) -> int:
 
 
 def _records(path: Path) -> Iterator[tuple[int, tuple[int, Known] | None]]:
-    """Line number, and row number with what is known; None for a damaged line."""
+    """Yields (line number, (id, entry)), and (line number, None) for a damaged line."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -121,7 +121,7 @@ def _known(record: dict[str, object]) -> Known:
 
 
 def _end_torn_line(file: int) -> None:
-    """A last line without its end would run into the next one."""
+    """Ends a last line without a line end, which would run into the next one."""
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) != b"\n":
         os.write(file, b"\n")

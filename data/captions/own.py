@@ -1,4 +1,4 @@
-"""Captions and images of one's own as a data set: what data/captions_own.py does, without its command line."""
+"""A data set from the user's own captions and images. data/captions_own.py is the command line."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from data.captions.fetch import LostError, image_size
 from data.captions.files import image_file, write_pairs
 from data.captions.table import image_name, split_words
 
-SHOWN = 20  # problems that are named on the screen
+SHOWN = 20  # problems that are printed
 CLASSES = 1601  # NETWORK.VLBERT.visual_region_classes of the shipped configs
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A caption and its image. line: from 1. given: the path as it is written in the file."""
+    """A caption and its image. line: line of the captions file, from 1. given: the path in that file."""
 
     line: int
     given: str
@@ -48,9 +48,9 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The lines of a captions file; blank ones are skipped.
+    """Returns the pairs of a captions file. Blank lines are skipped.
 
-    Raises FileNotFoundError, and DataError naming every line that is no pair.
+    Raises FileNotFoundError, and DataError naming every line that is not a pair.
     """
     if not path.is_file():
         raise FileNotFoundError(f"captions {path}: no such file")
@@ -90,9 +90,9 @@ def _refuse(faults: Sequence[str]) -> None:
 
 
 def name_images(pairs: Sequence[Pair]) -> dict[Path, tuple[str, Pair]]:
-    """Every image once, by its resolved path: the name of its files, and the pair it first comes in.
+    """Returns every image once, by its absolute path: the name of its files, and the first pair with this image.
 
-    Names are numbers, so images of the same name in different folders stay apart.
+    The names are numbers, so images of the same file name in different folders stay apart.
     """
     images: dict[Path, tuple[str, Pair]] = {}
     for number, pair in enumerate(pairs):
@@ -158,12 +158,12 @@ def _check_stems(pairs: Sequence[Pair]) -> None:
 
 
 def place_image(source: Path, target: Path, link: bool) -> None:
-    """A copy, or a hard link, of an image. Raises DataError if another image is there."""
+    """Makes a copy, or a hard link, of an image. Raises DataError if another image has this place."""
     if target.exists():
         if not filecmp.cmp(source, target, shallow=False):
             raise DataError(
-                f"{target} is there and is not {source}: the lines have changed since; take another --out, or remove "
-                f"its {target.parent.name} and the region files of it"
+                f"{target} exists and is not {source}: the lines have changed since; take another --out, or remove "
+                f"its {target.parent.name} and its region files"
             )
         return
     if link:
@@ -177,7 +177,8 @@ def place_image(source: Path, target: Path, link: bool) -> None:
 def write_image(
     name: str, pair: Pair, target: Path, regions_folder: Path, source: BoxSource | None, link: bool
 ) -> Regions | None:
-    """Image and region file of one image; returns its regions, those that are there if it has some.
+    """Writes the image and the region file of one image. Keeps an existing region file. Returns the regions, None
+    without a source.
 
     Raises ImageError, RegionError or FileNotFoundError for an image that cannot be used.
     """

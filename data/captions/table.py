@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a table. number: from 0, malformed lines counted too; it is the permanent id of the pair.
+class TableLine:
+    """One line of a table. number: from 0, malformed lines included. It is the permanent id of the image.
 
-    fault: what is wrong with the line, "" for a good one; then caption and url are empty.
+    fault: the error in a malformed line, whose caption and url are empty. "" for a good line.
     """
 
     number: int
@@ -26,7 +26,8 @@ class Row:
 
     @property
     def words(self) -> list[str]:
-        """Captions of the tables are tokenised already: training joins these with single spaces again."""
+        """The words of the caption. The tables have tokenised captions, and training joins the words with single
+        spaces."""
         return self.caption.split(" ")
 
 
@@ -34,14 +35,14 @@ def image_name(number: int) -> str:
     return f"{number:08d}"
 
 
-def read_table(path: str | Path) -> Iterator[Row]:
-    """The rows `caption TAB address` of a UTF-8 file, the last one with or without a line end (spec 12 D-2).
+def read_table(path: str | Path) -> Iterator[TableLine]:
+    """Yields the lines `caption TAB address` of a UTF-8 file, the last one with or without a line end (spec 12 D-2).
 
     Raises FileNotFoundError.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"table {path}: no such file")
-    with open(path, "rb") as lines:  # bytes: a caption may hold characters at which text would be split into lines
+    with open(path, "rb") as lines:  # bytes: in text mode, characters in a caption would split a line
         for number, line in enumerate(lines):
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -53,20 +54,20 @@ def count_rows(path: str | Path) -> int:
         return sum(1 for _ in lines)
 
 
-def _parse(number: int, line: bytes) -> Row:
+def _parse(number: int, line: bytes) -> TableLine:
     try:
         columns = line.decode("utf-8").split("\t")
     except UnicodeDecodeError as error:
-        return Row(number, fault=f"no UTF-8 text: {error.reason} at byte {error.start}")
+        return TableLine(number, fault=f"no UTF-8 text: {error.reason} at byte {error.start}")
     if len(columns) != 2:
-        return Row(number, fault=f"{len(columns)} columns, expected 2: caption TAB address")
+        return TableLine(number, fault=f"{len(columns)} columns, expected 2: caption TAB address")
     caption, url = columns
     if not caption.strip() or not url.strip():
-        return Row(number, fault=f"no {'caption' if url.strip() else 'address'}")
-    return Row(number, caption, url.strip())
+        return TableLine(number, fault=f"no {'caption' if url.strip() else 'address'}")
+    return TableLine(number, caption, url.strip())
 
 
 def split_words(caption: str) -> list[str]:
-    """ "A dog, running" -> ["a", "dog", ",", "running"]: as in the tables, lower case and punctuation apart."""
+    """ "A dog, running" -> ["a", "dog", ",", "running"]: lower case and separate punctuation, as in the tables."""
     apart = (f" {c} " if unicodedata.category(c).startswith("P") else c for c in caption.lower())
     return "".join(apart).split()

@@ -42,7 +42,7 @@ Encode = Callable[[Sequence[Image.Image], Sequence[Tensor]], list[Tensor]]
 
 @dataclass
 class Outcome:
-    """Names of the images written now, found there already, and failed (with why)."""
+    """Names of the images that were written, skipped because their file exists, and failed (with the error)."""
 
     written: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ def extract(
     batch_size: int = 1,
     workers: int = 0,
 ) -> Outcome:
-    """Writes `<out>/<name>.json` for every image that has no valid one yet.
+    """Writes `<out>/<name>.json` for every image without a valid file.
 
     A file has the boxes and class scores of the source, their features, and the feature of the whole image
     (image_box_feature). Images that cannot be read or have unusable boxes are in Outcome.failed.
@@ -100,7 +100,7 @@ class _Images(Dataset):
 def _with_boxes(
     images: DataLoader, entries: Sequence[ImageEntry], source: BoxSource, outcome: Outcome, progress: tqdm
 ) -> Iterator[tuple[str, Image.Image, Regions]]:
-    """Name, image and regions (without features) of the good ones; the others go to outcome.failed."""
+    """Yields name, image and regions (without features) of the good images. Adds the others to outcome.failed."""
     for entry, image in zip(entries, images, strict=True):
         try:
             if isinstance(image, str):

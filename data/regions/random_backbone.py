@@ -1,10 +1,10 @@
-"""A ResNet of random weights in the file format of the pretrained ones, for runs where no pretrained ResNet is at hand.
+"""A ResNet with random weights in the file format of pretrained ones, for runs without a pretrained ResNet.
 
     python -m data.random_backbone --images DIR --layers 50 --out model/pretrained_model/random-resnet50-0000.model
 
-What such a network sees is a random projection of the image: enough to try the whole pipeline or to tell training
-images apart, worthless for anything else. Batch norm statistics are measured on the images, because untouched ones
-would let the activations grow from block to block.
+Such a network computes a random projection of the image. This is enough to try the whole pipeline, or to separate the
+images of a small training set, and useless for anything else. Batch norm statistics are measured on the images: with
+the initial ones the activations would grow from block to block.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ SIDE = 224
 
 
 def random_backbone(num_layers: int, images: Sequence[Path], seed: int = 0) -> dict[str, Tensor]:
-    """State dict of torchvision's ResNet of `num_layers` with random weights and batch norms measured on `images`."""
-    import torch  # here, so that the command line answers at once
+    """Returns the state dict of torchvision's ResNet of `num_layers` with random weights and batch norms measured on
+    `images`."""
+    import torch  # slow to import: `--help` answers without it
     import torchvision
     from torch import nn
 
@@ -35,7 +36,7 @@ def random_backbone(num_layers: int, images: Sequence[Path], seed: int = 0) -> d
     network = getattr(torchvision.models, f"resnet{num_layers}")(weights=None)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain average over everything it sees
+            module.momentum = None  # the mean over all batches
     resized = [load_image(str(path)).resize((SIDE, SIDE)) for path in images]
     with torch.no_grad():
         for batch in torch.stack([normalise(to_tensor(p), MEANS, STDS) for p in resized]).split(8):

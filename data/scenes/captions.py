@@ -1,8 +1,8 @@
-"""What can be said about a scene in plain sentences, and what can be said without one.
+"""Captions of a scene, and sentences of the text corpus.
 
-A caption is true by the description of the scene. It is made of a few facts (looks, places, counts, sides, sizes), so
-that of a word that is hidden the image tells what it was, and of a region that is hidden the words tell it. Sentences
-of the corpus have no image: they speak of scenes that nobody drew, and of what holds in all of them.
+A caption is true by the description of the scene. It states a few facts (looks, places, counts, sides, sizes): a masked
+word follows from the image, and a masked region follows from the words. Sentences of the corpus have no image. They
+describe scenes that are never drawn, and facts that hold in all scenes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above
 
 
 def caption(scene: Scene, rng: Random) -> list[str]:
-    """2 to MOST different captions: words and commas separated by single spaces, all in lower case, without full stop.
+    """Returns 2 to MOST different captions: lower-case words and commas, separated by single spaces, without full stop.
 
-    The first one names all things.
+    The first caption names all things.
     """
     captions = [_overview(scene, rng)]
     wanted = rng.randint(2, MOST)
@@ -51,14 +51,14 @@ def caption(scene: Scene, rng: Random) -> list[str]:
 
 
 def sentence(rng: Random, imagined: Callable[[Random], Scene]) -> str:
-    """A sentence without an image, closed by a full stop: about an imagined scene, or what is always true."""
+    """Returns a sentence without an image, with a full stop: about an imagined scene, or a fact about all scenes."""
     if rng.random() < 0.4:
         return f"{rng.choice(_TRUTHS)(rng)} ."
     scene = imagined(rng)
     return f"{(_overview if rng.random() < 0.3 else _some_facts)(scene, rng)} ."
 
 
-# ------------------------------------------------------------------------------------------------ facts of a scene
+# ---- facts about a scene ----
 
 
 def _overview(scene: Scene, rng: Random) -> str:
@@ -72,7 +72,8 @@ def _overview(scene: Scene, rng: Random) -> str:
 
 
 def _some_facts(scene: Scene, rng: Random) -> str:
-    """Two or three different facts: "the star is red , there are two hearts and the red thing is above the heart"."""
+    """Returns two or three different facts: "the star is red , there are two hearts and the red thing is above the
+    heart"."""
     facts: list[str] = []
     for make in rng.sample(_FACTS, len(_FACTS)):
         fact = make(scene, rng)
@@ -124,7 +125,7 @@ def _relation(scene: Scene, rng: Random) -> str | None:
 
 
 def _count(scene: Scene, rng: Random) -> str:
-    """ "there are two stars", "there is no heart"; the numbers that the scene has are drawn evenly."""
+    """ "there are two stars", "there is no heart". Each number that the scene has is equally likely."""
     phrases = [Phrase(), *(Phrase(color=c) for c in COLORS), *(Phrase(shape=s) for s in SHAPES)]
     counts = {phrase: len(phrase.find(scene)) for phrase in phrases}
     number = rng.choice(sorted(set(counts.values())))
@@ -135,7 +136,7 @@ def _count(scene: Scene, rng: Random) -> str:
 
 
 def _same(scene: Scene, rng: Random) -> str | None:
-    """ "both stars are red", where there are two of them."""
+    """ "both stars are red", if there are two stars."""
     pairs = []
     for phrase in (*(Phrase(shape=s) for s in SHAPES), *(Phrase(color=c) for c in COLORS)):
         things = [scene.things[i] for i in phrase.find(scene)]
@@ -163,7 +164,7 @@ _FACTS: tuple[Callable[[Scene, Random], str | None], ...] = (
 
 
 def _about_one(scene: Scene, rng: Random, predicates: Callable[[Thing], list[str]]) -> str | None:
-    """A predicate of a thing that words single out; None where there is no such thing."""
+    """Returns a predicate of a thing that has a unique description, None if there is no such thing."""
     choices = [(names, told) for t in scene.things if (names := _names(scene, t)) and (told := predicates(t))]
     if not choices:
         return None
@@ -172,7 +173,7 @@ def _about_one(scene: Scene, rng: Random, predicates: Callable[[Thing], list[str
 
 
 def _names(scene: Scene, thing: Thing) -> list[Phrase]:
-    """The descriptions by colour, by shape and by both that fit this thing alone."""
+    """Returns the descriptions by colour, by shape and by both that fit this thing alone."""
     phrases = [describe(thing, *told) for told in (("color",), ("shape",), ("color", "shape"))]
     return [phrase for phrase in phrases if len(phrase.find(scene)) == 1]
 
@@ -186,7 +187,7 @@ def _join(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, (" , ".join(parts[:-1]), parts[-1])))
 
 
-# ------------------------------------------------------------------------------------------------ what is always true
+# ---- facts about all scenes ----
 
 
 def _kind(rng: Random) -> str:
@@ -205,7 +206,7 @@ def _kind(rng: Random) -> str:
 
 
 def _unlike(rng: Random) -> str:
-    """What excludes what."""
+    """A sentence about two values that exclude each other."""
     first, second = rng.sample(rng.choice((tuple(COLORS), SHAPES, tuple(SIZES))), 2)
     if first in SHAPES:
         color = rng.choice(tuple(COLORS))
@@ -223,7 +224,7 @@ def _sum(rng: Random) -> str:
 
 
 def _places(rng: Random) -> str:
-    """Which place is beyond which."""
+    """A sentence about the order of two places."""
     first, second = rng.sample(list(product(range(GRID), repeat=2)), 2)
     sides = [d for d, (axis, sign) in DIRECTIONS.items() if sign * (first[1 - axis] - second[1 - axis]) > 0]
     thing = Phrase(shape=rng.choice((*SHAPES, None))).with_article

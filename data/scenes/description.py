@@ -1,7 +1,7 @@
-"""A made-up image of coloured shapes: its description, and the image drawn from it.
+"""Synthetic images of coloured shapes: the description of an image, and its pixels.
 
-The description is the one source of truth. Questions, captions and annotations are computed from it and never from the
-pixels; region features are computed from the pixels and never from it. Boxes are xyxy and points are (x, y), in pixels.
+Questions, captions and annotations are computed from the description, never from the pixels. Region features are
+computed from the pixels, never from the description. Boxes are xyxy and points are (x, y), in pixels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape. box is the tight box of polygon."""
+    """One coloured shape. box: the tight box of polygon."""
 
     shape: str
     color: str
@@ -60,7 +60,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything there is to know about one image. noise is the deviation of the pixel noise, in grey levels."""
+    """The description of one image. noise: standard deviation of the pixel noise, in grey levels."""
 
     image_id: int
     width: int
@@ -71,9 +71,9 @@ class Scene:
 
 
 def generate_scene(rng: Random, image_id: int) -> Scene:
-    """Draw a scene of 2 to 5 things that do not overlap.
+    """Draws a scene of 2 to 5 things that do not overlap.
 
-    A scene uses only some of the shapes and colours, so that things to count and to tell apart are common.
+    A scene uses only some of the shapes and colours, so that several things often share one.
     """
     width, height = rng.randint(152, 168), rng.randint(114, 126)
     if rng.random() < 0.4:
@@ -89,7 +89,7 @@ def generate_scene(rng: Random, image_id: int) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The RGB image of a scene; equal scenes give equal pixels."""
+    """Returns the RGB image of a scene. Equal scenes have equal pixels."""
     scale = SUPERSAMPLING
     image = Image.new("RGB", (scene.width * scale, scene.height * scale), scene.background)
     draw = ImageDraw.Draw(image)
@@ -115,7 +115,7 @@ def overlap(a: Box, b: Box, margin: float = 0.0) -> bool:
 def _place_things(
     rng: Random, count: int, shapes: list[str], colors: list[str], width: int, height: int
 ) -> list[Thing] | None:
-    """`count` things in cells of their own, or None when two came too close (the caller draws again)."""
+    """Returns `count` things in different cells, or None if two are too close (the caller draws again)."""
     things: list[Thing] = []
     for cell in rng.sample(range(GRID**2), count):
         shape, color, size = rng.choice(shapes), rng.choice(colors), rng.choice(tuple(SIZES))
@@ -132,7 +132,7 @@ def _place_things(
 
 
 def shape_polygon(shape: str, x: float, y: float, radius: float, angle: float) -> tuple[Point, ...]:
-    """The outline of a shape around (x, y), turned by `angle` radians."""
+    """Returns the outline of a shape around (x, y), rotated by `angle` radians."""
     cos, sin = math.cos(angle), math.sin(angle)
     return tuple(
         (round(x + radius * (cos * u - sin * v), 2), round(y + radius * (sin * u + cos * v), 2))
@@ -141,7 +141,7 @@ def shape_polygon(shape: str, x: float, y: float, radius: float, angle: float) -
 
 
 def _ring(radii: tuple[float, ...], count: int) -> list[Point]:
-    """`count` points around the origin, the first at the top, their distances cycling through `radii`."""
+    """Returns `count` points around the origin, the first at the top. Their distances cycle through `radii`."""
     turns = [2 * math.pi * i / count for i in range(count)]
     return [(radii[i % len(radii)] * math.sin(t), -radii[i % len(radii)] * math.cos(t)) for i, t in enumerate(turns)]
 

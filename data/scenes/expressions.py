@@ -1,7 +1,7 @@
-"""Referring expressions: words that single out one thing of a scene.
+"""Referring expressions: descriptions that fit one thing of a scene.
 
-An expression is only made where its words are enough, by the description of the scene; and size, place and neighbours
-are only named where colour and shape alone are not, so that they cannot be ignored.
+An expression fits one thing only, by the description of the scene. It has size, place or neighbours only if colour and
+shape fit several things, so that a model cannot ignore them.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _RELATIONS = {
 
 @dataclass(frozen=True)
 class Expression:
-    """Lower-case words separated by single spaces, and the kind of what they use; see KINDS."""
+    """text: lower-case words separated by single spaces. kind: what separates the thing from others, one of KINDS."""
 
     text: str
     kind: str
 
 
 def refer(scene: Scene, index: int, rng: Random) -> list[Expression]:
-    """Up to MOST different expressions for thing number `index`, each of another kind; none where none would do."""
+    """Returns up to MOST expressions for thing number `index`, each of another kind. May return none."""
     found = [rng.choice(texts) for texts in expressions(scene, index).values() if texts]
     return rng.sample(found, min(MOST, len(found)))
 
 
 def expressions(scene: Scene, index: int) -> dict[str, list[Expression]]:
-    """All expressions for thing number `index`, by kind."""
+    """Returns all expressions for thing number `index`, by kind."""
     thing = scene.things[index]
     texts: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for phrase in _looks(thing):
@@ -71,12 +71,12 @@ def expressions(scene: Scene, index: int) -> dict[str, list[Expression]]:
 
 
 def _looks(thing: Thing) -> list[Phrase]:
-    """Descriptions by colour and shape, from both to none ("thing")."""
+    """Returns the descriptions by colour and shape, from both to none ("thing")."""
     return [describe(thing, *names) for names in (("color", "shape"), ("shape",), ("color",), ())]
 
 
 def _anchors(scene: Scene, index: int, direction: str, others: list[Thing]) -> list[Phrase]:
-    """What thing number `index` lies beyond and none of the others does, each by words that fit it alone."""
+    """Returns unique descriptions of the things that thing number `index` lies beyond and no thing of `others` does."""
     phrases: list[Phrase] = []
     for other in scene.things:
         beyond = is_beyond(scene, scene.things[index], other, direction)

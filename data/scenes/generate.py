@@ -1,6 +1,6 @@
-"""Write a small made-up world in the formats of the real data sets: `python -m data.scenes --out data/scenes-world`.
+"""Writes a small synthetic world in the formats of the real data sets: `python -m data.scenes --out data/scenes-world`.
 
-The folder can stand in for ./data/coco, ./data/vcr and ./data/conceptual-captions: images, COCO instances, VQA v2
+The folder can replace ./data/coco, ./data/vcr and ./data/conceptual-captions: images, COCO instances, VQA v2
 questions and answers, VCR questions with answers and rationales, RefCOCO+ expressions and detections, captions, a text
 corpus, regions with boxes, features and class scores, an answer vocabulary and a word-piece vocabulary. The same
 parameters give the same bytes.
@@ -41,14 +41,14 @@ from data.scenes.records import (
     REGION_FOLDER,
     SPLITS,
     answers_record,
-    caption_rows,
+    caption_records,
     coco_record,
     detection_records,
     image_name,
     questions_record,
     reference_records,
+    vcr_annotations,
     vcr_metadata,
-    vcr_rows,
 )
 from data.scenes.regions import (
     class_scores,
@@ -58,16 +58,26 @@ from data.scenes.regions import (
 )
 
 MARKER = "world.json"
-FORMAT = 3  # of the files; a folder of another format is not this world
-IMAGE_FOLDERS = ("train2014", "val2014", "test2015")
-TASK_FOLDERS = ("vqa", "vcr", "refcoco+", "captions", "corpus")
-FOLDERS = (*IMAGE_FOLDERS, *TASK_FOLDERS, "annotations", "bert", REGION_FOLDER)
+FORMAT = 3  # version of the files
+FOLDERS = (
+    "train2014",
+    "val2014",
+    "test2015",
+    "annotations",
+    "bert",
+    "vqa",
+    "vcr",
+    "refcoco+",
+    "captions",
+    "corpus",
+    REGION_FOLDER,
+)
 SENTENCES = 2  # of the corpus, for each image
 
 
 @dataclass(frozen=True)
 class World:
-    """What a world is made from: the seed, and the number of images of each split."""
+    """The parameters of a world: the seed, and the number of images of each split."""
 
     seed: int = 0
     train: int = 2500
@@ -81,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=World.seed)
     for name in SPLITS:
         parser.add_argument(f"--{name}", type=int, default=getattr(World, name), help=f"number of {name} images")
-    parser.add_argument("--force", action="store_true", help="write again over a world that is already in the folder")
+    parser.add_argument("--force", action="store_true", help="replace a world that is in the folder")
     args = parser.parse_args(argv)
     world = World(args.seed, args.train, args.val, args.test)
     start = time.perf_counter()
@@ -99,50 +109,49 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_scene(world: World, image_id: int) -> Scene:
-    """The scene of an image id; it depends on the seed and the id alone."""
+    """Returns the scene of an image id, which depends on the seed and the id alone."""
     return generate_scene(_rng(world, "scene", image_id), image_id)
 
 
 def make_scenes(world: World, split: str) -> list[Scene]:
-    """All scenes of "train", "val" or "test"."""
+    """Returns all scenes of "train", "val" or "test"."""
     first = SPLITS[split].first_id
     return [make_scene(world, first + i) for i in range(getattr(world, split))]
 
 
 def make_questions(world: World, scene: Scene) -> list[Question]:
-    """The questions that a world asks about one of its scenes."""
+    """Returns the VQA questions about one scene of a world."""
     return ask(scene, _rng(world, "questions", scene.image_id))
 
 
 def make_problems(world: World, scene: Scene) -> list[Problem]:
-    """The questions with answers and rationales that a world asks about one of its scenes."""
+    """Returns the VCR questions about one scene of a world, with answers and rationales."""
     return pose(scene, _rng(world, "problems", scene.image_id))
 
 
 def make_expressions(world: World, scene: Scene) -> list[list[Expression]]:
-    """The expressions of a world for each thing of one of its scenes."""
+    """Returns the expressions for each thing of one scene of a world."""
     rng = _rng(world, "expressions", scene.image_id)
     return [refer(scene, i, rng) for i in range(len(scene.things))]
 
 
 def make_captions(world: World, scene: Scene) -> list[str]:
-    """The captions of a world for one of its scenes."""
+    """Returns the captions of one scene of a world."""
     return caption(scene, _rng(world, "captions", scene.image_id))
 
 
 def make_sentences(world: World, split: str) -> list[str]:
-    """The lines of the text corpus of "train" or "val": about scenes of which there is no image."""
+    """Returns the lines of the text corpus of "train" or "val", about scenes without images."""
     count = SENTENCES * getattr(world, split)
     rngs = (_rng(world, f"{split} sentences", i) for i in range(count))
     return [sentence(rng, lambda rng: generate_scene(rng, image_id=0)) for rng in rngs]
 
 
 def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[str, int]] | None:
-    """Write all files of a world.
+    """Writes all files of a world.
 
-    Returns the numbers of images, regions, questions and so on by split, or None when the folder already held this
-    world. Raises FileExistsError when the folder has other things in it, ValueError for a size that
-    cannot be written.
+    Returns the numbers of images, regions, questions and so on by split, or None if the folder has this world already.
+    Raises FileExistsError if the folder has other content, ValueError for a number of images that is out of range.
     """
     limit = SPLITS["val"].first_id - SPLITS["train"].first_id
     if min(world.train, world.val, world.test) < 0 or max(world.train, world.val, world.test) >= limit:
@@ -165,9 +174,9 @@ def write_world(out: Path, world: World, force: bool = False) -> dict[str, dict[
 
 
 def vocabulary() -> list[str]:
-    """Word pieces by line: special tokens where bert-base-uncased has them, characters, and the words of the world.
+    """Returns the lines of vocab.txt: special tokens at the ids of bert-base-uncased, characters, words of the world.
 
-    With all characters and their ## forms, any other ASCII word splits into letters and never becomes [UNK].
+    All characters and their ## forms are in it, so that any other ASCII word splits into letters and is never [UNK].
     """
     lines = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     characters = string.digits + string.ascii_lowercase
@@ -178,13 +187,13 @@ def vocabulary() -> list[str]:
     words += "color shape size left right above below next near between thing things only same other because "
     words += "middle center top bottom half picture image yes no one two three four five six zero "
     words += "which where side have both its over under person "
-    words += "casey riley jessie jackie avery jaime peyton kerry jody kendall frankie pat quinn"  # of persons in VCR
+    words += "casey riley jessie jackie avery jaime peyton kerry jody kendall frankie pat quinn"  # persons in VCR
     lines += [*words.split(), *SIZES, *COLORS, *SHAPES, *(Phrase(shape=s).plural for s in SHAPES)]
-    return list(dict.fromkeys(lines))  # "a" is a letter and a word
+    return list(dict.fromkeys(lines))  # "a" is a character and a word
 
 
 def _write_images(out: Path, world: World, name: str, scenes: Sequence[Scene]) -> dict[str, int]:
-    """The images of a split with their regions, COCO annotations and VQA v2 questions."""
+    """Writes the images of a split, their regions, COCO annotations and VQA v2 questions. Returns the counts."""
     split = SPLITS[name]
     questions = {scene.image_id: make_questions(world, scene) for scene in scenes}
     regions = out / REGION_FOLDER / split.region_folder
@@ -215,9 +224,9 @@ def _write_images(out: Path, world: World, name: str, scenes: Sequence[Scene]) -
 
 
 def _pack_regions(out: Path) -> None:
-    """The packed store beside each folder of region files: what a training run reads."""
+    """Writes a packed store beside each folder of region files. Training reads the store."""
     from common.regions.open import open_regions
-    from common.regions.packed_store import pack  # here, so that `--help` answers at once
+    from common.regions.packed_store import pack  # imports torch: `--help` answers without it
 
     for folder in {split.region_folder for split in SPLITS.values()}:
         store = open_regions(out / REGION_FOLDER / folder)
@@ -226,7 +235,7 @@ def _pack_regions(out: Path) -> None:
 
 
 def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: dict[str, dict[str, int]]) -> None:
-    """Annotations of each split, metadata beside the images, and the features of the metadata's boxes."""
+    """Writes annotations of each split, metadata beside the images, and the features of the boxes in the metadata."""
     entries: dict[str, tuple[Scene, np.ndarray]] = {}
     for name, split in SPLITS.items():
         rows: list[dict[str, Any]] = []
@@ -237,14 +246,14 @@ def _write_vcr(out: Path, world: World, scenes: dict[str, list[Scene]], counts: 
             stem = image_name(split, scene.image_id)
             _write_json(out / split.name / f"{stem}.json", vcr_metadata(scene, boxes, scores))
             entries[stem] = (scene, boxes)
-            rows += vcr_rows(split, scene, make_problems(world, scene), first=len(rows))
+            rows += vcr_annotations(split, scene, make_problems(world, scene), first=len(rows))
         _write_lines(out / "vcr" / f"{split.vcr}.jsonl", map(_json, rows))
         counts[name]["problems"] = len(rows)
     _pack_scenes(out / "vcr/regions.packed", entries)
 
 
 def _write_refcoco(out: Path, world: World, scenes: Sequence[Scene], counts: dict[str, dict[str, int]]) -> None:
-    """Expressions and detections for the training images, and the features of their annotated boxes."""
+    """Writes expressions and detections for the training images, and the features of their annotated boxes."""
     split, folder = SPLITS["train"], out / "refcoco+"
     expressions = {scene.image_id: make_expressions(world, scene) for scene in scenes}
     references = reference_records(split, scenes, expressions)
@@ -268,11 +277,11 @@ def _write_refcoco(out: Path, world: World, scenes: Sequence[Scene], counts: dic
 
 
 def _write_captions(out: Path, world: World, scenes: dict[str, list[Scene]], counts: dict[str, dict[str, int]]) -> None:
-    """Captions of the splits that have answers, and as many lines of text as belong to them."""
+    """Writes the captions and the text corpus of the splits that have answers."""
     for name, split in SPLITS.items():
         if not split.has_answers:
             continue
-        rows = [row for s in scenes[name] for row in caption_rows(split, s, make_captions(world, s))]
+        rows = [row for s in scenes[name] for row in caption_records(split, s, make_captions(world, s))]
         sentences = make_sentences(world, name)
         _write_lines(out / "captions" / f"{name}_frcnn.json", map(_json, rows))
         _write_lines(out / "corpus" / f"{name}.txt", sentences)
@@ -280,7 +289,7 @@ def _write_captions(out: Path, world: World, scenes: dict[str, list[Scene]], cou
 
 
 def _pack_scenes(path: Path, entries: dict[str, tuple[Scene, np.ndarray]]) -> None:
-    """A packed store with the features of boxes [n, 4]; none where there are no images."""
+    """Writes a packed store with the features of boxes [n, 4], nothing without images."""
     from common.regions.packed_store import pack
     from data.scenes.store import SceneRegions
 
@@ -304,7 +313,8 @@ def _region_record(scene: Scene, image: Image.Image, boxes: np.ndarray, scores: 
 
 
 def _clear_folder(out: Path, world: World, force: bool) -> bool:
-    """Make `out` ready for a new world; False when it holds this very one. Only a folder with our marker is emptied."""
+    """Empties `out` for a new world. Returns False if it has this world already. Deletes only in a folder with
+    MARKER."""
     marker = out / MARKER
     if marker.is_file():
         found = json.loads(marker.read_text())
@@ -312,13 +322,13 @@ def _clear_folder(out: Path, world: World, force: bool) -> bool:
             return False
         if found != _marker(world, found.get("complete")) and not force:
             raise FileExistsError(
-                f"{out} holds another world, {found}, where {_marker(world, complete=True)} is wanted; "
+                f"{out} has another world, {found}, not {_marker(world, complete=True)}; "
                 f"`python -m data.scenes --out {out} --force` replaces it"
             )
         for folder in FOLDERS:
             shutil.rmtree(out / folder, ignore_errors=True)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not empty and has no {MARKER}: it was not made here and is left alone")
+        raise FileExistsError(f"{out} is not empty and has no {MARKER}: it is not a world and is not changed")
     out.mkdir(parents=True, exist_ok=True)
     return True
 
@@ -332,7 +342,8 @@ def _write_marker(out: Path, world: World, complete: bool) -> None:
 
 
 def _rng(world: World, purpose: str, image_id: int) -> Random:
-    """A stream of its own for every purpose and image, so that new questions leave the images as they were."""
+    """Returns a generator for one purpose and one image, so that a change of the questions does not change the
+    images."""
     return Random(f"{world.seed}/{purpose}/{image_id}")
 
 

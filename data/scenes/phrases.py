@@ -1,4 +1,4 @@
-"""Words for the things of a scene: what a description fits, and which side of what a thing is on."""
+"""Descriptions of the things of a scene, and their places."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from data.scenes.description import GRID, Scene, Thing
 
-CLEAR = 0.2  # of the image: how far apart two points must be on an axis for one to be plainly left of the other
+CLEAR = 0.2  # part of the image size: the smallest distance on an axis at which one point is left of another
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")  # thirds of an image
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A description such as "red star"; an attribute that is None is left open."""
+    """A description such as "red star". An attribute that is None fits everything."""
 
     color: str | None = None
     shape: str | None = None
     size: str | None = None
 
     def find(self, scene: Scene) -> list[int]:
-        """Indices of the things in the scene that fit."""
+        """Returns the indices of the things in the scene that fit."""
         return [i for i, thing in enumerate(scene.things) if self.fits(thing)]
 
     def fits(self, thing: Thing) -> bool:
@@ -40,28 +40,28 @@ class Phrase:
 
 
 def describe(thing: Thing, *attributes: str) -> Phrase:
-    """The phrase with these attributes (color, shape, size) of a thing."""
+    """Returns the phrase with these attributes (color, shape, size) of a thing."""
     return Phrase(**{name: getattr(thing, name) for name in attributes})
 
 
 def cell(scene: Scene, thing: Thing) -> tuple[int, int]:
-    """Row and column of the grid that a thing stands in."""
+    """Returns the row and the column of the grid cell of a thing."""
     x, y = thing.center
     return int(y / scene.height * GRID), int(x / scene.width * GRID)
 
 
 def cell_name(row: int, column: int) -> str:
-    """ "top left" or "middle center": always two words, or "top" would be true of what is at the top left."""
+    """ "top left" or "middle center": always two words, because "top" would fit the top left too."""
     return f"{ROWS[row]} {COLUMNS[column]}"
 
 
 def is_beyond_middle(scene: Scene, thing: Thing, direction: str) -> bool:
-    """Whether thing lies plainly to the left of, right of, above or below the middle of the image."""
+    """Whether a thing is clearly left of, right of, above or below the middle of the image."""
     return _is_beyond(scene, thing.center, (scene.width / 2, scene.height / 2), direction)
 
 
 def is_beyond(scene: Scene, thing: Thing, other: Thing, direction: str) -> bool:
-    """Whether thing lies plainly to the left of, right of, above or below the other; the second axis plays no part."""
+    """Whether a thing is clearly left of, right of, above or below the other. The other axis does not count."""
     return _is_beyond(scene, thing.center, other.center, direction)
 
 

@@ -1,8 +1,7 @@
 """Questions about a scene, with answers that follow from its description.
 
-Wherever a question has a yes and a no, or several counts, the answer is drawn first and the words second. So the words
-say next to nothing about the answer, and a model has to look at the image. There is one wording for each kind, so
-that a small model can spend its few minutes on looking and not on reading.
+For yes and no, and for counts, the answer is drawn before the question. The question is then nearly independent of the
+answer, and a model has to use the image. Each kind of question has one wording, so that a small model learns it fast.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ ANSWERS = ("yes", "no", *(str(n) for n in range(MAX_THINGS + 1)), *COLORS, *SHAP
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its answer. kind is the question type; things are indices of what the words or the answer name."""
+    """A question and its answer. kind: the question type. things: indices of the things in the question or the
+    answer."""
 
     text: str
     answer: str
@@ -51,7 +51,8 @@ class Question:
 
 
 def ask(scene: Scene, rng: Random) -> list[Question]:
-    """About ten different questions on a scene, in random order; fewer where the scene cannot carry a kind."""
+    """Returns about ten different questions on a scene, in random order, fewer if the scene has no question of a
+    kind."""
     questions: dict[str, Question] = {}
     for make in _PLAN:
         question = make(scene, rng)
@@ -77,7 +78,7 @@ def _ask_shape(scene: Scene, rng: Random) -> Question | None:
 
 
 def _ask_count(scene: Scene, rng: Random) -> Question:
-    """Counts are drawn evenly from those the scene has; otherwise nearly all would be 0 or 1."""
+    """Draws the count evenly from those of the scene. Else nearly all counts would be 0 or 1."""
     by_count: dict[int, list[Phrase]] = defaultdict(list)
     for phrase in (Phrase(), *_SIMPLE_PHRASES):
         by_count[len(phrase.find(scene))].append(phrase)
@@ -87,11 +88,11 @@ def _ask_count(scene: Scene, rng: Random) -> Question:
 
 
 def _ask_presence(scene: Scene, rng: Random) -> Question | None:
-    """ "Is there a star?" or "Is there a red star?", as often true as not."""
+    """ "Is there a star?" or "Is there a red star?", true in half of the cases."""
     phrases = list(_SIMPLE_PHRASES)
     if rng.random() < 0.5:
         phrases = [Phrase(color=c, shape=s) for c in COLORS for s in SHAPES]
-        # A colour and a shape that are both there, or the question would be answered by looking for one of them.
+        # Both the colour and the shape are in the scene. Else one of them would answer the question.
         phrases = [p for p in phrases if Phrase(color=p.color).find(scene) and Phrase(shape=p.shape).find(scene)]
     there = [p for p in phrases if p.find(scene)]
     absent = [p for p in phrases if not p.find(scene)]
@@ -103,7 +104,7 @@ def _ask_presence(scene: Scene, rng: Random) -> Question | None:
 
 
 def _ask_position(scene: Scene, rng: Random) -> Question | None:
-    """ "Is the star left or right of the middle?", with every side equally often the answer."""
+    """ "Is the star left or right of the middle?". All sides are equally frequent answers."""
     side = rng.choice(tuple(DIRECTIONS))
     named = _named_things(scene, "color") + _named_things(scene, "shape")
     named = [(i, phrase) for i, phrase in named if is_beyond_middle(scene, scene.things[i], side)]
@@ -125,17 +126,23 @@ def _ask_place(scene: Scene, rng: Random) -> Question | None:
 
 
 def _named_things(scene: Scene, *attributes: str) -> list[tuple[int, Phrase]]:
-    """The things that their `attributes` (color, shape) single out, as index and phrase."""
+    """Returns index and phrase of the things that their `attributes` (color, shape) describe uniquely."""
     phrases = [describe(thing, *attributes) for thing in scene.things]
     return [(i, phrase) for i, phrase in enumerate(phrases) if phrase.find(scene) == [i]]
 
 
-_SIMPLE_PHRASES = (*(Phrase(color=c) for c in COLORS), *(Phrase(shape=s) for s in SHAPES))
+_SIMPLE_PHRASES = [Phrase(color=c) for c in COLORS] + [Phrase(shape=s) for s in SHAPES]
 _PLAN: tuple[Callable[[Scene, Random], Question | None], ...] = (
     _ask_color,
     _ask_shape,
-    *(_ask_count,) * 2,
-    *(_ask_presence,) * 2,
-    *(_ask_position,) * 3,
-    *(_ask_place,) * 3,  # nine places teach a model to look at the place of the thing that is named, two sides do not
+    _ask_count,
+    _ask_count,
+    _ask_presence,
+    _ask_presence,
+    _ask_position,
+    _ask_position,
+    _ask_position,
+    _ask_place,
+    _ask_place,
+    _ask_place,  # a model learns positions from nine places, not from two sides
 )

@@ -1,8 +1,8 @@
-"""Questions on a scene in the manner of VCR: four answers, and four rationales for the right one.
+"""Questions on a scene in the form of VCR: four answers, and four rationales for the right answer.
 
-Words are mixed tokens: a string, or a list with the numbers of the things meant. The things have no telling names, so
-one has to look at them. Wrong choices have the form of the right one, and words that are as often right: a rationale
-is a statement from which the right answer would follow, and one of the four is true.
+Words are mixed tokens: a string, or a list of numbers of things. The names of the things do not describe them, so a
+model has to use the image. A wrong choice has the form of the right one, and its words are right as often. Each
+rationale is a statement from which the right answer would follow. One of the four is true.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OTHER = {"color": "shape", "shape": "color"}
 
 @dataclass(frozen=True)
 class Choices:
-    """Four texts, of which number `label` is right."""
+    """Four texts. label: the number of the right one."""
 
     texts: tuple[Tokens, ...]
     label: int
@@ -37,7 +37,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its answers, and the rationales of the right answer. kind is what it asks for."""
+    """A question with its answers, and the rationales of the right answer. kind: the type of the question."""
 
     kind: str
     question: Tokens
@@ -46,7 +46,7 @@ class Problem:
 
 
 def pose(scene: Scene, rng: Random) -> list[Problem]:
-    """Up to twelve different problems on a scene, in random order; fewer where the scene cannot carry a kind."""
+    """Returns up to twelve different problems on a scene, in random order, fewer if the scene has none of a kind."""
     problems: dict[str, Problem] = {}
     for make in _PLAN:
         problem = make(scene, rng)
@@ -151,7 +151,7 @@ def _full_looks(scene: Scene, rng: Random, index: int, known: str) -> Choices:
 
 
 def _rivals(scene: Scene, rng: Random, thing: Thing, attribute: str) -> list[str]:
-    """The value of a thing's color or shape, and three others: first those that are in the image too."""
+    """Returns the color or shape of a thing and three other values. Values in the image come first."""
     value = getattr(thing, attribute)
     others = [v for v in _VALUES[attribute] if v != value]
     present = {getattr(other, attribute) for other in scene.things}
@@ -166,7 +166,7 @@ def _is_a(index: int, look: dict[str, str]) -> Tokens:
 
 
 def _rings(count: int) -> list[tuple[tuple[int, int], ...]]:
-    """The sides of every ring of four out of `count` things; four things make three rings."""
+    """Returns the sides of every ring of four out of `count` things. Four things make three rings."""
     return [
         ((a, b), (b, c), (c, d), (d, a))
         for p, q, r, s in combinations(range(count), 4)
@@ -175,7 +175,7 @@ def _rings(count: int) -> list[tuple[tuple[int, int], ...]]:
 
 
 def _cell_pairs(vertical: str, horizontal: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """All cells of two things of which the first is above or below the second, and to the left or right of it."""
+    """Returns all pairs of cells of which the first is above or below the second, and left or right of it."""
     lines = list(combinations(range(GRID), 2))
     rows = [pair if vertical == "above" else pair[::-1] for pair in lines]
     columns = [pair if horizontal == "left" else pair[::-1] for pair in lines]
@@ -187,15 +187,22 @@ def _at(row: int, column: int) -> list[str]:
 
 
 def _shuffle(texts: Sequence[Tokens], rng: Random) -> Choices:
-    """The texts in random order; the first one given is the right one."""
+    """Returns the texts in random order. The first given text is the right one."""
     order = rng.sample(range(CHOICES), CHOICES)
     return Choices(tuple(texts[i] for i in order), order.index(0))
 
 
 _PLAN: tuple[Callable[[Scene, Random], Problem | None], ...] = (
-    *(_ask_what,) * 2,
-    *(_ask_which,) * 4,  # these two need four things, which half of the scenes have
-    *(_ask_pair,) * 3,
-    *(_ask_where,) * 2,
+    _ask_what,
+    _ask_what,
+    _ask_which,
+    _ask_which,
+    _ask_which,
+    _ask_which,  # this and the next kind need four things, which half of the scenes have
+    _ask_pair,
+    _ask_pair,
+    _ask_pair,
+    _ask_where,
+    _ask_where,
     _ask_side,
 )

@@ -1,7 +1,7 @@
-"""Scenes and what is said about them as records of the real data sets: COCO, VQA v2, VCR, RefCOCO+, captions.
+"""Records of the real data sets for scenes: COCO, VQA v2, VCR, RefCOCO+, captions.
 
-Everything here is plain data on its way into a file. Boxes are in pixels: xywh in the records of COCO and RefCOCO+,
-xyxy in those of VCR.
+The functions return plain data for JSON. Boxes are in pixels: xywh in the records of COCO and RefCOCO+, xyxy in the
+records of VCR.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from data.scenes.questions import Question
 from data.scenes.reasoning import Problem, Tokens
 
 REGION_FOLDER = "vgbua_res101_precomputed"
-VCR_CATEGORY = "person"  # of every thing: a category of its own would tell its shape, and persons have neutral names
+VCR_CATEGORY = "person"  # of every thing: another category would name its shape, and persons get neutral names
 
 
 @dataclass(frozen=True)
 class Split:
-    """Names of one split on disk. Image ids start at first_id, so a split does not depend on the size of another."""
+    """Names of one split on disk. Its image ids start at first_id, whatever the size of the other splits."""
 
     name: str
     first_id: int
@@ -42,15 +42,15 @@ SPLITS = {
 
 
 def image_name(split: Split, image_id: int) -> str:
-    """The stem of an image's file name."""
+    """Returns the stem of the file name of an image."""
     return f"COCO_{split.name}_{image_id:012d}"
 
 
-# ------------------------------------------------------------------------------------------------ COCO and VQA v2
+# ---- COCO and VQA v2 ----
 
 
 def coco_record(split: Split, scenes: Sequence[Scene]) -> dict[str, Any]:
-    """COCO instances of a split; one without answers has images and categories only."""
+    """Returns the COCO instances of a split. A split without answers has images and categories only."""
     record: dict[str, Any] = {
         "info": {"description": f"scenes {split.name}"},
         "licenses": [],
@@ -84,12 +84,12 @@ def coco_record(split: Split, scenes: Sequence[Scene]) -> dict[str, Any]:
 
 
 def annotation_id(scene: Scene, index: int) -> int:
-    """The COCO annotation of thing number `index`."""
+    """Returns the id of the COCO annotation of thing number `index`."""
     return scene.image_id * 10 + index
 
 
 def questions_record(split: Split, questions: dict[int, list[Question]]) -> dict[str, Any]:
-    """VQA v2 questions. questions: by image id, as in answers_record."""
+    """Returns VQA v2 questions. questions: by image id, as in answers_record."""
     rows = [
         {"image_id": image_id, "question": question.text, "question_id": image_id * 1000 + i}
         for image_id, asked in questions.items()
@@ -100,7 +100,7 @@ def questions_record(split: Split, questions: dict[int, list[Question]]) -> dict
 
 
 def answers_record(split: Split, questions: dict[int, list[Question]]) -> dict[str, Any]:
-    """VQA v2 annotations; ten people give the same answer."""
+    """Returns VQA v2 annotations, with ten equal answers for each question."""
     rows = [
         {
             "question_id": image_id * 1000 + i,
@@ -117,11 +117,11 @@ def answers_record(split: Split, questions: dict[int, list[Question]]) -> dict[s
     return {"info": {"description": f"scenes {split.name}"}, "license": {}, **header, "annotations": rows}
 
 
-# ------------------------------------------------------------------------------------------------ VCR
+# ---- VCR ----
 
 
 def vcr_metadata(scene: Scene, boxes: np.ndarray, scores: Sequence[float]) -> dict[str, Any]:
-    """The metadata file of an image. boxes: [n, 4] xyxy of its n things in order. scores: n, of the detector."""
+    """Returns the metadata of an image. boxes: [n, 4] xyxy of its n things in order. scores: n, of the detector."""
     return {
         "boxes": [[*map(float, box), score] for box, score in zip(boxes, scores, strict=True)],
         "segms": [[[list(point) for point in thing.polygon]] for thing in scene.things],
@@ -131,10 +131,10 @@ def vcr_metadata(scene: Scene, boxes: np.ndarray, scores: Sequence[float]) -> di
     }
 
 
-def vcr_rows(split: Split, scene: Scene, problems: Sequence[Problem], first: int) -> list[dict[str, Any]]:
-    """The annotations of an image, one for each problem; no labels in a split without answers.
+def vcr_annotations(split: Split, scene: Scene, problems: Sequence[Problem], first: int) -> list[dict[str, Any]]:
+    """Returns the annotations of an image, one for each problem, without labels in a split without answers.
 
-    first: number of annotations before these in the split.
+    first: the number of annotations before them in the split.
     """
     image = image_name(split, scene.image_id)
     rows = []
@@ -164,25 +164,25 @@ def vcr_rows(split: Split, scene: Scene, problems: Sequence[Problem], first: int
 
 
 def _plain(tokens: Tokens) -> str:
-    """Mixed tokens as the annotators of VCR wrote them: things by numbers from 1, in square brackets."""
+    """Returns mixed tokens in the form of the annotators of VCR: things by numbers from 1, in square brackets."""
     words = [t if isinstance(t, str) else " and ".join(f"[{VCR_CATEGORY}{i + 1}]" for i in t) for t in tokens]
     return " ".join(words)
 
 
-# ------------------------------------------------------------------------------------------------ RefCOCO+
+# ---- RefCOCO+ ----
 
 
 def refer_split(split: Split, scene: Scene) -> str:
-    """All splits of RefCOCO+ are COCO training images: of every eight, five train and one each for the others."""
+    """All splits of RefCOCO+ use COCO training images: of every eight, five for train and one for each other split."""
     return {1: "val", 2: "testA", 3: "testB"}.get((scene.image_id - split.first_id) % 8, "train")
 
 
 def reference_records(
     split: Split, scenes: Sequence[Scene], expressions: dict[int, list[list[Expression]]]
 ) -> list[dict[str, Any]]:
-    """The list in `refs(unc).p`, of all things that have an expression.
+    """Returns the list in `refs(unc).p`, of all things that have an expression.
 
-    expressions: by image id, for each thing of the scene. kind of a sentence is not in the real data.
+    expressions: by image id, for each thing of the scene. The real data has no key "kind" in a sentence.
     """
     records: list[dict[str, Any]] = []
     sent_id = 0
@@ -211,9 +211,9 @@ def reference_records(
 
 
 def detection_records(scene: Scene, rng: Random, boxes: np.ndarray, first: int) -> list[dict[str, Any]]:
-    """Detections of an image in the format of MAttNet, whose sides count both border pixels; a few are missed.
+    """Returns detections of an image in the format of MAttNet, whose sides count both border pixels. Omits a few boxes.
 
-    boxes: [n, 4] xyxy, n >= 1, what a detector might find. first: number of detections before these.
+    boxes: [n, 4] xyxy, n >= 1, of a detector. first: the number of detections before them.
     """
     kept = [box for box in boxes.tolist() if rng.random() < 0.93] or boxes[:1].tolist()
     records = []
@@ -233,11 +233,11 @@ def detection_records(scene: Scene, rng: Random, boxes: np.ndarray, first: int) 
     return records
 
 
-# ------------------------------------------------------------------------------------------------ captions
+# ---- captions ----
 
 
-def caption_rows(split: Split, scene: Scene, captions: Sequence[str]) -> list[dict[str, Any]]:
-    """Lines of Conceptual Captions. Image and detector's file are where VQA has them, seen from a folder beside."""
+def caption_records(split: Split, scene: Scene, captions: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the lines of Conceptual Captions. Image and region file are those of VQA, relative to a folder beside."""
     image = f"../{split.name}/{image_name(split, scene.image_id)}.jpg"
     frcnn = f"../{REGION_FOLDER}/{split.region_folder}/{scene.image_id}.json"
     return [{"image": image, "caption": text.split(), "frcnn": frcnn} for text in captions]

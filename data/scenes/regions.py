@@ -1,4 +1,4 @@
-"""Regions of a made-up image: boxes and classes as a detector might return them, and features from the pixels."""
+"""Regions of a synthetic image: boxes and class scores of an imagined detector, and features from the pixels."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from data.scenes.description import (
 
 FEATURE_SIZE = 2048
 CROP_SIZE = 16
-CONTRAST = 40  # of 255, from which a pixel is not background
-FIND_SIZE = 320  # pixels of the longer side at which boxes are looked for
-FIND_PIXELS = 30  # what has fewer is noise
+CONTRAST = 40  # of 255: the smallest difference between a pixel and the background
+FIND_SIZE = 320  # pixels of the longer side of the image in which boxes are searched
+FIND_PIXELS = 30  # smaller components are noise
 CLASSES = ("background", *(f"{color} {shape}" for color in COLORS for shape in SHAPES))
 
 
 def region_boxes(scene: Scene, rng: Random) -> np.ndarray:
-    """What a detector might return: float32 [n, 4], slightly wrong boxes of all things, and 0 to 2 of background."""
+    """Returns the boxes of an imagined detector, float32 [n, 4]: inexact boxes of all things, and 0 to 2 of
+    background."""
     boxes = _shaken_boxes(scene, rng)
     boxes += _background_boxes(scene, rng, rng.choice((0, 0, 1, 1, 2)))
     rng.shuffle(boxes)
@@ -33,14 +34,15 @@ def region_boxes(scene: Scene, rng: Random) -> np.ndarray:
 
 
 def thing_boxes(scene: Scene, rng: Random) -> np.ndarray:
-    """float32 [n, 4], slightly wrong boxes of all things and of nothing else, in the order of the scene."""
+    """Returns inexact boxes of all things and of nothing else, float32 [n, 4], in the order of the scene."""
     return _inside(scene, _shaken_boxes(scene, rng))
 
 
 def class_scores(scene: Scene, boxes: np.ndarray, rng: Random) -> np.ndarray:
-    """What a detector might think of boxes [n, 4]: float32 [n, len(CLASSES)], rows that sum to 1, background first.
+    """Returns the class scores of an imagined detector for boxes [n, 4]: float32 [n, len(CLASSES)], background first.
 
-    What shares colour or shape with the truth is likelier than the rest; in about one box of fifty a wrong class wins.
+    Each row sums to 1. Classes of the right colour or the right shape score higher than others. In about one box of
+    fifty a wrong class has the highest score.
     """
     scores = np.empty((len(boxes), len(CLASSES)))
     for row, box in zip(scores, boxes.tolist(), strict=True):
@@ -52,15 +54,16 @@ def class_scores(scene: Scene, boxes: np.ndarray, rng: Random) -> np.ndarray:
     return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def region_features(entry: Image.Image, boxes: np.ndarray) -> np.ndarray:
-    """float32 [n, 2048] from the pixels of n boxes: rectified random projections of a crop's silhouette and colours.
+def region_features(image: Image.Image, boxes: np.ndarray) -> np.ndarray:
+    """Returns features float32 [n, 2048] of n boxes: rectified random projections of the silhouette and the colours of
+    a crop.
 
-    A trained detector tells shapes from colours; a plain projection of pixels would be colour nearly alone. So half
-    of the numbers see only what differs from the crop's border. Everything is exact in float32 (integers times
-    +1 or -1), so that no BLAS can change a bit.
+    A trained detector separates shapes from colours, but a plain projection of pixels depends on colour nearly alone.
+    So the first half of a feature depends on the silhouette only. All sums are exact in float32 (integers times +1 or
+    -1), so that every BLAS gives the same bits.
     """
     size = (CROP_SIZE, CROP_SIZE)
-    crops = [entry.resize(size, Image.Resampling.BILINEAR, box=tuple(box)) for box in boxes]
+    crops = [image.resize(size, Image.Resampling.BILINEAR, box=tuple(box)) for box in boxes]
     pixels = np.stack([np.asarray(crop, np.float32) for crop in crops])  # [n, 16, 16, 3]
     silhouettes = 2.0 * _silhouettes(pixels) - 1.0
     shape = np.maximum(silhouettes.reshape(len(boxes), -1) @ _projection(CROP_SIZE**2), 0) / 16.0
@@ -68,30 +71,30 @@ def region_features(entry: Image.Image, boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([shape, color], axis=1, dtype=np.float32)  # the divisors are near the deviations
 
 
-def find_boxes(entry: Image.Image) -> np.ndarray:
-    """Boxes [n, 4] of what stands out from the background of any image of flat shapes, from left to right.
+def find_boxes(image: Image.Image) -> np.ndarray:
+    """Returns the boxes float32 [n, 4] of the shapes in an image of flat shapes, from left to right, xyxy in pixels.
 
-    A detector for these images and for those that people draw: connected pixels that differ clearly from the most
-    frequent colour of the border. At least one box; the whole image where nothing stands out.
+    A shape is a group of connected pixels that differ clearly from the most frequent colour of the border. Without
+    shapes the whole image is the only box.
     """
-    small = entry.copy()
+    small = image.copy()
     small.thumbnail((FIND_SIZE, FIND_SIZE), Image.Resampling.BILINEAR)
     pixels = np.asarray(small, np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     found = np.abs(pixels - np.median(border, axis=0)).max(-1) > CONTRAST
     labels = _components(found)
-    scale = np.array([entry.width / small.width, entry.height / small.height] * 2)
+    scale = np.array([image.width / small.width, image.height / small.height] * 2)
     boxes = []
     for label in np.unique(labels[found]):
         y, x = np.nonzero(labels == label)
         if len(x) >= FIND_PIXELS:
             boxes.append((x.min(), y.min(), x.max() + 1, y.max() + 1))
     rows = np.array(sorted(boxes) or [(0, 0, small.width, small.height)]) * scale
-    return np.clip(rows, 0, np.array([entry.width - 1, entry.height - 1] * 2)).astype(np.float32)
+    return np.clip(rows, 0, np.array([image.width - 1, image.height - 1] * 2)).astype(np.float32)
 
 
 def _components(mask: np.ndarray) -> np.ndarray:
-    """int64, the shape of `mask`: one positive number for each group of True pixels that touch, 0 elsewhere."""
+    """Returns labels int64 in the shape of `mask`: a positive number for each group of touching True pixels, else 0."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -103,7 +106,7 @@ def _components(mask: np.ndarray) -> np.ndarray:
 
 
 def _silhouettes(pixels: np.ndarray) -> np.ndarray:
-    """bool [n, 16, 16]: pixels that differ clearly from the crop's corners; pixels [n, 16, 16, 3]."""
+    """Returns bool [n, 16, 16]: pixels that differ clearly from the corners of the crop. pixels: [n, 16, 16, 3]."""
     corners = pixels[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # [n, 4, 3]
     background = np.sort(corners, axis=1)[:, 1]
     return np.abs(pixels - background[:, None, None]).max(-1) > CONTRAST
@@ -111,7 +114,7 @@ def _silhouettes(pixels: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _projection(inputs: int) -> np.ndarray:
-    """float32 [inputs, 1024] of +1 and -1; the same in every world, as a detector's weights would be."""
+    """Returns float32 [inputs, 1024] of +1 and -1, equal in every world like the weights of a detector."""
     bits = np.random.RandomState(2020).randint(0, 2, (inputs, FEATURE_SIZE // 2))
     return (2 * bits - 1).astype(np.float32)
 
@@ -130,7 +133,7 @@ def _inside(scene: Scene, boxes: list[Box]) -> np.ndarray:
 
 
 def _background_boxes(scene: Scene, rng: Random, count: int) -> list[Box]:
-    """Up to `count` boxes that touch no thing; in a full scene there may be no place for one."""
+    """Returns up to `count` boxes that touch no thing. A full scene may have no place for one."""
     boxes: list[Box] = []
     for _ in range(20):
         width, height = rng.uniform(16, 40), rng.uniform(16, 40)

@@ -1,4 +1,4 @@
-"""Regions of made-up images as a store, computed when they are asked for; only for packing."""
+"""Regions of synthetic images as a store that computes them on access, for packing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.scenes.regions import region_features
 
 
 class SceneRegions(RegionStore):
-    """entries: scene and boxes float32 [n, 4] by name of the image."""
+    """entries: scene and boxes float32 [n, 4] by the name of the image."""
 
     def __init__(self, entries: Mapping[str, tuple[Scene, np.ndarray]]) -> None:
         super().__init__("scenes")

@@ -44,7 +44,7 @@ from data.captions.manifest import (
     address_sum,
     read_manifest,
 )
-from data.captions.table import Row
+from data.captions.table import TableLine
 from tests.paths import ROOT
 
 
@@ -245,7 +245,7 @@ class TestFetch:
 class TestJobs:
     @staticmethod
     def jobs(hosts: str, per_host: int, ahead: int = 100) -> Jobs:
-        rows = (Row(i, "c", f"http://{host}/{i}") for i, host in enumerate(hosts))
+        rows = (TableLine(i, "c", f"http://{host}/{i}") for i, host in enumerate(hosts))
         return Jobs((Job(row) for row in rows), per_host, ahead)
 
     def test_hosts_take_turns(self) -> None:
@@ -469,7 +469,7 @@ class TestRun:
 
     def test_stopping_keeps_what_is_there(self, tmp_path: Path, server: Server) -> None:
         stop = Event()
-        rows = (Job(Row(i, "c", f"{server.url}/{i}")) for i in range(1000))
+        rows = (Job(TableLine(i, "c", f"{server.url}/{i}")) for i in range(1000))
         done = []
         for entry in get_images(rows, lambda row: tmp_path / row.name, Settings(threads=2), stop):
             done.append(entry.id)
@@ -501,7 +501,7 @@ def test_interrupted_and_resumed(table: Table, kind: str, status: int) -> None:
     table.server.free.set()
     assert process.returncode == status
     if kind != "SIGKILL":
-        assert b"the same command goes on from here" in out and not table.report["complete"]
+        assert b"the same command continues from here" in out and not table.report["complete"]
         assert table.report["lost"].get("HTTP 404") == 1 and not (table.out / "train.json").exists()
     before = dict(table.server.asked)
     assert main(table.args()) == 0
