@@ -182,7 +182,7 @@ def build_loader(
         return BatchLoader(
             dataset,
             batch_size,
-            shuffle=section.SHUFFLE and not in_order and split != "test",
+            shuffle=split != "test" and section.SHUFFLE and not in_order,
             training=training,
             aspect_grouping=split == "train" and section.ASPECT_GROUPING,
             group_images=section.get("GROUP_PICTURES", False),
