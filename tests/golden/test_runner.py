@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from common.data.sample import ModelOutput
-from common.train.metrics import Accuracy, ClsAccuracy, Mean, MetricGroup, RefAccuracy, SoftAccuracy
+from common.train.metrics import Accuracy, Mean, MetricGroup
+from refcoco.metrics import ClsAccuracy, RefAccuracy
+from vqa.metrics import SoftAccuracy
 from tests.golden import models, tasks
 from tests.golden.__main__ import main
 from tests.golden.accuracies import Accuracies, near_decisions
