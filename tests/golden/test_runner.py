@@ -14,11 +14,11 @@ from torch import nn
 from common.data.sample import ModelOutput
 from common.train.metrics import Accuracy, Mean, MetricGroup
 from refcoco.metrics import ClsAccuracy, RefAccuracy
-from vqa.metrics import SoftAccuracy
 from tests.golden import models, tasks
 from tests.golden.__main__ import main
 from tests.golden.accuracies import Accuracies, near_decisions
 from tests.golden.core import Report, case_name, find_cases
+from vqa.metrics import SoftAccuracy
 
 CASES = Path(__file__).parent / "cases"
 SMALL = ("D_tasks/vqa_2fc", "E_optim/adamw_wd", "E_optim/lr_schedules")
