@@ -179,6 +179,21 @@ class TestReplacements:
         model.vlbert.encoder.layer[1] = Identity(16, 2, 32, "gelu", 0.0, 0.0)
         torch.testing.assert_close(logits(model, batch), logits(reference, batch))
 
+    @pytest.mark.parametrize("block", ["attention.self", "attention.output", "output"])
+    def test_a_dropout_of_another_class_is_called(self, block, batch):
+        class Half(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x / 2
+
+        found = []
+        for fast in (True, False):
+            model = tiny_model("vqa", fast)
+            before = logits(model, batch)
+            model.vlbert.encoder.layer[0].get_submodule(block).dropout = Half()
+            found.append(logits(model, batch))
+            assert not torch.allclose(found[-1], before, atol=1e-3)
+        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
     def test_linear_layers_without_bias(self, model, batch):
         before = logits(model, batch)
         for layer in model.vlbert.encoder.layer:
