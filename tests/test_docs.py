@@ -21,8 +21,8 @@ RUN_ARGUMENTS = {"nondist_run": 3, "dist_run_single": 4, "dist_run_multi": 7, "d
 
 def commands(document: str) -> Iterator[str]:
     """The lines of its code blocks, continued ones joined, without comments; those with `...` are not whole."""
-    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines() if language in ("", "sh") else ():
             line = line.partition(" #")[0].strip()
             if "..." not in line and re.match(r"(python |make |scripts/\w+\.sh )", line):
                 yield line

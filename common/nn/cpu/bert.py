@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -30,34 +30,15 @@ VECTOR = 16  # kernels of softmax and of products prefer sequences of a multiple
 
 
 class FastEncoder(Encoder):
-    """Encoder with the same parameters and results, but states at masked positions are zero.
+    """Encoder with the same arguments, parameters and results, but states at masked positions are zero.
 
     The layers work on the N real positions only. Where attention probabilities are requested, and during an export, it
     is the plain Encoder. A layer that has a hook somewhere, or a block of another class, is called on padded states.
     In the other layers a linear layer or a dropout of another class (LoRA, quantised, pruned) is called on packed ones.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        hidden_size: int,
-        num_heads: int,
-        intermediate_size: int,
-        hidden_act: str = "gelu",
-        hidden_dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__(
-            num_layers,
-            hidden_size,
-            num_heads,
-            intermediate_size,
-            hidden_act,
-            hidden_dropout,
-            attention_dropout,
-            recompute,
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._packed_layers: defaultdict[int, PackedLayer] = defaultdict(PackedLayer)
 
     def forward(
