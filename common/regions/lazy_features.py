@@ -94,7 +94,7 @@ class LazyFeatures:
         """float32 [D], the mean of the features. Reads them, unless they are all of the image and the store has it."""
         if self.means is None:
             return self.read().mean(0)
-        return torch.from_numpy(_mapped(self.means).features[self.image].astype(np.float32))
+        return _mapped(self.means).features[self.image].clone()
 
     def read(self) -> Tensor:
         """float32 [R, D], a copy in memory. Raises RegionError if the file was replaced since the store was opened."""
@@ -110,10 +110,10 @@ class LazyFeatures:
         stored = _mapped(self.file).features[self.start : self.stop]
         if self.indices is None:
             _copy(out, stored)
-        elif stored.dtype == np.float32:
-            np.take(stored, self.indices, axis=0, out=out.numpy(), mode="clip")  # other modes copy once more
+        elif stored.dtype == out.dtype:
+            np.take(stored.numpy(), self.indices, axis=0, out=out.numpy(), mode="clip")  # other modes copy once more
         else:
-            _copy(out, stored[self.indices])
+            _copy(out, torch.from_numpy(stored.numpy()[self.indices]))
 
     def prefetch(self) -> None:
         """Asks the system to load these features from the disk, without waiting for it.
@@ -159,16 +159,16 @@ def read_padded(items: Sequence[Features], pinned: bool = False) -> Tensor:
         if isinstance(item, LazyFeatures):
             item.copy_to(rows[: len(item)])
         else:
-            _copy(rows[: len(item)], item.numpy())
+            _copy(rows[: len(item)], item)
         rows[len(item) :].numpy().fill(0)
     return out
 
 
 class _Mapped(NamedTuple):
-    """memory: a file's memory map. features: [N, D], the same bytes."""
+    """memory: a file's memory map. features: [N, D], the same bytes, to be read only (a write crashes the process)."""
 
     memory: mmap.mmap
-    features: NDArray[np.floating]
+    features: Tensor
 
 
 @lru_cache(MAX_MAPPED_FILES)
@@ -178,7 +178,9 @@ def _mapped(file: FeatureFile) -> _Mapped:
             raise RegionError(f"{file.path}: another store took its place during the run")
         memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     features = np.frombuffer(memory, np.dtype(file.dtype).newbyteorder("<")).reshape(file.shape)
-    return _Mapped(memory, features)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")
+        return _Mapped(memory, torch.from_numpy(features))
 
 
 # PyTorch splits work of this size or more among threads and waits for the slowest. With loader processes on every core
@@ -186,14 +188,11 @@ def _mapped(file: FeatureFile) -> _Mapped:
 SMALL = 2**15
 
 
-def _copy(out: Tensor, features: NDArray[np.floating]) -> None:
+def _copy(out: Tensor, features: Tensor) -> None:
     """Copies `features` [R, D] of any floating dtype to `out`, float32 [R, D]."""
-    if features.dtype == np.float32:
-        out.numpy()[:] = features
+    if features.dtype == out.dtype:
+        out.numpy()[:] = features.numpy()
         return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable")  # it is only read
-        source = torch.from_numpy(features)
     count = max(1, (SMALL - 1) // out.shape[1])  # PyTorch converts float16 three times as fast as NumPy does
-    for part, some in zip(out.split(count), source.split(count), strict=True):
+    for part, some in zip(out.split(count), features.split(count), strict=True):
         part.copy_(some)
