@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
+from common.task import Record
 from common.train.metrics import Metric, MetricGroup, loss_means
 from refcoco.dataset import Expression, RefCOCODataset
 from refcoco.metrics import ClsAccuracy, ClsPosAccuracy, ClsPosFraction, RefAccuracy
@@ -31,7 +31,7 @@ def build_metrics(cfg: Config, training: bool) -> MetricGroup:
     return MetricGroup(metrics)
 
 
-def to_records(output: ModelOutput, batch: Batch, dataset: RefCOCODataset) -> list[dict[str, Any]]:
+def to_records(output: ModelOutput, batch: Batch, dataset: RefCOCODataset) -> list[Record]:
     """Returns for each sample the candidate with the highest score, as JSON-able values.
 
     id: sentence. box: xyxy in pixels of the original image. candidate: its row of the sample's boxes. score: its
@@ -44,7 +44,7 @@ def to_records(output: ModelOutput, batch: Batch, dataset: RefCOCODataset) -> li
     return [{"id": i, "box": box, "candidate": k, "score": score} for i, box, k, score in rows]
 
 
-def write_boxes(records: Sequence[dict[str, Any]], dataset: RefCOCODataset, path: Path) -> None:
+def write_boxes(records: Sequence[Record], dataset: RefCOCODataset, path: Path) -> None:
     """Writes a JSON list with an entry {ref_id, box, sent_id} per expression, in the order of the dataset.
 
     Raises DataError when the records are not exactly the expressions of the dataset.
@@ -84,7 +84,7 @@ class Accuracies:
     ceiling: int
 
 
-def count_correct(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> Accuracies:
+def count_correct(records: Sequence[Record], dataset: RefCOCODataset) -> Accuracies:
     """Compares records of `to_records` with the annotations of the dataset, of any split.
 
     Raises DataError when the records are not exactly the expressions of the dataset.
@@ -106,14 +106,14 @@ def count_correct(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) ->
     return Accuracies(len(dataset), overlap, exact, ceiling)
 
 
-def accuracies(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> dict[str, float]:
+def accuracies(records: Sequence[Record], dataset: RefCOCODataset) -> dict[str, float]:
     """Returns `count_correct` as a dict: "expressions", a count, and "overlap", "exact", "ceiling" in percent of it."""
     counts = asdict(count_correct(records, dataset))
     total = counts.pop("expressions")
     return {"expressions": total, **{name: 100 * count / total for name, count in counts.items()}}
 
 
-def summary(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> str:
+def summary(records: Sequence[Record], dataset: RefCOCODataset) -> str:
     """Returns a table of the three counts, in percent with two decimals."""
     counts = count_correct(records, dataset)
     rows = [
@@ -140,7 +140,7 @@ def _is_nearest(box: Tensor, target: Tensor, expression: Expression, dataset: Re
     return bool((own >= overlaps).all())
 
 
-def _by_expression(records: Sequence[dict[str, Any]], dataset: RefCOCODataset) -> list[dict[str, Any]]:
+def _by_expression(records: Sequence[Record], dataset: RefCOCODataset) -> list[Record]:
     """Returns the records in the order of the expressions."""
     by_id = {record["id"]: record for record in records}
     sent_ids = [e.sent_id for e in dataset.expressions]

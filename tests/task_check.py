@@ -54,7 +54,8 @@ class TaskCheck:
     The run must have two epochs of 3 to 5 training batches, because it is stopped after batch 1 (inside an update), 3
     and 6 (in the second epoch): GRAD_ACCUMULATE_STEPS 2, END_EPOCH 2, LOG_FREQUENT 1. The model must have 2 layers, 2
     heads and hidden size 16. The train set must have at least 4 samples. Dropout and flips may be on. A subclass
-    defines `questions`, and where the task writes results also `check_results`.
+    defines `questions`, and `check_results` where the task writes results.
+
     without_gradient: parts of the names of parameters that have no gradient on purpose. scores: the prediction, one row
     a sample, that must not depend on the other samples of a batch. pixels: the config keys with which the task takes
     images instead of region features; None for a task that cannot.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
+from common.task import Record
 from common.train.metrics import MetricGroup, loss_means
 from vqa.dataset import VQADataset
 from vqa.metrics import SoftAccuracy
@@ -21,14 +21,14 @@ def build_metrics(cfg: Config, training: bool) -> MetricGroup:
     return MetricGroup([SoftAccuracy(), *(loss_means(cfg.TRAIN.LOSS_LOGGERS) if training else [])])
 
 
-def to_records(output: ModelOutput, batch: Batch, dataset: VQADataset) -> list[dict[str, Any]]:
+def to_records(output: ModelOutput, batch: Batch, dataset: VQADataset) -> list[Record]:
     """Returns {"id": question id, "answer": string of the best logit} for each sample."""
     best = output.predictions["label_logits"].argmax(1).tolist()
     answers = dataset.vocabulary.answers
     return [{"id": i, "answer": answers[k]} for i, k in zip(batch.ids, best, strict=True)]
 
 
-def write_answers(records: Sequence[dict[str, Any]], dataset: VQADataset, path: Path) -> None:
+def write_answers(records: Sequence[Record], dataset: VQADataset, path: Path) -> None:
     """Writes the JSON list that the VQA server takes, in the order of the question file.
 
     Raises DataError when the records are not exactly the questions of the dataset.
