@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from common import distributed
 
@@ -56,7 +56,7 @@ class RunWriter:
         self._tensorboard = SummaryWriter(str(tensorboard_folder or folder / "tensorboard_logs"))
         self._lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
-    def write(self, kind: str, step: int, scalars: Mapping[str, float], **fields: Any) -> None:
+    def write(self, kind: str, step: int, scalars: Mapping[str, float], **fields: float | str) -> None:
         """Write one line {"kind", "step", "time", fields..., scalars...}.
 
         step: the number on the x axis of TensorBoard, batches of the run for "train" and epochs for "val". Numbers that

@@ -221,9 +221,8 @@ def seed_everything(seed: int) -> int:
     """
     if seed < 0:
         seed = distributed.broadcast_object(random.SystemRandom().randrange(2**31))
-    local = (
-        seed + distributed.rank()
-    )  # initial weights then differ too, until `distributed.wrap` copies those of rank 0
+    # Initial weights differ too, until `distributed.wrap` copies those of rank 0.
+    local = seed + distributed.rank()
     random.seed(local)
     np.random.seed(local % 2**32)
     torch.manual_seed(local)

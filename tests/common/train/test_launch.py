@@ -91,6 +91,7 @@ class TestReports:
             0: self.failure(tmp_path, 0, error=RuntimeError("lost a peer")),
             1: self.failure(tmp_path, 1, -signal.SIGKILL),
         }
+        failures[1].timestamp += 1  # it is that of the moment at which the launcher looked
         assert first_failure(failures)[0] == 1
 
     def test_an_abort_may_be_a_consequence(self, tmp_path):

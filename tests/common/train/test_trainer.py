@@ -130,6 +130,16 @@ class TestUpdates:
         torch.testing.assert_close(weights(trainer), want)
         assert trainer.writer.column("grad-para/Total-Norm") == pytest.approx(norms, rel=1e-4)
 
+    def test_adamw_clips_in_its_step(self, tmp_path):
+        """Its step divides the gradients by the norm over the limit, or by 1 below the limit."""
+        trainer = toy_trainer(tmp_path, adamw=True, clip_norm=0.7)
+        scales = []
+        trainer.optimizer.register_step_pre_hook(lambda opt, args, kwargs: scales.append(float(kwargs["grad_scale"])))
+        trainer.fit()
+        norms = trainer.writer.column("grad-para/Total-Norm")
+        assert scales == pytest.approx([max(1.0, norm / 0.7) for norm in norms], rel=1e-4)
+        assert min(norms) < 0.7 < max(norms)  # both cases
+
     def test_no_norm_without_clipping(self, tmp_path):
         trainer = toy_trainer(tmp_path)
         trainer.fit()

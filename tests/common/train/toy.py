@@ -14,6 +14,7 @@ from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader
 from common.data.sample import Batch, ModelOutput, Sample
 from common.precision import Precision
+from common.train.adamw import AdamW
 from common.train.metrics import Mean, MetricGroup
 from common.train.schedules import Schedule
 from common.train.settings import TrainerSettings
@@ -81,6 +82,7 @@ def toy_trainer(
     schedule: Schedule = lambda step: 1.0,
     momentum: float = 0.9,
     precision: Precision | None = None,
+    adamw: bool = False,
     validate: Callable[[Callable[[], bool]], dict[str, float]] | None = None,
     base_seed: int = 3,
     **settings: Any,
@@ -88,7 +90,9 @@ def toy_trainer(
     """A trainer on five batches an epoch; torch is seeded, so two calls give the same run."""
     torch.manual_seed(0)
     model = ToyModel(dropout)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=momentum)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=momentum)
+    if adamw:
+        optimizer = AdamW(model.parameters(), lr=LR)
     for group in optimizer.param_groups:
         group["initial_lr"] = LR
     return Trainer(
