@@ -1,4 +1,4 @@
-"""Commands in the documents are such that the programs accept them."""
+"""The programs accept the commands in the documents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUN_ARGUMENTS = {"nondist_run": 3, "dist_run_single": 4, "dist_run_multi": 7, "d
 
 
 def commands(document: str) -> Iterator[str]:
-    """The lines of its code blocks, continued ones joined, without comments; those with `...` are not whole."""
+    """The command lines of its code blocks, continued ones joined, without comments. Lines with `...` are left out."""
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines() if language in ("", "sh") else ():
             line = line.partition(" #")[0].strip()
@@ -32,7 +32,7 @@ ALL = [(document, line) for document in DOCUMENTS for line in commands(document)
 
 
 class Accepted(Exception):  # noqa: N818
-    """The command line was read."""
+    """The program parsed its command line."""
 
 
 def test_there_are_commands():

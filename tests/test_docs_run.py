@@ -1,4 +1,4 @@
-"""The commands of the documents that need nothing but the demos' output are run as they stand."""
+"""The commands and Python blocks of the documents run as they stand, on the output of the demos."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PYTHON = [(document, block) for document in DOCUMENTS for block in blocks(docume
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory) -> Path:
-    """A folder that looks like the repository after the demos: a smaller world, models trained for two updates."""
+    """A copy of the repository after the demos, with a smaller world and models trained for two updates."""
     folder = tmp_path_factory.mktemp("docs") / "repository"
     folder.mkdir()
     for name in CODE:

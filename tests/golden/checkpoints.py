@@ -35,7 +35,7 @@ def run(case: Case, report: Report) -> None:
     _load(case, model, cfg)
     after = model.state_dict()
     listed = {row[0] for row in case.json["result"]}
-    # The backbone case lists what its file gives; the linear layer after the RoI head is random there.
+    # The backbone case lists the keys of its file. The linear layer after the RoI head is random there.
     unlisted = {key for key in after if key.startswith("obj_downsample.")} - listed
     report.equal("keys", sorted(after.keys() - unlisted), sorted(listed))
     for key, total, norm, changed in case.json["result"]:
@@ -52,7 +52,7 @@ def _final_dim(case: Case) -> int:
 
 
 def _checkpoint(case: Case) -> dict[str, Tensor]:
-    """The weight rule on "checkpoint:" + key; second names of a tensor have the first one's values."""
+    """The weight rule on "checkpoint:" + key. Second names of a tensor have the values of the first."""
     keys = [key for key, _ in case.json["checkpoint"]]
     state = {}
     for key, shape in case.json["checkpoint"]:

@@ -1,12 +1,13 @@
 """Group K: items and batches of the datasets on the data kit.
 
-A module may have build(cfg, case) where the data set is not what `build_dataset` gives, and run(case, report, cfg) for
-cases without items. What a task's items look like in the reference's form is in tests/golden/kit_<task>.py, which has
+The items of a task in the reference's form are made by tests/golden/kit_<task>.py, which has
     ID_KEY                          the key of an item's id in the case
     config_changes(case)            folders of the data, after the files that the kit lacks were generated
     item(dataset, index, sample)    fields of one item; batch(dataset, samples): of the collated samples
     whole(dataset)                  arrays "all.*", of a fresh data set
-Fields are named as the case names them, without the prefix; `image` and `features` are summed up here.
+and, where a case needs them, build(cfg, case) -> the data set where `build_dataset` has none for it, and
+    run(case, report, cfg)          arrays of a case without items
+Fields have the names of the case, without the prefix. Sums of `image` and `features` are computed here.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def run(case: Case, report: Report) -> None:
         report.equal(f"item{i} id", sample.id, item[reference.ID_KEY])
         got |= _arrays(f"item{i}", reference.item(dataset, index, sample))
     if case.json.get("batch"):
-        fresh = build()  # a data set may remember what was asked of it
-        rng = random.Random(case.json["items"][0].get("random_seed", seed))  # the reference seeds a batch once
+        fresh = build()  # a data set may change with each item
+        rng = random.Random(case.json["items"][0].get("random_seed", seed))  # the reference seeds once a batch
         samples = [fresh.sample(i, rng) for i in range(min(BATCH, len(fresh)))]
         got |= _arrays("batch0", reference.batch(fresh, samples))
     if any(o["array"].startswith(("all.", "every")) for o in case.json["outputs"]):
@@ -99,7 +100,7 @@ def _arrays(name: str, fields: dict[str, Any]) -> dict[str, Any]:
 def _compare(case: Case, report: Report, output: dict[str, Any], got: dict[str, Any]) -> None:
     name = output["array"]
     if name not in got:
-        report.fail(name, "not among what our dataset gives")
+        report.fail(name, "not among the fields of our dataset")
         return
     if output.get("value", 0) is None:
         report.equal(f"{name} is None", got[name], None)

@@ -1,4 +1,4 @@
-"""The COCO part of the data kit with the region files of the golden README beside links to what is there."""
+"""The COCO part of the data kit with the region files that the golden README defines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 @lru_cache
 def linked_coco(data: Path) -> Path:
-    """A folder like the kit's `coco`, with the generated region files of the README beside links to what is there."""
+    """A folder of links to the kit's `coco`, with the generated region files of the README beside them."""
     _kept.append(tempfile.TemporaryDirectory(prefix="golden-kit-"))
     coco = Path(_kept[-1].name) / "coco"
     coco.mkdir()
@@ -51,7 +51,7 @@ def write_regions(instances: Path, folder: Path) -> None:
 
 
 def clipped_boxes(annotations: list[dict[str, Any]], image: dict[str, Any]) -> np.ndarray:
-    """float64 [n, 4] xyxy of the annotations of an image, within it; the whole image where there is none."""
+    """float64 [n, 4] xyxy of the annotations of an image, clipped to it. Without any, the box of the whole image."""
     width, height = image["width"], image["height"]
     rows = [a["bbox"] for a in annotations if a["image_id"] == image["id"]]
     boxes = np.array([[x, y, x + w - 1, y + h - 1] for x, y, w, h in rows] or [[0, 0, width - 1, height - 1]], float)

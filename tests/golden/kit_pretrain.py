@@ -1,4 +1,4 @@
-"""Items and batches of pretraining in the reference's form: labels of all regions, dense, instead of rows for some."""
+"""Items and batches of pretraining in the reference's form, which has a label row for every region."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def config_changes(case: Case) -> dict[str, Any]:
-    """Sections of a list have one batch size each; the relationship head, which no data set needs, has a pooler."""
+    """A batch size for each data set of a list. The relationship head has the pooler that it needs."""
     path = str(linked_captions(case.data))
     if "withouttextonly" in case.json["cfg"]:
         changes: dict[str, Any] = {"DATASET.DATASET_PATH": path}
@@ -55,7 +55,7 @@ def config_changes(case: Case) -> dict[str, Any]:
 
 @lru_cache
 def linked_captions(data: Path) -> Path:
-    """The captions of the kit with the generated detector files of the README (file 2) beside links."""
+    """A folder of links to the captions of the kit, with the generated detector files of the README (file 2)."""
     _kept.append(tempfile.TemporaryDirectory(prefix="golden-captions-"))
     source, folder = data / "conceptual-captions", Path(_kept[-1].name)
     for entry in source.iterdir():
@@ -151,7 +151,7 @@ def _text(prefix: str, ours: Batch, row: int | None = None) -> dict[str, Tensor]
 
 
 def run(case: Case, report: Report, cfg: Any) -> dict[str, dict[str, Any]]:
-    """Fields by batch of a case that is about something else than items; other comparisons are made here."""
+    """Fields by batch of a case without items. Its other comparisons are made here."""
     if "statistics" in case.json:
         _check_statistics(case, report, cfg)
         return {}

@@ -31,7 +31,7 @@ def config_changes(case: Case) -> dict[str, Any]:
 
 @lru_cache
 def linked_refcoco(data: Path) -> Path:
-    """A folder like the kit's `coco`, with the generated detections of the README (file 3) beside links."""
+    """A folder of links to the kit's `coco`, with the generated detections of the README (file 3)."""
     coco = linked_coco(data)
     _kept.append(tempfile.TemporaryDirectory(prefix="golden-refcoco-"))
     folder = Path(_kept[-1].name)

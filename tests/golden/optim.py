@@ -97,7 +97,7 @@ def scaling(case: Case, report: Report) -> None:
     """Effective batch, learning rate, optimizer and schedule of each shipped config and number of processes."""
     from common.config import load_config
 
-    batches = 1000  # per epoch, as the field's name says
+    batches = 1000  # per epoch, by the field's name
     for row in case.json["rows"]:
         # The rows count processes; GPUS would count in a single one.
         cfg = load_config(row["cfg"].split("/")[1], ROOT / row["cfg"], {"GPUS": "0"})
@@ -145,5 +145,5 @@ def _check_schedule(report: Report, name: str, schedule: Schedule, plan: RunPlan
 def _find(pattern: str, text: str) -> tuple[str, ...]:
     match = re.search(pattern, text)
     if match is None:
-        raise ValueError(f"{text!r} does not say {pattern!r}")
+        raise ValueError(f"{text!r} does not match {pattern!r}")
     return match.groups()

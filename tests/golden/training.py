@@ -34,8 +34,10 @@ from tests.golden.tasks import (
 
 LIMITS = {"out.total_norm": 1e-3, "param_l2": 1e-4, "param_delta_l2": 1e-3}  # relative, where a case states none
 LIMIT = 1e-4  # of everything else
-# How far the optimised path may drift from the plain one, relative, in up to 120 updates. @@
-DRIFT = {"loss": 1e-2, "total_norm": 0.2, "l2": 1e-3, "delta_l2": 1e-2, "eval": 2e-2}
+# The optimised path is compared with the plain one in the first WINDOW iterations, within DRIFT (relative). Rounding
+# grows from update to update.
+WINDOW = 16
+DRIFT = {"loss": 1e-3, "total_norm": 1e-2, "l2": 1e-4, "delta_l2": 1e-2, "eval": 1e-2}
 
 
 @dataclass
@@ -70,19 +72,30 @@ def run(case: Case, report: Report) -> None:
     report.equal("effective_batch", plan.effective_batch, case.json["effective_batch"])
     report.close("base_lr", plan.base_lr, case.json["base_lr"], 1e-12, 1e-9)
     accuracies = Accuracies(load_task(case.json["task"]).build_metrics(cfg, True), report)
-    want = _train(case, plain(build, cfg), cfg, plan, accuracies)
-    _compare_stored(case, report, want)
+    iterations = case.json["n_batches"] * case.json["epochs"]
+    found = _train(case, plain(build, cfg), cfg, plan, iterations, accuracies=accuracies)
+    _compare_stored(case, report, found)
+    if iterations > WINDOW:
+        found = _train(case, plain(build, cfg), cfg, plan, WINDOW)
     fast = Report()
-    _compare_paths(fast, _train(case, build(cfg), cfg, plan), want)
+    _compare_paths(fast, _train(case, build(cfg), cfg, plan, WINDOW, fast=True), found)
     report.include(FAST, fast)
     if case.json["task"] == "refcoco":
         report.note(SCORE_PADDING)
 
 
-def _train(case: Case, model: nn.Module, cfg: Config, plan: RunPlan, accuracies: Accuracies | None = None) -> Run:
-    """The stored batches in order, every epoch, with the parts that the trainer is made of.
+def _train(
+    case: Case,
+    model: nn.Module,
+    cfg: Config,
+    plan: RunPlan,
+    iterations: int,
+    fast: bool = False,
+    accuracies: Accuracies | None = None,
+) -> Run:
+    """Train on the stored batches in order, every epoch, with the parts that the trainer is made of.
 
-    accuracies: of a run on the plain path; without them the run is on the optimised path.
+    fast: with the optimised gradient norm, and without logits at padding in the evaluation.
     """
     prepare(model, all_positions=False)
     model.train()
@@ -93,7 +106,7 @@ def _train(case: Case, model: nn.Module, cfg: Config, plan: RunPlan, accuracies:
     limit = cfg.TRAIN.CLIP_GRAD_NORM if cfg.TRAIN.CLIP_GRAD_NORM > 0 else math.inf
     apply_lr(optimizer, schedule(0))
     found, n = Run(), case.json["n_batches"]
-    for step in range(n * case.json["epochs"]):
+    for step in range(min(iterations, n * case.json["epochs"])):
         if step % n == 0 and accuracies is not None:
             accuracies.reset()
         batch = to_batch(case.json["task"], _batch_inputs(case, step % n), cfg)
@@ -101,10 +114,10 @@ def _train(case: Case, model: nn.Module, cfg: Config, plan: RunPlan, accuracies:
         (output.loss / plan.micro_batches).backward()
         if (step + 1) % plan.micro_batches == 0:
             apply_lr(optimizer, schedule(len(found.norms) + 1))
-            if accuracies is not None:
-                norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-            else:
+            if fast:
                 norm = clip_grad_norm(model.parameters(), limit, optimizer)
+            else:
+                norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
             found.norms.append(float(norm))
             optimizer.step()
             optimizer.zero_grad()
@@ -119,7 +132,7 @@ def _train(case: Case, model: nn.Module, cfg: Config, plan: RunPlan, accuracies:
         found.l2[name], found.moved[name] = float(value.norm()), float((value - start[name]).norm())
     if "eval_call" in case.json:
         if hasattr(model, "all_positions"):
-            model.all_positions = accuracies is not None
+            model.all_positions = not fast
         model.eval()
         with torch.no_grad():
             found.eval = outputs(model(to_batch(case.json["task"], _eval_inputs(case), cfg)))
@@ -154,7 +167,7 @@ def _compare_stored(case: Case, report: Report, found: Run) -> None:
 
 
 def _compare_paths(report: Report, fast: Run, want: Run) -> None:
-    """Rounding grows from update to update, so the bounds are those of DRIFT, not those of the stored numbers."""
+    """Within DRIFT. Floors are for losses and norms that a run brings near zero."""
     for name in ("loss", *(f"component.{k}" for k in want.parts[0])):
         report.close(name, fast.series(name), want.series(name), 1e-3, DRIFT["loss"])
     report.close("total_norm", fast.norms, want.norms, 1e-3 * max(want.norms, default=0), DRIFT["total_norm"])

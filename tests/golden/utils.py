@@ -64,7 +64,7 @@ def _field(case: Case, names: set[str], key: str) -> Any:
 
 
 def _collated(task: str, name: str, samples: list[dict[str, Any]]) -> Any:
-    """Field `name` as the reference collates it: our batch, with its sentinels where our masks say padding."""
+    """Field `name` of our batch as the reference collates it, with its fill values where our masks are False."""
     vcr = task.startswith("vcr")
     text = name if name in TEXT_NAMES else next(n for n in TEXT_NAMES if n in samples[0])
     batch = collate([_sample(i, sample, text, name) for i, sample in enumerate(samples)])

@@ -1,4 +1,4 @@
-"""Pretraining from the command line, and what its checkpoint is for."""
+"""Pretraining from the command line, and its checkpoint as the start of the other tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = {
 
 
 def test_a_run_and_its_checkpoint_in_every_task(command, settings, world, tmp_path, caplog):
-    """Whatever a task has under the same name, or under the name of the shipped rules, comes from pretraining."""
+    """A task loads the parameters that have the same name, or the name that the shipped rules change it to."""
     assert command(TRAIN, "--do-test") == 0
     folder = tmp_path / "out/tiny/train_train"
     losses = train_losses(folder)
@@ -72,7 +72,7 @@ def test_mistakes_are_one_line(error, changes, message):
 
 
 def test_validation_reads_the_same_text_each_time(world, tmp_path):
-    """Not where the text stream of the last one stopped (spec 10 P-30)."""
+    """The original went on where the last validation stopped (spec 10 P-30)."""
     from common.data.loader import build_loader
 
     cfg = load_config("pretrain", write_settings(tiny_pretrain(world, tmp_path), tmp_path / "tiny.yaml"))
@@ -82,7 +82,7 @@ def test_validation_reads_the_same_text_each_time(world, tmp_path):
 
 
 def test_losses_of_a_bf16_run_are_near_those_of_fp32(settings, tmp_path):
-    """Without dropout, by at most 2 %."""
+    """Without dropout they differ by at most 2 %."""
     from common.train.run import run_training
 
     settings["NETWORK"]["VLBERT"] |= {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}

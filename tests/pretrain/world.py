@@ -1,4 +1,4 @@
-"""Captions, detector files, images and text that tests of pretraining write themselves."""
+"""A made-up data set of pretraining: captions, region files, images and text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CORPUS = "the box .\n\na text line of the text\nw1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w
 
 
 def write_world(root: Path, train: int = 12, val: int = 6) -> Path:
-    """DATASET_PATH with images of coloured boxes, their detections and captions; text and vocabulary beside them."""
+    """DATASET_PATH with images of coloured boxes, their detections and captions, a text corpus and a vocabulary."""
     (root / "bert").mkdir(parents=True)
     (root / "bert/vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     (root / "corpus.doc").write_text(CORPUS)
@@ -42,7 +42,7 @@ def write_world(root: Path, train: int = 12, val: int = 6) -> Path:
 
 
 def _write_image(root: Path, split: str, name: str, rng: np.random.Generator) -> dict[str, Any]:
-    """One image with its detections; returns the line of the annotation file."""
+    """Write an image and its detections. Returns its line of the annotation file."""
     width, height = (int(side) for side in rng.integers(40, 64, 2))
     count = int(rng.integers(3, 6))
     corner = rng.uniform(0, 0.5, (count, 2)) * (width, height)

@@ -42,7 +42,7 @@ def trained(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def world(small: Path, tmp_path: Path) -> Path:
-    """A copy of the made-up world, to damage."""
+    """A copy of the made-up world, which a test may damage."""
     return Path(shutil.copytree(small, tmp_path / "world"))
 
 
@@ -68,7 +68,7 @@ class TestTesting:
         ("args", "split"), [((), "val"), (("--split", "testA"), "testA"), (("--split", "test"), "test")]
     )
     def test_splits(self, command, trained, small, tmp_path, capsys, args, split):
-        """no. 12 and 13: without --split it is val; the checkpoint is that of the run."""
+        """no. 12 and 13: the default split is val, the default checkpoint the best one of the run."""
         assert command(TEST, *args) == 0
         folder = tmp_path / f"out/tiny/{split}_test"
         out = capsys.readouterr().out.splitlines()
@@ -94,7 +94,7 @@ class TestTesting:
         assert [pytest.approx(r["box"], abs=1e-3) for r in many] == [r["box"] for r in few]
 
     def test_two_processes_write_what_one_writes(self, command, trained, cfg_path, tmp_path, capsys):
-        """--gpus 0 1, here on the CPU: shared samples, one file, one summary."""
+        """--gpus 0 1, here on the CPU: the processes share the samples, and write one file and one summary."""
         assert command(TEST, "--split", "test", "--result-path", tmp_path / "one") == 0
         alone = capsys.readouterr().out
         two = ("--gpus", 0, 1, "--result-path", tmp_path / "two")
@@ -169,7 +169,7 @@ class TestMistakes:
         assert re.search(r"dets\.json: 1 detections, none of them of the \d images of this split", text)
 
     def test_regions_of_other_boxes(self, error, trained, world):
-        """Their features would describe other places than the annotations they are used for."""
+        """The features of such regions describe other places than the annotations."""
         path = world / "refcoco+/instances.json"
         for file in (path, world / "annotations/instances_train2014.json"):
             content = json.loads(file.read_text())

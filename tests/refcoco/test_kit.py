@@ -11,6 +11,7 @@ import torch
 
 from common.config import load_config
 from common.data.collate import collate
+from common.regions.json_store import JsonRegions
 from refcoco.dataset import RefCOCODataset, build_dataset
 from refcoco.outputs import accuracies
 from refcoco.refer import REFER
@@ -42,7 +43,7 @@ def build(kit: Path, coco: Path, sets: str, boxes: str = "gt", *overrides: str, 
 
 
 def oracle(dataset: RefCOCODataset) -> list[dict[str, Any]]:
-    """The annotation that is meant, where it is a candidate; otherwise the first candidate."""
+    """Records that choose the target where it is a candidate, else the first candidate."""
     records = []
     for index, expression in enumerate(dataset.expressions):
         choices = dataset.choices(index)
@@ -58,7 +59,7 @@ def test_every_split_is_found(kit, coco, split):
     assert len(dataset) == expressions and len({e.ref_id for e in dataset.expressions}) == references
 
 
-def test_the_pickle_says_what_the_json_says(coco, tmp_path):
+def test_the_pickle_and_the_json_hold_the_same(coco, tmp_path):
     (tmp_path / "refcoco+").mkdir()
     for name in ("refs(unc).json", "instances.json"):
         (tmp_path / "refcoco+" / name).symlink_to(coco / "refcoco+" / name)
@@ -66,7 +67,7 @@ def test_the_pickle_says_what_the_json_says(coco, tmp_path):
 
 
 def test_annotations_as_candidates_always_hold_the_target(kit, coco):
-    """An oracle is right by all three counts, on real boxes, clipped to the image."""
+    """All three accuracies of an oracle are 100, on real boxes that are clipped to the image."""
     dataset = build(kit, coco, "train+val+testA+testB")
     assert accuracies(oracle(dataset), dataset) == {"expressions": 98, "overlap": 100, "exact": 100, "ceiling": 100}
 
@@ -79,7 +80,7 @@ def test_moved_boxes_do_not_always_reach_the_target(kit, coco):
 
 
 def test_photos_and_words(kit, coco):
-    """Everything is known to the tokenizer; the pixels have the size of the metadata."""
+    """The vocabulary has all words. The pixels have the size that the metadata states."""
     dataset = build(kit, coco, "train", "proposal+gt", "SCALES=[240,400]", split="train")
     groups = list(dataset.group_ids)
     picked = [groups.index(0), groups.index(1)]
@@ -92,12 +93,14 @@ def test_photos_and_words(kit, coco):
 
 
 def test_features_of_our_own_extraction(kit, coco):
-    """Regions of annotations as stored for VQA, x + w - 1 and clipped, are those of box mode gt."""
+    """Boxes of annotations as stored for VQA, x + w - 1 and clipped, are those of box mode gt, in the same order."""
     store = linked_coco(kit) / "vgbua_res101_precomputed/trainval2014_resnet101_faster_rcnn_genome"
     keys = ("NETWORK.IMAGE_FEAT_PRECOMPUTED=true", f"DATASET.REGION_PATH={store}")
+    regions = JsonRegions(store)
     for sets in COUNTS:
         seen, stored = build(kit, coco, sets), build(kit, coco, sets, "gt", *keys)
         for index in range(len(stored)):
             got = stored.sample(index, random.Random(0))
-            assert got.image is None and got.features.shape == (len(got.boxes), 2048)
+            assert got.image is None and len(got.features) == len(got.boxes)
+            assert torch.equal(got.features[1:], regions.regions(stored.expressions[index].image_id).features)
             assert torch.equal(stored.choices(index).boxes, seen.choices(index).boxes)

@@ -32,7 +32,7 @@ GOLDEN_DETECTIONS = [[12, 22, 98, 190], [200, 10, 600, 600]]
 
 
 class World:
-    """A DATASET_PATH: `add_image` and `add_reference` fill it, `write` puts the files there."""
+    """A DATASET_PATH: `add_image` and `add_reference` collect its entries, `write` writes the files."""
 
     def __init__(self, root: Path, dataset: str = "refcoco+", split_by: str = "unc") -> None:
         self.root, self.dataset, self.split_by = root, dataset, split_by
@@ -49,7 +49,7 @@ class World:
             self.annotations.append({**record, "iscrowd": int(k in crowd), "segmentation": []})
 
     def add_reference(self, ann_id: int, sentences: list[str], split: str = "train") -> None:
-        """Reference n has the id 50 + n; sentences are numbered through, from 900 down."""
+        """Reference n has the id 50 + n. Sentence ids count down from 900 over all references."""
         count = sum(len(r["sentences"]) for r in self.references)
         records = [
             {"sent_id": 900 - count - k, "raw": text.upper(), "sent": text, "tokens": text.split()}
@@ -90,9 +90,9 @@ class World:
         return path
 
     def draw(self, image_id: int, colors: list[tuple[int, int, int]] | None = None) -> Path:
-        """The image, red on the left and blue on the right, or each annotation in a colour of its own on grey."""
-        image = next(i for i in self.images if i["id"] == image_id)
-        size = (image["width"], image["height"])
+        """Write the image, half red and half blue, or with `colors` each annotation in its colour on grey."""
+        entry = next(i for i in self.images if i["id"] == image_id)
+        size = (entry["width"], entry["height"])
         image = Image.new("RGB", size, (255, 0, 0) if colors is None else (128, 128, 128))
         if colors is None:
             image.paste((0, 0, 255), (size[0] // 2, 0, *size))
@@ -133,7 +133,7 @@ def golden_world(root: Path) -> World:
 def small_world(root: Path) -> World:
     """Ten small images, wide and upright, with two to four boxes in different colours, which expressions name.
 
-    Features of the annotations, whose entries say the colour, lie in refcoco+/regions.packed.
+    The features of the annotations are in refcoco+/regions.packed. They depend on the colour.
     """
     rng = random.Random(4)
     world = World(root)
@@ -169,7 +169,7 @@ def regions_of(world: World, image_id: int, colors: list[str]) -> Regions:
 
 
 def tiny_refcoco(world: Path, out: Path) -> dict[str, Any]:
-    """The YAML of a run of two epochs on `small_world` with its features."""
+    """Settings of a run of two epochs on `small_world` with its features."""
     settings = tiny_settings("refcoco/base_gt_boxes_4x16G.yaml", world, out)
     settings["DATASET"] |= {"REGION_PATH": str(world / "refcoco+/regions.packed")}
     settings["NETWORK"] |= {"IMAGE_FEAT_PRECOMPUTED": True, "IMAGE_PRETRAINED": "", "CLASSIFIER_DROPOUT": 0.1}

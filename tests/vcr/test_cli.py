@@ -84,7 +84,7 @@ class TestTest:
         assert len(lines) == 3 and lines[2].startswith("res/mine_test_result_Q2AR.csv: Q2AR, 5 annotations")
 
     def test_the_default_name_is_the_model_s(self, command, both, tmp_path, capsys):
-        """Q-25: also that of the merged file."""
+        """Q-25: the merged file has a name of the same form."""
         assert command(TEST, *both, "--a-bs", 2, "--r-bs", 3) == 0
         assert capsys.readouterr().out.splitlines() == [
             "test_result/tiny_a_test_result_Q2A.csv",
@@ -93,7 +93,7 @@ class TestTest:
         ]
 
     def test_one_half_and_another_test_file(self, command, nets, shared_world, tmp_path, capsys):
-        """The order of the file, not of a shuffle (Q-26); a QA2R row is what its answer alone would get."""
+        """Results have the order of the file, not of a shuffle (Q-26). A QA2R row is that of its answer alone."""
         assert command(TEST, *nets["r"], "--test-file", "val.jsonl", "--set", "TEST.SHUFFLE=true") == 0
         table = read_table(tmp_path / capsys.readouterr().out.strip())
         rows = read_annotations(shared_world / "val.jsonl")
@@ -136,7 +136,7 @@ class TestTest:
 
 class TestVal:
     def test_both_halves(self, command, both, tmp_path, capsys, shared_world):
-        """Printed from the files that it keeps, by hand."""
+        """The printed numbers are those of the files that it writes, computed here by hand."""
         assert command(VAL, *both, "--result-path", "res", "--result-name", "x") == 0
         rows = read_annotations(shared_world / "val.jsonl")
         hits = []
@@ -196,13 +196,13 @@ class TestTrain:
 class TestProcesses:
     @pytest.mark.parametrize("script", [TEST, pytest.param(VAL, marks=pytest.mark.slow)])
     def test_two_processes_write_the_files_of_one(self, command, script, both, tmp_path, capsys):
-        """To the last digit: whole batches are dealt out, so that padding is the same."""
+        """The files are equal to the last digit: a process takes whole batches, so that padding is the same."""
         both = [*both, "--a-bs", 2, "--r-bs", 2]
         assert command(script, *both, "--result-path", tmp_path / "one") == 0
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         status, out, err = process(script, *both, "--gpus", 0, 1, "--result-path", tmp_path / "two")
         assert status == 0, err
-        assert out == said.replace("/one/", "/two/")  # once, not by both
+        assert out == printed.replace("/one/", "/two/")  # by one process
         assert files(tmp_path / "one") == files(tmp_path / "two")
         for path in (tmp_path / "one").iterdir():
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
@@ -285,7 +285,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_missing_image(self, error, cfg_path, world, workers):
-        """Also where a worker process meets it, whose errors arrive with a traceback as their text."""
+        """The error is the same where it is raised in a worker process, whose message is a traceback."""
         for path in (world / "vcr1images").rglob("*.jpg"):
             path.unlink()
         pixels = ["NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "NETWORK.IMAGE_RANDOM_INIT=true", "NETWORK.IMAGE_PRETRAINED="]

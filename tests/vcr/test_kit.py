@@ -29,7 +29,7 @@ def build(kit: Path, *overrides: str, split: str = "train", half: str = "q2a") -
 @pytest.mark.parametrize("half", ["q2a", "qa2r"])
 @pytest.mark.parametrize("split", COUNTS)
 def test_all_items_of_the_published_configs(kit, split, half):
-    """Everything but the pixels, which need most of the time: text, boxes, masks."""
+    """Text, boxes and masks of small images: reading pixels would take most of the time."""
     dataset = build(kit, "SCALES=[32, 64]", "TRAIN.FLIP_PROB=0", split=split, half=half)
     assert len(dataset) == COUNTS[split]
     for i in range(0, len(dataset), 3):
@@ -51,7 +51,7 @@ def test_all_items_of_the_published_configs(kit, split, half):
 
 
 def test_the_leaderboard_s_rows_repeat_the_rationales(kit):
-    """Row 4 i + j ends in rationale j; the right answer's rows are what validation sees where nothing is cut."""
+    """Row 4 i + j ends in rationale j. Where nothing is cut, the rows of the right answer are those of validation."""
     test, val = build(kit, split="test", half="qa2r"), build(kit, split="val", half="qa2r")
     tiny = {"test": test.sample(0, random.Random(0)), "val": val.sample(0, random.Random(0))}
     assert tiny["test"].id == tiny["val"].id
@@ -61,7 +61,7 @@ def test_the_leaderboard_s_rows_repeat_the_rationales(kit):
         assert torch.equal(got, want)
 
 
-def test_a_image_shows_its_detections(kit):
+def test_an_image_shows_its_detections(kit):
     """The kit paints each object's polygon in one colour: pixels under its mask vary less than the image."""
     dataset = build(kit, "TRAIN.FLIP_PROB=0", "SCALES=[300, 600]")
     sample = dataset.sample(0, random.Random(0))
@@ -76,13 +76,13 @@ def test_a_image_shows_its_detections(kit):
 
 
 def test_precomputed_features_of_the_metadata_s_boxes(kit, tmp_path):
-    """From the annotations to a store by the extraction program (its network apart), and back into samples."""
+    """The extraction program (without its network) writes a store of the annotated boxes, and samples read it."""
     source = build_source(f"vcr:{kit}/vcr/train.jsonl")
     images = source.entries(f"{kit}/vcr/vcr1images")
-    told = extract(
+    outcome = extract(
         images, source, lambda images, boxes: [torch.nn.functional.pad(b, (0, 2044)) for b in boxes], tmp_path
     )
-    assert not told.failed and len(JsonRegions(tmp_path).names()) == len(images) > 10
+    assert not outcome.failed and len(JsonRegions(tmp_path).names()) == len(images) > 10
     dataset = build(kit, "NETWORK.IMAGE_FEAT_PRECOMPUTED=true", f"DATASET.REGION_PATH={tmp_path}", "TRAIN.FLIP_PROB=0")
     samples = [dataset.sample(i, random.Random(0)) for i in range(len(dataset))]
     for sample in samples:

@@ -1,6 +1,6 @@
-"""Report and live page in a real browser: what is shown is what the arrays say.
+"""Report and live page in a real browser: the shown numbers are those of the arrays.
 
-Needs Playwright and a Chromium (`make test-browser` installs both); skipped without them.
+Needs Playwright and a Chromium, which `make test-browser` installs. Skipped without them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def browser() -> Iterator[playwright.Browser]:
 
 @pytest.fixture
 def tab(browser) -> Iterator[playwright.Page]:
-    """An empty page; an error in a script fails the test."""
+    """An empty page. An error in a script fails the test."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.set_default_timeout(15000)
     errors: list[str] = []
@@ -325,11 +325,11 @@ class TestLivePage:
 
 
 class TestOtherTasks:
-    """What belongs to a box stays with it when another one is taken away."""
+    """Mentions of a box keep their box when another one is taken away."""
 
     @pytest.fixture
     def asked(self, tab, image) -> Iterator[tuple[playwright.Page, list[dict]]]:
-        """A page of VCR whose service only notes what it is asked."""
+        """A page of VCR whose service records its requests."""
         calls: list[dict] = []
 
         class Noting(Service):

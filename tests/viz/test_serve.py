@@ -1,4 +1,4 @@
-"""The interface of the live page: answers, and everything that may be wrong with a request."""
+"""The interface of the live page: answers, and errors for wrong requests."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class TestUploads:
             (encoded(Image.new("L", (40000, 10))), 400, "too narrow"),
         ],
     )
-    def test_bad_ones_are_told(self, client, data, status, message):
+    def test_bad_ones_get_an_error(self, client, data, status, message):
         response = client.post("/api/image", data=data)
         assert response.status_code == status and message in response.get_json()["error"]
 
@@ -139,7 +139,7 @@ class TestQuestions:
             ({"image": ["a"]}, 404, "no longer kept"),
         ],
     )
-    def test_bad_ones_are_told(self, client, image, changes, status, message):
+    def test_bad_ones_get_an_error(self, client, image, changes, status, message):
         response = client.post("/api/ask", json=question(client, image, **changes))
         assert response.status_code == status and message in response.get_json()["error"]
 

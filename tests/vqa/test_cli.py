@@ -42,7 +42,7 @@ def trained(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def world(tiny_world: Path, tmp_path: Path) -> Path:
-    """A copy of the made-up world, to damage."""
+    """A copy of the made-up world, which a test may damage."""
     return Path(shutil.copytree(tiny_world, tmp_path / "world"))
 
 
@@ -133,7 +133,7 @@ class TestTest:
         assert files(tmp_path / "a/b") == {"mine_vqa2_test2015.json", "tiny_test_ckpt_Q2AR.model"}
 
     def test_split_and_batch_size(self, command, trained, tmp_path, tiny_world, capsys):
-        """17.20: without --split the image set of the YAML; a split with annotations can be tested too."""
+        """17.20: the default is the image set of the YAML. A split with annotations can be tested too."""
         results = []
         for size in (8, 3):
             assert command(TEST, "--split", "val2014", "--bs", size) == 0
@@ -158,7 +158,7 @@ class TestVal:
         return [{"question_id": r["question_id"], "answer": r["multiple_choice_answer"]} for r in rows]
 
     def test_a_result_file(self, command, tiny_world, tmp_path, capsys):
-        """All right but one: (n - 1) / n."""
+        """All answers but one are right: (n - 1) / n."""
         truth = self.truth(tiny_world)
         truth[0]["answer"] = "nonsense"
         (tmp_path / "result.json").write_text(json.dumps(truth))
@@ -217,7 +217,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_missing_region_file_in_the_middle_of_training(self, error, world, workers):
-        """Also where a worker process meets it, whose errors arrive with a traceback as their text."""
+        """The error is the same where it is raised in a worker process, whose message is a traceback."""
         regions = world / "vgbua_res101_precomputed"
         shutil.rmtree(next(regions.glob("trainval*.packed")))  # it would be read instead of the files
         for path in regions.glob("trainval*/[1-9].json"):

@@ -17,7 +17,7 @@ from tests.paths import ROOT
 from vqa.accuracy import evaluate_answers
 from vqa.dataset import VQADataset, build_dataset
 
-YES_NO_QUESTIONS = 25  # of the 92, says the kit's README
+YES_NO_QUESTIONS = 25  # of the 92, by the kit's README
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_all_items_of_the_published_config(kit, coco):
         assert (batch.boxes[..., 2] <= width).all() and (batch.boxes[:, 0, 2] > 0.99 * width[:, 0]).all()
 
 
-def test_the_best_answer_of_each_target_is_what_people_said(kit, coco):
-    """Scored by the official accuracy; only answers that the vocabulary lacks are lost."""
+def test_the_best_answer_of_each_target_is_an_annotated_one(kit, coco):
+    """By the official accuracy, only answers that the vocabulary lacks are lost."""
     dataset = build(kit, coco, "DATASET.TRAIN_IMAGE_SET=train2014", "TRAIN.FLIP_PROB=0.0")
     assert len(dataset) == 92
     labels = [dataset.sample(i, random.Random(0)).targets["label"] for i in range(92)]
@@ -69,7 +69,7 @@ def test_the_best_answer_of_each_target_is_what_people_said(kit, coco):
 
 
 def test_photos(kit, coco):
-    """The pixels of both orientations, in one batch; the metadata agrees with the files."""
+    """Images of both orientations in one batch. The metadata agrees with the files."""
     dataset = build(kit, coco, "NETWORK.IMAGE_FEAT_PRECOMPUTED=false", "TRAIN.FLIP_PROB=0.0")
     groups = list(dataset.group_ids)
     picked = [groups.index(0), groups.index(1), len(dataset) - 1]

@@ -11,7 +11,7 @@ from common.config import Config, load_config
 from common.data.sample import Batch
 from common.data.synthetic import made_up_batch
 from common.task import load_task
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 
 # A config of each task; some read pixels, some have precomputed features.
 FILES = {

@@ -18,7 +18,7 @@ from common.data.sample import Batch
 from common.nn.bert import EncoderLayer
 from common.nn.recording import recorded
 from tests.common.nn.models import FILES, tiny_batch, tiny_model
-from tests.test_imports import ROOT
+from tests.paths import ROOT
 
 TARGETS = ["query", "value", "dense"]
 
