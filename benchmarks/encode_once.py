@@ -1,7 +1,7 @@
-"""What it saves to encode an image once for many questions about it: python -m benchmarks.encode_once
+"""Time of questions about one image, encoded once or for each question: python -m benchmarks.encode_once
 
-VL-BERT base for VQA with random weights on one image of noise, from pixels (ResNet-101, shorter side 600) or with
-region features that a ResNet-101 computes on the way. Both ways alternate; medians of --rounds rounds.
+VL-BERT base for VQA with random weights on one image of noise, from pixels (ResNet-101, shorter side 600). Both ways
+alternate. Prints the medians of --rounds rounds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def build(folder: Path, precision: str) -> Predictor:
-    """A predictor of VL-BERT base from pixels with random weights."""
+    """Builds a predictor of VL-BERT base from pixels with random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")

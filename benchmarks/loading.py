@@ -1,5 +1,5 @@
-"""Samples a second of the VQA loader from three forms of the same regions, the way of an image's pixels, and what
-starting a run costs."""
+"""Throughput of the VQA loader from three forms of the same regions, time of the steps from an image file to pixels,
+and time to start a run."""
 
 from __future__ import annotations
 
@@ -67,8 +67,11 @@ SCALES = (600, 1000)  # of the shipped configurations
 
 
 def measure_loader(rounds: int) -> list[list[str]]:
-    """Rows: the regions of images alone, and epochs of the training loader in batches of 32, in this process and from
-    one worker; from JSON, zip and packed store. A warm-up brings the files into memory."""
+    """Samples a second, one row for each way and form of the regions (JSON, zip, packed store).
+
+    Ways: the regions of images alone, and epochs of the training loader in batches of 32, in this process and from one
+    worker. A warm-up brings the files into memory.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         forms = write_world(root)
@@ -123,7 +126,7 @@ def _loader(root: Path, regions: Path, zipped: bool, workers: int = 1) -> BatchL
 
 
 def write_world(root: Path) -> dict[str, tuple[Path, bool]]:
-    """A small VQA data set with made-up regions. -> name of each form of them: its path, and whether it is a zip."""
+    """Writes a small VQA data set. Returns the path of each form of its regions, and whether it is a zip."""
     rng, draw = random.Random(0), torch.Generator().manual_seed(0)
     write_questions(root, IMAGES * QUESTIONS, rng)
     images = [{"id": i, "width": 640, "height": 480} for i in range(1, IMAGES + 1)]
@@ -147,7 +150,7 @@ def write_world(root: Path) -> dict[str, tuple[Path, bool]]:
 
 
 def write_questions(root: Path, count: int, rng: random.Random) -> None:
-    """The questions of train2014 and ten answers to each, in the official format."""
+    """Writes `count` questions as those of train2014 and ten answers to each, in the official format."""
     (root / "vqa").mkdir(parents=True)
     with (
         open(root / "vqa/v2_OpenEnded_mscoco_train2014_questions.json", "w") as questions,
@@ -167,9 +170,11 @@ def write_questions(root: Path, count: int, rng: random.Random) -> None:
 
 
 def measure_pixels(rounds: int) -> list[list[str]]:
-    """Rows: milliseconds of the steps from a JPEG file of 640 x 480 to pixels of 800 x 600, and of the way of a batch
-    from a worker, with other ways to do each; and whether their values are those of the first way. One thread, as a
-    worker has."""
+    """Milliseconds of the steps from a JPEG file of 640 x 480 to pixels of 800 x 600, and of the transport of a batch
+    from a worker, for several implementations of each; and whether their values equal those of the first.
+
+    On one thread, as in a worker.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     noise = torch.randint(0, 256, (60, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -220,7 +225,7 @@ def _values(image: Image.Image) -> Tensor:
 
 
 def _measure_transport(rounds: int, levels: np.ndarray) -> list[list[str]]:
-    """Rows: milliseconds of a batch of 4 images of 1000 x 600 from a worker, with pixels looked up there or here."""
+    """Milliseconds of a batch of 4 images of 1000 x 600 from a worker, which or whose receiver looks up the pixels."""
     batches = 8
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 1000, 3), dtype=np.uint8))
     ways = {
@@ -248,7 +253,7 @@ def _measure_transport(rounds: int, levels: np.ndarray) -> list[list[str]]:
 
 
 class _Made(Dataset[Tensor]):
-    """`count` batches, each made anew."""
+    """`count` batches, each computed when it is read."""
 
     def __init__(self, make: Callable[[], Tensor], count: int) -> None:
         self.make, self.count = make, count
@@ -261,7 +266,7 @@ class _Made(Dataset[Tensor]):
 
 
 def measure_start() -> list[list[str]]:
-    """Rows: seconds of --help of the entry points, and seconds and memory of indexing a training split of VQA."""
+    """Seconds of --help of the entry points, and seconds and memory of indexing a training split of VQA."""
     helps = {
         name: partial(subprocess.run, [*command, "--help"], check=True, capture_output=True)
         for name in ENTRY_POINTS

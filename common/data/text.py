@@ -11,7 +11,7 @@ from torch import Tensor
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_LENGTH = 100  # characters; a longer word is [UNK]
-KNOWN_WORDS = 2**15  # whose pieces are remembered
+KNOWN_WORDS = 2**15  # words whose pieces are cached
 
 _MIRRORED = {"left": "right", "right": "left"}
 
@@ -19,10 +19,10 @@ _MIRRORED = {"left": "right", "right": "left"}
 class BertTokenizer:
     """Uncased BERT word pieces, without special tokens added (spec 04 §8.1).
 
-    A special token is recognised only where it stands alone between whitespace: "[MASK]" is one, "[MASK]." is not.
+    A special token is recognised only between white space: "[MASK]" is one, "[MASK]." is not.
 
     vocab: token -> id. cls_id, sep_id, mask_id, unk_id, pad_id: ids of the special tokens.
-    Can be pickled, so that loader workers may have it.
+    Can be pickled, for the workers of a loader.
     Raises ValueError when the vocabulary lacks a special token.
     """
 
@@ -42,7 +42,7 @@ class BertTokenizer:
         )
         self._split_punctuation = pre_tokenizers.BertPreTokenizer()
         self._pieces = models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_WORD_LENGTH)
-        # Words come again and again, and the library takes microseconds for each.
+        # Most words occur often, and the library takes microseconds for each.
         self._known_chunks = lru_cache(KNOWN_WORDS)(self._split)
         self._known_words = lru_cache(KNOWN_WORDS)(self._match)
 
@@ -62,11 +62,11 @@ class BertTokenizer:
         return [*self._known_words(word)]
 
     def ids(self, tokens: Sequence[str]) -> list[int]:
-        """Vocabulary ids; a token outside the vocabulary gets the id of [UNK]."""
+        """Vocabulary ids; the id of [UNK] for a token outside the vocabulary."""
         return [self.vocab.get(token, self.unk_id) for token in tokens]
 
     def real_ids(self, tokens: Sequence[str]) -> list[int]:
-        """`ids` without those of a written-out "[PAD]", which would be a hole in the text (spec 30 §8.2, 40 §6.2)."""
+        """`ids` without that of [PAD], so that a text which spells out "[PAD]" has no padding inside (spec 30 §8.2)."""
         return [i for i in self.ids(tokens) if i != self.pad_id]
 
     def _match(self, word: str) -> tuple[str, ...]:
@@ -75,15 +75,15 @@ class BertTokenizer:
     def _split(self, chunk: str) -> tuple[str, ...]:
         if chunk in SPECIAL_TOKENS:
             return (chunk,)
-        # str.lower knows context (a final sigma), which the library's normalizer does not.
+        # str.lower depends on the context (a final sigma), the library's normalizer does not.
         plain = self._strip_accents.normalize_str(chunk.lower())
         return tuple(word for word, _ in self._split_punctuation.pre_tokenize_str(plain))
 
 
 def load_tokenizer(path: str | Path) -> BertTokenizer:
-    """The tokenizer of a vocabulary file, or of the vocab.txt in a folder: one token a line, id = line number.
+    """Builds the tokenizer of a vocabulary file, or of the vocab.txt in a folder: one token a line, id = line number.
 
-    Raises FileNotFoundError when there is no such file (nothing is downloaded).
+    Raises FileNotFoundError when there is no such file. Nothing is downloaded.
     """
     file = Path(path) / "vocab.txt" if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -91,7 +91,7 @@ def load_tokenizer(path: str | Path) -> BertTokenizer:
             f"BERT vocabulary {file} not found (asked for {str(path)!r}): NETWORK.BERT_MODEL_NAME must be a folder "
             "with vocab.txt, or that file"
         )
-    with file.open(encoding="utf-8", newline="\n") as lines:  # tokens may be other line separators of Unicode
+    with file.open(encoding="utf-8", newline="\n") as lines:  # a token may be another line separator of Unicode
         return BertTokenizer({line.strip(): index for index, line in enumerate(lines)})
 
 
@@ -100,7 +100,7 @@ def join_segments(
 ) -> tuple[list[int], list[int]]:
     """`[CLS] a [SEP] b [SEP] ...` and the segment id of each entry.
 
-    segments: word-piece ids of each segment; or the tags of the pieces, with the tag of special tokens as both values.
+    segments: word-piece ids of each segment, or tags of the pieces. cls_value, sep_value: id or tag of [CLS] and [SEP].
     segment_ids: one id a segment, by default 0, 1, ...; [CLS] belongs to the first segment, a [SEP] to the one it ends.
     Raises ValueError when the numbers of segments and segment ids differ.
     """
@@ -115,13 +115,14 @@ def join_segments(
 
 
 def swap_left_right(tokens: Sequence[str]) -> list[str]:
-    """Tokens for the mirrored image: exactly "left" becomes "right" and vice versa."""
+    """Tokens for the mirrored image: "left" becomes "right" and vice versa; other tokens stay."""
     return [_MIRRORED.get(token, token) for token in tokens]
 
 
 def align_matrix(ids: Sequence[int]) -> Tensor:
     """Mean pooling of word pieces into words: float32 [max(ids) + 1, len(ids)] (spec 04 §7).
 
+    The model does not pool words. The reference cases of the original (tests/golden) contain these matrices.
     ids: the word of each piece. Row k is 1 / count(k) at the pieces of word k; a word without pieces is a row of zeros.
     """
     words = torch.tensor(ids, dtype=torch.int64)
@@ -131,5 +132,5 @@ def align_matrix(ids: Sequence[int]) -> Tensor:
 
 
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """Matrices [r_k, c_k] along the diagonal of one [sum r_k, sum c_k], zeros elsewhere."""
+    """Matrices [r_k, c_k] along the diagonal of one [sum r_k, sum c_k], zeros elsewhere. For `align_matrix`."""
     return torch.block_diag(*blocks)

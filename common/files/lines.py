@@ -1,4 +1,4 @@
-"""Text files by line number, in memory that does not grow with the file."""
+"""Text files by line number, in constant memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.files.atomic import atomic_write
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 24  # bytes read at once while indexing
-SMALL = 1 << 24  # bytes below which a file is indexed anew in each process, in milliseconds
+SMALL = 1 << 24  # bytes; each process indexes a smaller file by itself, which takes milliseconds
 HEADER = 4  # numbers before the offsets of an index: format, size and modification time of the file, lines
 FORMAT = 1
 _SPACE = np.zeros(256, dtype=bool)
@@ -28,11 +28,11 @@ _SPACE[list(b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f")] = True
 
 
 class LineFile:
-    """The lines of a UTF-8 text file that are not blank, without the white space around them.
+    """The lines of a UTF-8 text file that are not blank, stripped of white space. Can be pickled.
 
-    Where the lines of a large file start is kept in `<file>.lines`, written at the first use and again when the file
-    has changed; in `cache` where the folder of the file cannot be written to. File and index are mapped into memory,
-    so that all processes of a machine share what was read. Can be pickled.
+    A large file has an index, `<file>.lines`, with the positions of its lines. It is written at the first use and when
+    the file has changed; in the folder `cache` if the folder of the file is read-only. File and index are mapped into
+    memory, so that all processes of a machine share what they read.
     Raises FileNotFoundError, and DataError for a file without a line.
     """
 
@@ -48,7 +48,7 @@ class LineFile:
         return len(self._offsets)
 
     def __getitem__(self, number: int) -> str:
-        """Line `number`, counted from 0 without blank ones. Raises IndexError, and DataError for what is no UTF-8."""
+        """Returns line `number`, counted from 0 without blank lines. Raises IndexError, and DataError unless UTF-8."""
         if not 0 <= number < len(self):
             raise IndexError(f"{self.path}: line {number} of {len(self)}")
         start = int(self._offsets[number])
@@ -60,11 +60,11 @@ class LineFile:
             raise DataError(f"{self.path}: line {number + 1} that is not blank, at byte {start}: {error}") from error
 
     def _limit(self, number: int) -> int:
-        """A byte position that line `number` ends before or at."""
+        """A byte position at or after the end of line `number`."""
         return int(self._offsets[number + 1]) if number + 1 < len(self) else len(self._bytes)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_index": self._index}  # each process maps the files by itself
+        return {"path": self.path, "_index": self._index}  # each process maps the files itself
 
     @cached_property
     def _offsets(self) -> NDArray[np.int64]:
@@ -78,7 +78,7 @@ class LineFile:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _find_index(self, cache: Path) -> Path | None:
-        """The index, made if need be: by one process, while the others wait. None where the file is small."""
+        """Returns the index, None for a small file. If it is missing, one process writes it while the others wait."""
         state = self.path.stat()
         if state.st_size < SMALL:
             return None
@@ -91,7 +91,7 @@ class LineFile:
         place = beside if os.access(beside.parent, os.W_OK) else elsewhere
         place.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "rb") as lock:
-            with suppress(OSError):  # file systems that cannot lock: then several write the same
+            with suppress(OSError):  # a file system may not support locks: then several processes write the same
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not _fits(place, wanted):
                 log.info("indexing the lines of %s (%.1f GB) in %s", self.path, state.st_size / 1e9, place)
@@ -100,7 +100,7 @@ class LineFile:
 
 
 def _fits(index: Path, wanted: tuple[int, ...]) -> bool:
-    """Whether a complete index of that state of the file is there."""
+    """Returns whether there is a complete index of the file in this state (format, size, time)."""
     if not index.is_file():
         return False
     header = np.fromfile(index, np.int64, HEADER)
@@ -119,7 +119,7 @@ def _write_index(path: Path, index: Path, state: tuple[int, ...]) -> None:
 
 
 def _line_starts(path: Path) -> Iterator[NDArray[np.int64]]:
-    """Offsets of the lines that are not blank, from one chunk of the file after the other."""
+    """Yields the offsets of the lines that are not blank, for one chunk of the file after another."""
     with open(path, "rb") as file:
         position, rest = 0, b""
         while True:
@@ -134,7 +134,7 @@ def _line_starts(path: Path) -> Iterator[NDArray[np.int64]]:
 
 
 def _starts(data: bytes) -> NDArray[np.int64]:
-    """Offsets of the lines of `data` that hold more than white space."""
+    """Returns the offsets of the lines of `data` that hold more than white space."""
     if not data:
         return np.zeros(0, np.int64)
     values = np.frombuffer(data, np.uint8)
@@ -143,7 +143,7 @@ def _starts(data: bytes) -> NDArray[np.int64]:
     starts = starts[starts < len(values)]
     ends = np.append(starts[1:], len(values))
     visible = ~_SPACE[values]
-    # Lines with plain ASCII text are decided here, the others (no-break spaces ...) one by one.
+    # A line with visible ASCII text is not blank. Lines of other characters (no-break spaces ...) are decoded.
     plain = np.logical_or.reduceat(visible & (values < 128), starts)
     wide = np.logical_or.reduceat(values >= 128, starts)
     for i in np.flatnonzero(wide & ~plain):

@@ -1,4 +1,4 @@
-"""Pickles of plain data, read without running code: only containers, numbers, strings and numpy arrays are let in."""
+"""Pickles of plain data, read without running code: containers, numbers, strings and numpy arrays only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from common.errors import DataError
 
-# What data files of this field are made of; anything else is refused by name.
+# The classes of the data sets' files. Any other class is refused by name.
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"),
@@ -41,12 +41,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_pickle(path: Path | str, encoding: str = "ASCII") -> Any:
-    """Read a pickle of plain data. Raises DataError naming the file when it is broken or asks for anything else."""
+    """Reads a pickle of plain data. Raises DataError naming the file when it is broken or names another class."""
     return _load(Path(path).read_bytes(), path, encoding)
 
 
 def load_object_array(path: Path | str) -> np.ndarray:
-    """Read a .npy file of pickled objects (the imdb files of VQA). Raises DataError as load_pickle does."""
+    """Reads a .npy file of pickled objects (the imdb files of VQA). Raises DataError as load_pickle does."""
     with open(path, "rb") as f:
         try:
             version = np.lib.format.read_magic(f)

@@ -35,9 +35,9 @@ from common.regions.regions import Regions, RegionStore
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image to do. name: what its regions are stored under. path: of the file (may lie in a zip).
+    """One image. name: of its regions in a store. path: of the file or an archive's member.
 
-    size: width and height in pixels that the annotations promise, None where there are none.
+    size: width and height in pixels by the annotations, None without them.
     """
 
     name: str
@@ -46,22 +46,22 @@ class ImageEntry:
 
 
 class BoxSource(ABC):
-    """Lists the images of a folder and gives each its boxes.
+    """Lists the images of a folder and finds the boxes of each.
 
-    of_stored_pixels: the boxes are known for the pixels as they lie in the file, not turned by an EXIF orientation.
+    of_stored_pixels: the boxes are in the frame of the stored pixels, without the EXIF orientation.
     """
 
     of_stored_pixels = True
 
     def entries(self, folder: str) -> list[ImageEntry]:
-        """Every image directly in `folder` (or "<archive>.zip@/<folder>"), named by its stem."""
+        """Returns every image directly in `folder` (or "<archive>.zip@/<folder>"), named by its stem."""
         return [ImageEntry(Path(file).stem, f"{folder}/{file}") for file in list_files(folder, IMAGE_SUFFIXES)]
 
     @abstractmethod
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        """Regions with boxes and, where the source has them, class_scores.
+        """Returns regions with boxes and, where the source has them, class_scores.
 
-        Raises RegionError if the source has none for this image, or has them for another size of it.
+        image: RGB. Raises RegionError if the source has no boxes of this image, or has them for another size of it.
         """
 
 
@@ -133,9 +133,9 @@ class CocoBoxes(BoxSource):
 class VcrBoxes(BoxSource):
     """The detections in the metadata of VCR images, all of them in order, without their scores.
 
-    path: annotations, one JSON object a line. The images are theirs, each once, named by its stem; images and
-    metadata lie under the folder of images (spec 20 §1). Raises RegionError for a line that names no image, and
-    for two images of one stem.
+    path: annotations, one JSON object a line. Each image of an annotation is listed once and named by its stem. Images
+    and metadata lie in the folder of images (spec 20 §1). Raises RegionError for a line that names no image, and for
+    two images of one stem.
     """
 
     def __init__(self, path: str) -> None:
@@ -194,7 +194,7 @@ class JsonBoxes(BoxSource):
 
 
 class StoredBoxes(BoxSource):
-    """Boxes and class scores of existing region files, to compute their features anew; or with their features.
+    """Boxes and class scores of existing region files, and with `with_features` their features.
 
     name_of: the second name to look an image up by. By default it is the number that the name ends in, under which
     images of COCO are stored.
@@ -217,7 +217,7 @@ class StoredBoxes(BoxSource):
 
 
 class GridBoxes(BoxSource):
-    """The image cut into rows x columns, row by row. Needs no annotation; for tests and blind baselines."""
+    """The cells of a grid of rows x columns, row by row. Needs no annotation; for tests and blind baselines."""
 
     of_stored_pixels = False
 
@@ -232,14 +232,14 @@ class GridBoxes(BoxSource):
         y = torch.linspace(0, height, self._rows + 1)
         cells = [(x[c], y[r], x[c + 1] - 1, y[r + 1] - 1) for r in range(self._rows) for c in range(self._columns)]
         boxes = torch.tensor(cells)
-        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])  # cells under a pixel wide
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])  # cells narrower than a pixel
         return Regions(boxes)
 
 
 class DetectorBoxes(BoxSource):
     """torchvision's Faster R-CNN (ResNet-50 FPN) with weights from a local file; proposals chosen as in spec 12 §3.
 
-    The number of classes is read from the weights. Gives class_scores [R, classes], background in column 0.
+    The number of classes is read from the weights. Regions have class_scores [R, classes], background in column 0.
     Raises FileNotFoundError if there is no such file.
     """
 
@@ -273,7 +273,10 @@ class DetectorBoxes(BoxSource):
 
 
 class ModuleBoxes(BoxSource):
-    """What the function `find_boxes(image)` of a Python module gives: an array [R, 4] of an RGB image."""
+    """The boxes that `find_boxes(image)` of a Python module returns: an array [R, 4] for an RGB image.
+
+    Raises ValueError for a module that cannot be imported or has no such function.
+    """
 
     of_stored_pixels = False
 
@@ -288,7 +291,7 @@ class ModuleBoxes(BoxSource):
 
 
 def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, threshold: float) -> Tensor:
-    """int64 indices of the proposals to keep (spec 12 §3).
+    """Returns the int64 indices of the proposals to keep (spec 12 §3).
 
     boxes: [P, 4] xyxy. scores: [P, classes], background in column 0. A proposal's confidence is its best score among
     the classes in which it survives NMS at 0.3. Kept: those of at least `threshold` in proposal order; where that gives

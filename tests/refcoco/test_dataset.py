@@ -19,6 +19,7 @@ from common.data.loader import BatchLoader
 from common.data.sample import Sample
 from common.errors import ConfigError, DataError, ImageError
 from common.regions.json_store import JsonRegions, save_regions
+from common.regions.lazy_features import LazyFeatures
 from common.regions.packed_store import pack
 from common.regions.regions import Regions
 from refcoco.dataset import build_dataset
@@ -390,6 +391,13 @@ class TestFeatures:
         assert got.targets["label"].tolist() == [0, 1, 0, 0]
         assert torch.equal(sample(golden, image_box=False, **options).features, self.FEATURES)
 
+    def test_a_packed_store(self, golden):
+        options = self.store(golden)
+        pack(JsonRegions(golden.root / "store"), golden.root / "other.packed")
+        got = sample(golden, **options | {"region_path": str(golden.root / "other")})
+        assert isinstance(got.features, LazyFeatures)
+        assert_same(got, sample(golden, **options))
+
     def test_the_image_s_own_feature_where_the_store_has_it(self, golden):
         whole = torch.full((2048,), 7.0)
         assert torch.equal(sample(golden, **self.store(golden, image_feature=whole)).features[0], whole)
@@ -447,6 +455,8 @@ class TestFeatures:
         got = sample(golden, index=1, **options)
         close(got.boxes, [IMAGE_BOX])
         assert torch.equal(got.features, self.FEATURES[1:2])
+        pack(JsonRegions(golden.root / "store"), golden.root / "other.packed")
+        assert_same(sample(golden, index=1, **options | {"region_path": str(golden.root / "other")}), got)
 
 
 class TestChoices:

@@ -23,6 +23,7 @@ from common.data.text import BertTokenizer
 from common.data.transforms import Transform
 from common.errors import DataError, ImageError, RegionError
 from common.regions.json_store import JsonRegions, save_regions
+from common.regions.lazy_features import LazyFeatures
 from common.regions.packed_store import pack
 from common.regions.regions import Regions
 from data.scenes import questions as scene_questions
@@ -291,7 +292,9 @@ class TestStores:
         expected = world.sample()
         pack(JsonRegions(world.root / REGIONS), world.root / f"{REGIONS}.packed")
         shutil.rmtree(world.root / REGIONS)
-        assert_same(world.sample(), expected)
+        got = world.sample()
+        assert isinstance(got.features, LazyFeatures)
+        assert_same(got, expected)
 
     def test_region_path(self, world):
         expected = world.sample()
