@@ -162,6 +162,9 @@ class VLBertForVCR(nn.Module):
             return ModelOutput(predictions)
         losses = {"ans_loss": self._answer_loss(logits, label)}
         loss = losses["ans_loss"] * self.answer_loss_weight
+        if self.positive_weight is not None:
+            # An output of the 2020 release, which the reference numbers contain.
+            predictions["positive_fraction"] = F.one_hot(label, logits.shape[1]).float().mean()
         if self.class_loss_top:
             assert batch.box_classes is not None
             mask = batch.box_mask[:, None].expand(-1, logits.shape[1], -1).flatten(0, 1)  # (B * C, R)

@@ -193,6 +193,7 @@ class TestLosses:
         out = module()(batch())
         want = F.cross_entropy(out.predictions["label_logits"], torch.tensor([1, 2]))
         torch.testing.assert_close(out.loss, want)
+        assert "positive_fraction" not in out.predictions
 
     def test_sigmoid_with_a_weight_for_the_right_choice(self):
         """Spec 20 §5: BCE with weight w on positives, times (w + 1) / (2 w)."""
@@ -201,6 +202,7 @@ class TestLosses:
         p = out.predictions["label_logits"].sigmoid()
         terms = -3 * target * p.log() - (1 - target) * (1 - p).log()
         torch.testing.assert_close(out.loss, terms.mean() * 4 / 6)
+        assert out.predictions["positive_fraction"].item() == 0.25
 
     def test_class_loss_on_region_states(self):
         model = module(class_loss_top=True, class_loss_weight=0.5, answer_loss_weight=2.0)

@@ -23,13 +23,7 @@ import pytest
 from PIL import Image
 
 from data.captions import fetch as captions_fetch
-from data.captions.download import (
-    Job,
-    Jobs,
-    Settings,
-    get_images,
-    main,
-)
+from data.captions.download import Settings, get_images, main
 from data.captions.fetch import (
     Limits,
     LostError,
@@ -38,6 +32,7 @@ from data.captions.fetch import (
     image_size,
     is_temporary,
 )
+from data.captions.jobs import Job, Jobs
 from data.captions.manifest import (
     Entry,
     Manifest,
@@ -170,7 +165,7 @@ FAST = Limits(timeout=0.3, deadline=0.6, max_bytes=1 << 20)
 
 
 class TestFetch:
-    def test_a_image_and_the_user_agent(self, server: Server) -> None:
+    def test_an_image_and_the_user_agent(self, server: Server) -> None:
         assert download(f"{server.url}/good", Limits(user_agent="me")) == (image(21, 20), 200)
         assert server.agents == {"me"}
 
@@ -236,7 +231,7 @@ class TestFetch:
                 image_size(data)
             assert lost.value.reason == reason
 
-    def test_a_image_is_not_turned(self) -> None:
+    def test_an_image_is_not_turned(self) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # show it turned by a quarter
         assert image_size(image(40, 30, exif=exif)) == (40, 30)

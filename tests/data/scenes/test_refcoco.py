@@ -201,7 +201,7 @@ def test_things_get_different_expressions_of_different_kinds(referred):
     assert min(counts.values()) > 0.1 * counts.total()
 
 
-def test_no_expression_means_two_things_of_a_image(referred):
+def test_no_expression_means_two_things_of_an_image(referred):
     meant = defaultdict(set)
     for scene, index, expression in referred:
         meant[scene.image_id, expression.text].add(index)
