@@ -147,8 +147,6 @@ def reference_outputs(output: Values, inputs: Mapping[str, Any]) -> Values:
     label = next((v for k, v in inputs.items() if k.endswith("label") and v is not None), None)
     if label is not None:
         got["label"] = label
-        if label.dim() == 1 and "label_logits" in got:  # of choices: the reference logs how many of them are right
-            got["positive_fraction"] = torch.tensor(1.0 / got["label_logits"].shape[1])
     if "text" in inputs:
         got |= _pretraining_outputs(output, inputs)
     if "expression" in inputs and "label_logits" in output:
