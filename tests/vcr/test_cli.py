@@ -84,7 +84,7 @@ class TestTest:
         assert len(lines) == 3 and lines[2].startswith("res/mine_test_result_Q2AR.csv: Q2AR, 5 annotations")
 
     def test_the_default_name_is_the_model_s(self, command, both, tmp_path, capsys):
-        """Q-25: the merged file has a name of the same form."""
+        """The merged file has a name of the same form."""
         assert command(TEST, *both, "--a-bs", 2, "--r-bs", 3) == 0
         assert capsys.readouterr().out.splitlines() == [
             "test_result/tiny_a_test_result_Q2A.csv",
