@@ -14,7 +14,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-# Generates a synthetic world of coloured shapes, trains VL-BERT on VQA in it, prints the accuracy.
+# Generates a world of coloured shapes, trains VL-BERT on VQA in it, prints the accuracy.
 demo: setup
 	$(BIN)/python scripts/demo_vqa.py
 

@@ -1,1 +1,1 @@
-"""A small synthetic world of coloured shapes in the formats of the real data sets."""
+"""A small generated world of coloured shapes in the formats of the real data sets."""

@@ -1,4 +1,4 @@
-"""Synthetic images of coloured shapes: the description of an image, and its pixels.
+"""Generated images of coloured shapes: the description of an image, and its pixels.
 
 Questions, captions and annotations are computed from the description, never from the pixels. Region features are
 computed from the pixels, never from the description. Boxes are xyxy and points are (x, y), in pixels.

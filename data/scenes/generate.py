@@ -1,4 +1,4 @@
-"""Writes a small synthetic world in the formats of the real data sets: `python -m data.scenes --out data/scenes-world`.
+"""Writes a small generated world in the formats of the real data sets: `python -m data.scenes --out data/scenes-world`.
 
 The folder can replace ./data/coco, ./data/vcr and ./data/conceptual-captions: images, COCO instances, VQA v2
 questions and answers, VCR questions with answers and rationales, RefCOCO+ expressions and detections, captions, a text

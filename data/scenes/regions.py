@@ -1,4 +1,4 @@
-"""Regions of a synthetic image: boxes and class scores of an imagined detector, and features from the pixels."""
+"""Regions of a generated image: boxes and class scores of an imagined detector, and features from the pixels."""
 
 from __future__ import annotations
 

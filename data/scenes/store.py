@@ -1,4 +1,4 @@
-"""Regions of synthetic images as a store that computes them on access, for packing."""
+"""Regions of generated images as a store that computes them on access, for packing."""
 
 from __future__ import annotations
 
