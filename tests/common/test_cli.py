@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import runpy
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +18,7 @@ from common.cli import gpu_key, guarded, guarded_on, load_run_config, one_line, 
 from common.config import load_config, replace
 from common.errors import CheckpointError, ConfigError, DataError, ImageError, RegionError
 from common.train.signals import Stopped
+from tests.test_imports import ROOT
 from tests.tiny import tiny_vqa, write_settings
 from vqa.task import TASK
 
@@ -110,6 +113,29 @@ class TestBuilders:
         changed = replace(cfg, {"NETWORK.ROI_CHUNK": 4, "NETWORK.IMAGE_FROZEN_BN": False})
         with pytest.raises(ConfigError, match="ROI_CHUNK and CHECKPOINT_ROIS need NETWORK.IMAGE_FROZEN_BN true"):
             TASK.build_model(changed)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        *[f"{task}/train_end2end.py" for task in ("vqa", "vcr", "refcoco", "pretrain")],
+        *[f"{task}/test.py" for task in ("vqa", "vcr", "refcoco")],
+        "vqa/val.py",
+        "vcr/val.py",
+        "vcr/check_submission.py",
+        "scripts/launch.py",
+    ],
+)
+def test_help_needs_no_torch(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    loaded = {name for name in sys.modules if name.split(".")[0] in ("torch", "numpy", "common", "vqa", "vcr")}
+    with monkeypatch.context() as patch:
+        for name in loaded:
+            patch.delitem(sys.modules, name)
+        patch.setitem(sys.modules, "torch", None)
+        with pytest.raises(SystemExit) as status:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert status.value.code == 0 and "usage: " in capsys.readouterr().out
 
 
 class TestConfigOfACommandLine:
