@@ -1,4 +1,4 @@
-"""The command lines of all tasks: `train("vqa")` and `test("vqa")` are whole entry points.
+"""The command lines of all tasks: `train(task_name)` and `test(task_name)` are whole entry points.
 
 Modules that import PyTorch are imported after the arguments are parsed, so that `--help` and a mistyped flag return at
 once.

@@ -298,7 +298,7 @@ def _build(cfg: Config, multitask: bool) -> VLBertForPretraining:
     )
 
 
-def _masks_features(network: Any) -> bool:
+def _masks_features(network: Config) -> bool:
     """Whether masking replaces the features of a region, not its pixels.
 
     The original's module of captions alone left such regions visible (spec 10 P-4).

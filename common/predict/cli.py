@@ -1,4 +1,4 @@
-"""The command line of prediction, one for all tasks: `predict_main("vqa", FIELDS)` is a whole entry point.
+"""The command line of prediction, one for all tasks: `predict_main(task_name, FIELDS)` is a whole entry point.
 
 Heavy imports happen after the arguments are parsed, so that `--help` and a wrong flag answer at once.
 """
