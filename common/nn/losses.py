@@ -5,21 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-# A row of soft labels is a target when it sums to one within this margin (spec 04 §9).
+# Soft labels are a target when they sum to one within this margin (spec 04 §9).
 SOFT_LABEL_MARGIN = 0.1
 
 
 def soft_label_mask(target: Tensor) -> Tensor:
-    """Which rows of soft labels are targets: [..., C] -> bool [...]."""
+    """Which soft labels are targets, because they sum to about one: [..., C] -> bool [...]."""
     return (target.sum(-1) - 1.0).abs() < SOFT_LABEL_MARGIN
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross entropy against soft labels over the rows whose labels sum to about one (spec 04 §9).
+    """Cross entropy against soft labels, over the samples whose labels sum to about one (spec 04 §9).
 
-    logits, target: [N, C]. reduction: mean or sum over the valid rows, or none for [N] with 0 in invalid rows.
-    Without a valid row the result is 0 and still carries a (zero) gradient, so that every rank takes part in a
-    backward.
+    logits, target: [N, C]. reduction: mean or sum over the valid samples, or none for [N] with 0 for invalid ones.
+    Without a valid sample the result is 0 with a gradient of zero, so that every rank takes part in a backward.
     Raises ValueError for another reduction.
     """
     mask = soft_label_mask(target)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def call(function: Callable[..., T], *args: object, again: bool) -> T:
-    """`function(*args)`; again: its activations are not kept for the backward pass, which computes them once more."""
+    """`function(*args)`. again: the backward pass computes its activations once more instead of keeping them."""
     if again and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)
     return function(*args)

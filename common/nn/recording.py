@@ -1,4 +1,4 @@
-"""Looking inside an encoder while a model runs, whatever the model does with it."""
+"""Record of an encoder's layers and attention while a model runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from common.nn.bert import Encoder, EncoderOutput
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[list[EncoderOutput]]:
-    """Within the block, every pass through the model's one Encoder adds its output to the list, with all layers and
-    with attention. The attention is then computed in the open instead of by the fused kernel; the results agree.
+    """Within the block, each pass through the model's one Encoder appends its output, with all layers and attention.
+
+    The encoder then computes its attention explicitly instead of by a fused kernel. The results agree.
 
     Raises ValueError for a model that has not exactly one Encoder.
     """

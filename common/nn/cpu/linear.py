@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from common.nn.cpu.exact import has_parameters, is_exact
 
+_SAMPLES = 16  # numbers of a parameter that are compared before its cast is used again
+
 # oneDNN's matrix product with the operations after it. Builds without that library lack it.
 _product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -56,7 +58,7 @@ class FusedLinear:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[int, ...] = ()
+        self._key: tuple[float, ...] = ()
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def __reduce__(self) -> Any:
@@ -91,10 +93,15 @@ class FusedLinear:
         parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
         if any(p.is_inference() for p in parameters):  # inference tensors do not count their changes
             return _joint(layers, dtype)
-        key = tuple(number for p in parameters for number in (id(p), p.data_ptr(), p._version))
+        key = tuple(number for p in parameters for number in (id(p), p.data_ptr(), p._version, *_sampled(p)))
         if self._kept is None or key != self._key:
             self._key, self._kept = key, _joint(layers, dtype)
         return self._kept
+
+
+def _sampled(parameter: Tensor) -> list[float]:
+    """Some of the numbers. A write through `.data`, as in the merge of adapters, leaves the version as it was."""
+    return parameter.detach().flatten()[:: parameter.numel() // _SAMPLES + 1].tolist()
 
 
 def flop_formulas() -> dict[Any, Any]:

@@ -6,15 +6,15 @@ import ctypes
 
 import torch
 
-# Options of mallopt(3): take blocks from the heap instead of one by one from the system, and keep the heap.
+# Options of mallopt(3): allocate large blocks on the heap, and never shrink the heap.
 _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2
 
 
 def keep_freed_memory(device: torch.device) -> bool:
     """Tell glibc to reuse freed memory instead of returning it. Returns whether mallopt accepted it.
 
-    By default glibc asks the system for every large block anew, which clears the pages of a step's tensors again and
-    again, for a fifth of a training step (docs/results.md). The most that is held at a time does not change.
+    By default glibc requests each large block from the system again, which then clears its pages. That takes a fifth
+    of a training step (docs/results.md). The peak of memory does not change.
     """
     if device.type != "cpu":
         return False
