@@ -26,6 +26,7 @@ from common.inspect.model_report import (
     PARTS,
     TOTAL,
     inference_step,
+    modules_of_parts,
     training_step,
 )
 from common.nn.cpu.memory import keep_freed_memory
@@ -269,7 +270,7 @@ def split(step: Step, device: torch.device) -> dict[str, float]:
 
     handles = []
     modules = dict(step.model.named_modules())
-    for part, names in PARTS.items():
+    for part, names in modules_of_parts(step.model).items():
         for module in {id(modules[n]): modules[n] for n in names if n in modules}.values():
             handles.append(module.register_forward_pre_hook(lambda _, args, part=part: enter(part, args)))
             handles.append(module.register_forward_hook(lambda _, args, output, part=part: leave(part, output)))

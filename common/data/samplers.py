@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from common.data.permutation import sample_seed, scattered, together
+from common.errors import DataError
 
 LARGE = 1 << 24  # samples; a permutation of so many takes 128 MiB in every process
 MOST_SHARED = 8  # samples of a batch in evaluation for each of its images: RefCOCO+ has 7 on average, VCR 2.6
@@ -39,7 +40,7 @@ class EpochSampler:
         image_keys: Sequence[int] | None = None,
     ) -> None:
         if length < 1:
-            raise ValueError("the dataset has no samples: check the image set and the annotation file of this split")
+            raise DataError("the dataset has no samples: check the image set and the annotation file of this split")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} in a world of {world}")
         self.length, self.shuffle, self.rank, self.world, self.pad = length, shuffle, rank, world, pad

@@ -33,6 +33,7 @@ from common.data.synthetic import made_up_batch
 from common.errors import ConfigError
 from common.files.atomic import write_text
 from common.nn.cpu import linear, resnet
+from common.nn.vl_bert import VisualLinguisticBert
 from common.precision import Precision, resolve_precision
 from common.task import Task, load_task
 from common.train.optim import build_optimizer, clip_grad_norm
@@ -41,23 +42,7 @@ from common.weights.restore import build_precision, pick_device
 
 log = logging.getLogger(__name__)
 
-# Modules whose FLOPs make up a part. "other" has the rest, above all the projections of regions.
-PARTS = {
-    "backbone": ("image_feature_extractor.backbone",),
-    # The RoI head is registered under two names, and the counter knows it by one of them.
-    "RoI head": ("image_feature_extractor.roi_head_feature_extractor", "image_feature_extractor.head.0"),
-    "encoder": ("vlbert.encoder", "vlbert._module.encoder"),
-    "heads": (
-        "final_mlp",
-        "cnn_loss_reg",
-        "image_feature_extractor.regularizing_predictor",
-        *(
-            f"{vlbert}.{head}"
-            for vlbert in ("vlbert", "vlbert._module")
-            for head in ("pooler", "relationsip_head", "mlm_head", "mvrc_head")
-        ),
-    ),
-}
+PARTS = ("backbone", "RoI head", "encoder", "heads")  # "other" has the rest, above all the projections of regions
 OTHER, TOTAL = "other", "total"
 # The counter lacks the fused operations of CPUs. Attention takes query, key and value; its backward takes a gradient
 # first.
@@ -69,6 +54,20 @@ CPU_FORMULAS = {
         lambda *shapes, **options: sdpa_backward_flop_count(*shapes[:4])
     ),
 }
+
+
+def modules_of_parts(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Names of the modules that make up each of PARTS, as in `model.named_modules()`. A model may lack some of them."""
+    language = next((name for name, m in model.named_modules() if isinstance(m, VisualLinguisticBert)), "vlbert")
+    heads = tuple(f"{language}.{head}" for head in ("pooler", "relationsip_head", "mlm_head", "mvrc_head"))
+    regions = "image_feature_extractor"
+    return {
+        "backbone": (f"{regions}.backbone",),
+        # The RoI head is registered under two names, and the counter knows it by one of them.
+        "RoI head": (f"{regions}.roi_head_feature_extractor", f"{regions}.head.0"),
+        "encoder": (f"{language}.encoder",),
+        "heads": ("final_mlp", "cnn_loss_reg", f"{regions}.regularizing_predictor", *heads),
+    }
 
 
 @dataclass(frozen=True)
@@ -304,8 +303,8 @@ class Cost:
     def step(self, model: nn.Module) -> Step:
         """Returns the counts, by the parts of `model`."""
         counts = {name: sum(by_kind.values()) for name, by_kind in self._counter.get_flop_counts().items()}
-        root = type(model).__name__
-        flops = {part: sum(counts.get(f"{root}.{name}", 0) for name in names) for part, names in PARTS.items()}
+        root, parts = type(model).__name__, modules_of_parts(model)
+        flops = {part: sum(counts.get(f"{root}.{name}", 0) for name in names) for part, names in parts.items()}
         total = self._counter.get_total_flops()
         return Step({**flops, OTHER: total - sum(flops.values()), TOTAL: total}, self._seconds)
 

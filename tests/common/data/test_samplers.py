@@ -9,6 +9,7 @@ from common.data.samplers import (
     grouped_batches,
     image_batches,
 )
+from common.errors import DataError
 
 
 def permutation(length: int, epoch: int) -> list[int]:
@@ -51,7 +52,7 @@ def test_evaluation_sees_each_sample_once():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="no samples"):
+    with pytest.raises(DataError, match="no samples"):
         EpochSampler(0, True)
     with pytest.raises(ValueError, match="rank 2"):
         EpochSampler(4, True, rank=2, world=2)
