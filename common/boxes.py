@@ -7,7 +7,7 @@ from torch import Tensor
 
 FEATURE_DIM = 2048  # of a region's appearance vector
 
-# The coordinate embedding: values run to 100 over the image, wavelengths from 1 to 1000 (spec 02 §6.3).
+# The coordinate embedding: values run to 100 over the image, wavelengths from 1 to 1000 (original 2.30).
 COORDINATE_SCALE = 100.0
 WAVE_BASE = 1000.0
 
@@ -15,7 +15,7 @@ WAVE_BASE = 1000.0
 def iou(boxes: Tensor, query: Tensor) -> Tensor:
     """Intersection over union of all pairs, with both border pixels inside a box: [N, 4], [K, 4] -> [N, K].
 
-    A side is x2 - x1 + 1 (spec 04 §9). Both arguments are in the same frame.
+    A side is x2 - x1 + 1 (original 4.19). Both arguments are in the same frame.
     """
     low = torch.maximum(boxes[:, None, :2], query[None, :, :2])  # [N, K, 2]
     high = torch.minimum(boxes[:, None, 2:4], query[None, :, 2:4])
@@ -24,14 +24,14 @@ def iou(boxes: Tensor, query: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, width: float, height: float) -> Tensor:
-    """Boxes [N, >=4] moved into the image: x in [0, width - 1], y in [0, height - 1] (spec 04 §2.5)."""
+    """Boxes [N, >=4] moved into the image: x in [0, width - 1], y in [0, height - 1] (original 4.7)."""
     last = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
     inside = boxes[:, :4].clamp(min=0).minimum(last)
     return inside if boxes.shape[1] == 4 else torch.cat([inside, boxes[:, 4:]], dim=1)
 
 
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:
-    """Boxes [N, >=4] of the left-right mirrored image of `width` pixels (spec 04 §2.2)."""
+    """Boxes [N, >=4] of the left-right mirrored image of `width` pixels (original 4.4)."""
     out = boxes.clone()
     out[:, 0] = width - 1 - boxes[:, 2]
     out[:, 2] = width - 1 - boxes[:, 0]
@@ -42,7 +42,7 @@ def coordinate_embedding(boxes: Tensor, sizes: Tensor, dim: int = 256) -> Tensor
     """Sines and cosines of centre x, centre y, width, height relative to the image: [K, 8 * dim] float32.
 
     boxes: [K, 4]. sizes: [K, 2], image width and height in the frame of the boxes. Each of the four numbers gives `dim`
-    sines, then `dim` cosines (spec 02 §6.3). Always float32: half precision rounds coordinates to half pixels.
+    sines, then `dim` cosines (original 2.30). Always float32: half precision rounds coordinates to half pixels.
     """
     boxes, sizes = boxes.float(), sizes.float()
     centre = (boxes[:, :2] + boxes[:, 2:4]) / 2 / sizes

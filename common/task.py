@@ -68,7 +68,7 @@ class Task:
     made_up: how made-up samples of the task look. The default has text and regions and no targets: enough for an
     export; a model report and a forecast of memory need targets.
     deep_checks: (cfg, number of records to open) -> what `common.doctor --deep` checks beside the samples.
-    loss_scale_range: smallest and largest dynamic fp16 loss scale (spec 03 §6).
+    loss_scale_range: smallest and largest dynamic fp16 loss scale (original 3.9).
     """
 
     name: str

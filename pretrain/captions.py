@@ -1,4 +1,4 @@
-"""Captions with regions: Conceptual Captions and COCO (spec 10 §9.1, 9.2 and 9.4)."""
+"""Captions with regions: Conceptual Captions and COCO (original 5.1 to 5.15)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class CaptionDataset(TaskDataset):
 
     @abstractmethod
     def image_id(self, index: int) -> str:
-        """What files about the image are named by (spec 11 §1.3)."""
+        """What files about the image are named by (original 6.2)."""
 
     @abstractmethod
     def image_path(self, index: int) -> str: ...
@@ -89,7 +89,7 @@ class CaptionDataset(TaskDataset):
         """The image; None where it cannot be read and zeros may take its place."""
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        """Draws, in this order: flip, relationship (and another caption), each word, each region (spec 10 §9.2)."""
+        """Draws, in this order: flip, relationship (and another caption), each word, each region (original 5.1)."""
         settings = self.settings
         regions = self.regions(index)
         image = None if settings.precomputed else self.image(index)
@@ -226,7 +226,7 @@ class ConceptualCaptions(CaptionDataset):
             raise DataError(
                 f"{where} has {scores.shape[1]} classes, NETWORK.VLBERT.visual_region_classes is {settings.num_classes}"
             )
-        # By the highest score, that of the background too, as in the original (spec 10 P-18).
+        # By the highest score, that of the background too, as in the release (original 5.3).
         order = torch.from_numpy(np.argsort(scores.max(dim=1).values.numpy())[::-1].copy())
         regions.boxes, regions.class_scores = regions.boxes[order], scores[order]
         if regions.features is not None:
@@ -274,8 +274,8 @@ class COCOCaptions(CaptionDataset):
     """COCO 2017: the first caption of each image that has instances, with their boxes; for looking at attention.
 
     Class scores are one-hot rows of 81: background and the categories in the order of the file. Images must be
-    readable, and there are no precomputed features. Other than in the original, [SEP] survives truncation (spec 10
-    P-25). Raises DataError for settings that these data cannot serve, and for damaged files.
+    readable, and there are no precomputed features. Other than in the original, [SEP] survives truncation
+    (original 5.15). Raises DataError for settings that these data cannot serve, and for damaged files.
     """
 
     def __init__(self, root: Path | str, image_set: str, settings: CaptionSettings, zip_mode: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Plain text for pretraining, from lines of large text files (spec 10 §9.3)."""
+"""Plain text for pretraining, from lines of large text files (original 5.12)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of pretraining over the positions with a target (spec 10 §5)."""
+"""Losses of pretraining over the positions with a target (original 5.20 to 5.22)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mean_of(losses: Tensor, counted: Tensor, sample: Tensor | None = None) -> Te
     """The mean of those losses [n] whose `counted` [n] is 1; 0 with zero gradients if there are none.
 
     sample: int64 [n], number of the sample of each loss, in rising order. If given, the result is the mean over samples
-    of their means. As in the original, each denominator is the count plus 1e-4 (spec 10 §5).
+    of their means. As in the original, each denominator is the count plus 1e-4 (original 5.21).
     """
     losses = losses * counted
     if sample is None:

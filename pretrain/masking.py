@@ -1,4 +1,4 @@
-"""Masking of words and regions, and truncation of a sample (paper §3.3; spec 10 §9)."""
+"""Masking of words and regions, and truncation of a sample (paper §3.3; original 5.6 to 5.11)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class WordMasker:
-    """Masks whole words. The label of each piece of a chosen word is its id before masking (spec 10 §9.5).
+    """Masks whole words. The label of each piece of a chosen word is its id before masking (original 5.9).
 
     The pieces of a chosen word become [MASK] (80 %), random pieces (10 %), or do not change (10 %).
     """
@@ -48,14 +48,14 @@ class WordMasker:
         return self.tokenizer.ids(pieces), labels
 
     def _other(self, rng: random.Random) -> str:
-        """A random entry of the vocabulary but padding, which would be masked out of the text (spec 10 P-6)."""
+        """A random entry of the vocabulary but padding, which would be masked out of the text (original 5.10)."""
         while self.tokenizer.vocab[piece := rng.choice(self.pool)] == self.tokenizer.pad_id:
             pass
         return piece
 
 
 def mask_regions(count: int, rng: random.Random) -> tuple[list[int], list[bool]]:
-    """For each of `count` regions: 1 if it is hidden, else 0, and whether it is a target (spec 10 §9.6)."""
+    """For each of `count` regions: 1 if it is hidden, else 0, and whether it is a target (original 5.11)."""
     ops, wanted = [], []
     for _ in range(count):
         draw = rng.random()
@@ -67,14 +67,14 @@ def mask_regions(count: int, rng: random.Random) -> tuple[list[int], list[bool]]
 def image_feature_without(features: Tensor, masked: Tensor) -> Tensor:
     """The feature [2048] of the whole image: the mean of those features [R, 2048] that are not masked.
 
-    masked: bool [R]. The denominator has the original's small constant (spec 10 §9.2 step 8).
+    masked: bool [R]. The denominator has the original's small constant (original 5.6).
     """
     kept = len(features) - int(masked.sum())
     return (len(features) * features.mean(0) - features[masked].sum(0)) / (kept + 1e-5)
 
 
 def joint_lengths(tokens: int, boxes: int, limit: int) -> tuple[int, int]:
-    """Numbers of tokens and boxes to keep, together at most `limit` (spec 10 §9.2 step 11).
+    """Numbers of tokens and boxes to keep, together at most `limit` (original 5.8).
 
     The longer side loses one entry at a time; of a tie, the text does. At least 2 tokens and 1 box stay.
     """

@@ -1,4 +1,5 @@
-"""VL-BERT in pretraining: masked words and masked regions, captions and plain text (paper §3.3; spec 10 §3 to 7)."""
+"""VL-BERT in pretraining: masked words and masked regions, captions and plain text
+(paper §3.3; original 5.17 to 5.24)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class PretrainingEncoder(nn.Module):
 
     mask_feature: there is a learned feature that stands for the appearance of a masked region; without it the pixels
     were masked. mask_word: there is a learned word that stands at a masked region. multitask: rows of plain text may
-    follow. The attribute names are those of the published state dicts (spec 10 §8).
+    follow. The attribute names are those of the published state dicts (original 5.17).
     """
 
     def __init__(
@@ -229,7 +230,7 @@ class VLBertForPretraining(PretrainingEncoder):
 
 
 class VLBertForAttention(PretrainingEncoder):
-    """The encoder of pretraining without heads, for looking inside (spec 10 §7)."""
+    """The encoder of pretraining without heads, for looking inside (original 5.24)."""
 
     def forward(self, batch: Batch) -> ModelOutput:
         """predictions: attention_probs [B + A, layers, heads, L, L]; hidden_states [B + A, layers, L, H] of layers
@@ -301,6 +302,6 @@ def _build(cfg: Config, multitask: bool) -> VLBertForPretraining:
 def _masks_features(network: Config) -> bool:
     """Whether masking replaces the features of a region, not its pixels.
 
-    The original's module of captions alone left such regions visible (spec 10 P-4).
+    The original's module of captions alone left such regions visible (original 5.18).
     """
     return network.IMAGE_FEAT_PRECOMPUTED or not network.MASK_RAW_PIXELS

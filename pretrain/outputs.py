@@ -1,4 +1,4 @@
-"""Metrics of pretraining (spec 10 §13)."""
+"""Metrics of pretraining (original 5.26)."""
 
 from __future__ import annotations
 

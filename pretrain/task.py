@@ -1,4 +1,4 @@
-"""Pretraining as a task (paper §3.3; spec 10)."""
+"""Pretraining as a task (paper §3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention maps of a pretrained model, one file for each image (spec 11 §1).
+"""Attention maps of a pretrained model, one file for each image (original 6.1).
 
 python pretrain/vis_attention_maps.py --cfg cfgs/pretrain/vis_attention_maps_coco.yaml --save-dir maps
 python pretrain/vis_attention_maps.py --cfg ... --save-dir maps --input own.jsonl --boxes detector:WEIGHTS.pth

@@ -1,4 +1,4 @@
-"""The boxes that an expression may mean: annotations, detections, regions with or without features (spec 40 §4).
+"""The boxes that an expression may mean: annotations, detections, regions with or without features (original 10.4).
 
 All boxes are xyxy in pixels of the original image, x2 = x + w and y2 = y + h, neither clipped nor sorted nor filtered.
 """
@@ -188,7 +188,7 @@ def _annotated_image(coco: COCO, image_id: int, path: Path) -> AnnotatedImage:
 
 
 def load_detections(path: Path, image_ids: Collection[int]) -> dict[int, Tensor]:
-    """Boxes float32 [R, 4] by image id, in file order, from a list of {image_id, box: [x, y, w, h]} (spec 40 §2.3).
+    """Boxes float32 [R, 4] by image id, in file order, from a list of {image_id, box: [x, y, w, h]} (original 10.2).
 
     image_ids: the images of interest; the rest of the file is only looked at. Raises FileNotFoundError, or DataError
     naming the file and the entry that is no detection; also when not one of the images has a detection.
@@ -212,8 +212,8 @@ def load_detections(path: Path, image_ids: Collection[int]) -> dict[int, Tensor]
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """[R, 4] of x, y, w, h to x, y, x + w, y + h: no pixel is taken off, although IoU counts both borders (spec 40 §12
-    no. 4)."""
+    """[R, 4] of x, y, w, h to x, y, x + w, y + h: no pixel is taken off, although IoU counts both borders
+    (original 10.5)."""
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
 
 

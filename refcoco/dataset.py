@@ -1,4 +1,4 @@
-"""RefCOCO+, RefCOCO and RefCOCOg: an expression and the boxes that it may refer to (spec 40 §2 and 4)."""
+"""RefCOCO+, RefCOCO and RefCOCOg: an expression and the boxes that it may refer to (original 10.1 to 10.8)."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class RefCOCODataset(TaskDataset):
         return CandidateSource(self.images, settings.boxes, detections, regions, settings.precomputed)
 
     def _check_empty(self, image_ids: set[int]) -> None:
-        """Raises DataError if an image has no candidate and no image box, else logs a warning (spec 40 §12 no. 15)."""
+        """Raises DataError if an image has no candidate and no image box, else logs a warning (original 10.7)."""
         empty = sorted(i for i in image_ids if self.candidates.is_empty(i))
         if not empty:
             return

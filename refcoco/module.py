@@ -1,4 +1,4 @@
-"""VL-BERT for referring expressions: a score for every region (spec 40 §6)."""
+"""VL-BERT for referring expressions: a score for every region (original 10.8 to 10.10)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class VLBertForReferring(nn.Module):
     """Scores regions against `[CLS] expression [SEP]`.
 
     score_padding: leave the head's value on padded regions, as the original did; such a region can then win the argmax
-    (spec 40 §12 no. 1). By default padded regions get -10000.
+    (original 10.10). By default padded regions get -10000.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Outputs of RefCOCO+: metrics, the result file, and three counts of right predictions (spec 40 §9 and 10)."""
+"""Outputs of RefCOCO+: metrics, the result file, and three counts of right predictions (original 10.12 and 10.13)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def result_name(cfg: Config, stem: str) -> str:
 class Accuracies:
     """The number of `expressions` that are right, counted in three ways.
 
-    overlap: the chosen box has IoU >= 0.5 with the target box, as the original counts (spec 40 §10).
+    overlap: the chosen box has IoU >= 0.5 with the target box, as the original counts (original 10.13).
     exact: the chosen box is the target. With box mode gt it is the target annotation itself; otherwise the overlap is
     reached and no other annotation of the image overlaps the chosen box more.
     ceiling: some candidate has IoU >= 0.5 with the target, so that the overlap could be reached.

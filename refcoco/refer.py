@@ -1,4 +1,4 @@
-"""Files of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg (spec 40 §2 and 3)."""
+"""Files of referring expressions: RefCOCO, RefCOCO+ and RefCOCOg (original 10.1 and 10.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Referring expressions as a task (paper §4.2.3; spec 40)."""
+"""Referring expressions as a task (paper §4.2.3)."""
 
 from __future__ import annotations
 

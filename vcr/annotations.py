@@ -1,4 +1,4 @@
-"""VCR annotations (one JSON object a line) and the metadata of their images (spec 20 §1)."""
+"""VCR annotations (one JSON object a line) and the metadata of their images (original 8.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.files.archives import read_bytes
 from vcr.text import MixedToken
 
 NUM_CHOICES = 4
-# Category of a detection by its number (spec 20 §2.5); 0 is also the category of the whole image.
+# Category of a detection by its number (original 8.6); 0 is also the category of the whole image.
 _CATEGORIES = """
 __background__ person bicycle car motorcycle airplane bus train truck boat trafficlight firehydrant stopsign
 parkingmeter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase

@@ -1,4 +1,4 @@
-"""Samples of VCR: a question, or a question with its answer, and four choices about an image (spec 20 §2)."""
+"""Samples of VCR: a question, or a question with its answer, and four choices about an image (original 8.1 to 8.11)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def instance_mask(polygons: Sequence[ArrayLike], box: ArrayLike, size: int = 14)
     """The union of polygons, cropped to a box and drawn on a grid: float32 [size, size] of 0 and 1.
 
     polygons: each [n, 2], x and y in pixels of the original image. box: xyxy in the same frame.
-    Points outside the box are clamped to its border. Vertices and edges belong to a polygon (spec 20 §2.6).
+    Points outside the box are clamped to its border. Vertices and edges belong to a polygon (original 8.7).
     Without a polygon the mask is empty. Raises ValueError for a polygon that is not [n, 2] with n > 0.
     """
     x1, y1, x2, y2 = np.asarray(box, dtype=np.float32)

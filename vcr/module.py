@@ -1,4 +1,4 @@
-"""VL-BERT for visual commonsense reasoning: four choices as an axis of one batch (spec 20 §5)."""
+"""VL-BERT for visual commonsense reasoning: four choices as an axis of one batch (original 8.12 to 8.16)."""
 
 from __future__ import annotations
 

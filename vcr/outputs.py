@@ -1,4 +1,4 @@
-"""Outputs of VCR: metrics, and the table of probabilities for the leaderboard (spec 20 §6.5 and 7.2)."""
+"""Outputs of VCR: metrics, and the table of probabilities for the leaderboard (original 8.19 and 8.21)."""
 
 from __future__ import annotations
 

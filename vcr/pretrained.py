@@ -1,4 +1,4 @@
-"""Changes to the state dict of a pretraining checkpoint before VCR loads it (spec 20 §6.4)."""
+"""Changes to the state dict of a pretraining checkpoint before VCR loads it (original 8.18)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The table that the VCR leaderboard takes: written, read back, checked, and two halves of it joined (spec 20 §7.2)."""
+"""The table that the VCR leaderboard takes: written, read back, checked, and two halves of it joined
+(original 8.21)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of the choices by annotation id, kept in files and measured against labels (spec 20 §7.1)."""
+"""Scores of the choices by annotation id, kept in files and measured against labels (original 8.20)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text sequences of a VCR question: the query with every choice (spec 20 §2 and 5.3)."""
+"""Text sequences of a VCR question: the query with every choice (original 8.2 to 8.11)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TextSequenceBuilder:
         )
 
     def relevant(self, annotation: Annotation) -> tuple[Annotation, list[int]]:
-        """The annotation with the detections that are used, and their old numbers (spec 20 §2.1)."""
+        """The annotation with the detections that are used, and their old numbers (original 8.2)."""
         if not self.relevant_only:
             return annotation, list(range(len(annotation.objects)))
         rationales = None if self.task == Q2A else annotation.rationales
@@ -129,7 +129,7 @@ class TextSequenceBuilder:
         return tokens
 
     def _sequence(self, query: list[TaggedToken], choice: list[TaggedToken]) -> tuple[list[int], list[int], list[int]]:
-        """Special tokens belong to box 0. Without the image box, so do words (spec 20 §5.3 and Q-6)."""
+        """Special tokens belong to box 0. Without the image box, so do words (original 8.10)."""
         parts = {ANSWER_FIRST: [choice, query], ONE_SENTENCE: [query + choice]}.get(self.layout, [query, choice])
         # The original drops a written-out "[PAD]", too.
         parts = [[token for token in part if token.id != self.tokenizer.pad_id] for part in parts]

@@ -1,4 +1,4 @@
-"""Text of VCR: names of detections, tokens with tags, truncation (spec 20 §2.1 to 2.4).
+"""Text of VCR: names of detections, tokens with tags, truncation (original 8.2 to 8.5).
 
 A mixed token is a word, or a list of detections that it refers to (0-based).
 """
@@ -62,7 +62,7 @@ def keep_relevant_detections(
     answers: Sequence[Sequence[MixedToken]],
     rationales: Sequence[Sequence[MixedToken]] | None,
 ) -> RelevantDetections:
-    """The detections that the texts mention, renumbered by first mention (spec 20 §2.1).
+    """The detections that the texts mention, renumbered by first mention (original 8.2).
 
     rationales: None in Q -> A, which does not scan them. The arguments do not change.
     """
@@ -81,7 +81,7 @@ def replacement_names(objects: Sequence[str], start: int = 0) -> list[str]:
     """The name of each detection in texts: the next neutral name for a person, the category for others.
 
     start: number of the first name, modulo the number of names. The next image of a stream starts at
-    `start + objects.count("person")` (spec 20 §2.2).
+    `start + objects.count("person")` (original 8.3).
     """
     names, person = [], start
     for category in objects:
@@ -96,7 +96,7 @@ def replacement_names(objects: Sequence[str], start: int = 0) -> list[str]:
 def tokenize_with_tags(
     tokens: Sequence[MixedToken], names: Sequence[str], tokenizer: BertTokenizer, basic_align: bool, non_object_tag: int
 ) -> list[TaggedToken]:
-    """Word pieces of a mixed text (spec 20 §2.3).
+    """Word pieces of a mixed text (original 8.4).
 
     names: one for each detection. basic_align: punctuation inside a word gets an alignment number of its own.
     non_object_tag: the tag of words, 0 if box 0 is the whole image, else -1. Detection o has the tag
@@ -122,7 +122,7 @@ def tokenize_with_tags(
 def truncate_q2a(
     question: Sequence[TaggedToken], answers: Sequence[Sequence[TaggedToken]], limit: int = MAX_TOKENS
 ) -> Query:
-    """Question and answers, cut at their ends until each pair has at most `limit` tokens (spec 20 §2.4).
+    """Question and answers, cut at their ends until each pair has at most `limit` tokens (original 8.5).
 
     All answers share the question. A cut of the question for one answer applies to the answers after it, too. An answer
     is cut while it is longer than the question.

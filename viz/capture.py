@@ -1,4 +1,4 @@
-"""The input of the viewer: one prediction with its attention, as JSON (spec 11 §4).
+"""The input of the viewer: one prediction with its attention, as JSON (original 6.4).
 
 format     1
 title, task, model, text     shown as they are

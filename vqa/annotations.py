@@ -1,4 +1,4 @@
-"""Questions and answers of VQA v2 from the official JSON files or from imdb files (spec 30 §2)."""
+"""Questions and answers of VQA v2 from the official JSON files or from imdb files (original 9.1 to 9.3)."""
 
 from __future__ import annotations
 

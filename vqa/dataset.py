@@ -1,4 +1,4 @@
-"""Samples of VQA v2: a question about an image and its regions (spec 30 §5)."""
+"""Samples of VQA v2: a question about an image and its regions (original 9.7)."""
 
 from __future__ import annotations
 

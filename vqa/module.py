@@ -1,4 +1,4 @@
-"""VL-BERT for visual question answering (spec 30 §8)."""
+"""VL-BERT for visual question answering (original 9.13 to 9.16)."""
 
 from __future__ import annotations
 

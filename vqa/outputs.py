@@ -1,4 +1,4 @@
-"""Outputs of VQA: metrics, and the result file of the evaluation server (spec 30 §12 and 13)."""
+"""Outputs of VQA: metrics, and the result file of the evaluation server (original 9.20 and 9.21)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visual question answering as a task (paper §4.2.2; spec 30)."""
+"""Visual question answering as a task (paper §4.2.2)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def after_loading(model: VLBertForVQA, dataset: VQADataset, cfg: Config) -> None
 def init_classifier_rows(
     classifier: nn.Linear, words: torch.Tensor, answers: Sequence[str], tokenizer: BertTokenizer
 ) -> None:
-    """Row of an answer = mean of its word-piece embeddings (spec 30 §10.6); no pieces: unchanged.
+    """Row of an answer = mean of its word-piece embeddings (original 9.17); no pieces: unchanged.
 
     classifier: [V, H] weights. words: [vocabulary, H]. Raises ValueError when the sizes do not belong together.
     """

@@ -1,4 +1,4 @@
-"""Configuration: defaults, YAML files, `_BASE_` and overrides become one checked, frozen Config (spec 01).
+"""Configuration: defaults, YAML files, `_BASE_` and overrides become one checked, frozen Config (original 1.1 to 1.6).
 
 Later sources replace earlier ones: defaults of the keys, `_BASE_` files, the file, overrides.
 """

@@ -81,7 +81,7 @@ def pad_stack(items: Sequence[Any], value: float) -> Tensor:
     """[n, largest of each axis]: the items at the top left, `value` elsewhere. The dtype is that of the items.
 
     items: tensors or arrays with the same number of axes, lists of numbers, or lists of such items (padded on their own
-    first). An empty list counts as int64, so that an empty sentence stays one (spec 30, 17.12). Raises ValueError when
+    first). An empty list counts as int64, so that an empty sentence stays one (original 4.13). Raises ValueError when
     the items differ in the number of axes or in dtype.
     """
     tensors = [_tensor(item, value) for item in items]
@@ -96,7 +96,7 @@ def pad_stack(items: Sequence[Any], value: float) -> Tensor:
 
 
 def clip_pad(x: Tensor, shape: Sequence[int], value: float) -> Tensor:
-    """`x` cut or padded at the end of every axis to `shape`; the dtype is kept (spec 04 §4.3)."""
+    """`x` cut or padded at the end of every axis to `shape`; the dtype is kept (original 4.12)."""
     out = x.new_full(tuple(shape), value)
     overlap = tuple(slice(min(a, b)) for a, b in zip(x.shape, shape, strict=True))
     out[overlap] = x[overlap]

@@ -94,7 +94,7 @@ class MultiLoader:
 
     The first loader is the master: its length is that of an epoch. The others start again at their end, with another
     order in each round. Their positions follow from the master's, so the position of a run is that of the master
-    (spec 10 §12).
+    (original 4.22).
     """
 
     def __init__(self, master: BatchLoader, others: Sequence[BatchLoader]) -> None:

@@ -1,6 +1,6 @@
 """The order of samples: a function of seed, epoch and position, so that a run can resume at any position.
 
-See spec 04 §3.
+See original 4.8 to 4.10.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class EpochSampler:
     image_keys: int [length], equal for samples of one image, or None. With keys the samples of an image follow each
         other, in their order, from the place of the first of them.
     A dataset of LARGE samples or more has a permutation that is computed position by position, in constant memory.
-    Raises ValueError for an empty dataset, a rank outside the world, or a wrong number of image keys.
+    Raises DataError for an empty dataset, and ValueError for a rank outside the world or a wrong number of image keys.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ def image_batches(order: Tensor, image_keys: Tensor, batch_size: int) -> list[Te
 
 
 def grouped_batches(order: Tensor, group_ids: Tensor, batch_size: int) -> list[Tensor]:
-    """Batches with samples of one group each, ordered by the position of their first sample (spec 04 §3.2).
+    """Batches with samples of one group each, ordered by the position of their first sample (original 4.9).
 
     order: int64 [n] dataset indices. group_ids: int64 [length of the dataset], for example 0 wide and 1 upright.
     The last batch of a group may be shorter.

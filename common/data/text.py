@@ -1,4 +1,4 @@
-"""Text: the BERT tokenizer, joining segments, aligning word pieces with words (spec 04 §7 and 8)."""
+"""Text: the BERT tokenizer, joining segments, aligning word pieces with words (original 4.15 to 4.17)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MIRRORED = {"left": "right", "right": "left"}
 
 
 class BertTokenizer:
-    """Uncased BERT word pieces, without special tokens added (spec 04 §8.1).
+    """Uncased BERT word pieces, without special tokens added (original 4.15).
 
     A special token is recognised only between white space: "[MASK]" is one, "[MASK]." is not.
 
@@ -66,7 +66,8 @@ class BertTokenizer:
         return [self.vocab.get(token, self.unk_id) for token in tokens]
 
     def real_ids(self, tokens: Sequence[str]) -> list[int]:
-        """`ids` without that of [PAD], so that a text which spells out "[PAD]" has no padding inside (spec 30 §8.2)."""
+        """`ids` without that of [PAD], so that a text which spells out "[PAD]" has no padding inside
+        (original 9.14)."""
         return [i for i in self.ids(tokens) if i != self.pad_id]
 
     def _match(self, word: str) -> tuple[str, ...]:
@@ -120,7 +121,7 @@ def swap_left_right(tokens: Sequence[str]) -> list[str]:
 
 
 def align_matrix(ids: Sequence[int]) -> Tensor:
-    """Mean pooling of word pieces into words: float32 [max(ids) + 1, len(ids)] (spec 04 §7).
+    """Mean pooling of word pieces into words: float32 [max(ids) + 1, len(ids)] (original 4.17).
 
     The model does not pool words. The reference cases of the original (tests/golden) contain these matrices.
     ids: the word of each piece. Row k is 1 / count(k) at the pieces of word k; a word without pieces is a row of zeros.

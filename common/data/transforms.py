@@ -1,4 +1,4 @@
-"""Functions on an image and its boxes, and `Transform`, which a dataset applies to both (spec 04 §2)."""
+"""Functions on an image and its boxes, and `Transform`, which a dataset applies to both (original 4.1 to 4.7)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TransformResult:
 
     @property
     def inside(self) -> Tensor:
-        """The boxes clipped to the resized image (spec 04 §2.5)."""
+        """The boxes clipped to the resized image (original 4.7)."""
         return clip_boxes(self.boxes, float(self.im_info[0]), float(self.im_info[1]))
 
 
@@ -95,7 +95,7 @@ class Transform:
 def resize_size(width: int, height: int, min_size: int, max_size: int) -> tuple[int, int]:
     """Returns the width and height of the resized image: the shorter side is `min_size`, the longer at most `max_size`.
 
-    Sizes are truncated to integers. An image whose shorter side is right already keeps its size (spec 04 §2.1).
+    Sizes are truncated to integers. An image whose shorter side is right already keeps its size (original 4.2).
     """
     short, long = min(width, height), max(width, height)
     size = min_size
@@ -109,7 +109,7 @@ def resize_size(width: int, height: int, min_size: int, max_size: int) -> tuple[
 
 
 def resize_ratios(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Float32 [2]: new divided by old width and height, as reciprocal times new, like the original (spec 30 §6)."""
+    """Float32 [2]: new divided by old width and height, as reciprocal times new, like the original (original 4.3)."""
     return torch.tensor(old, dtype=torch.float32).reciprocal() * torch.tensor(new, dtype=torch.float32)
 
 
@@ -152,7 +152,7 @@ def pixel_levels(means: tuple[float, ...], stds: tuple[float, ...]) -> np.ndarra
 
 
 def pad_to_canvas(image: Tensor, short: int, long: int) -> Tensor:
-    """Puts the image [3, h, w] at the top left of zeros, `short` x `long` in its orientation (spec 04 §2.4)."""
+    """Puts the image [3, h, w] at the top left of zeros, `short` x `long` in its orientation (original 4.6)."""
     height, width = image.shape[1:]
     canvas = image.new_zeros((3, short, long) if height <= width else (3, long, short))
     canvas[:, :height, :width] = image

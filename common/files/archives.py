@@ -72,7 +72,7 @@ def split_region_path(path: str, zip_mode: bool) -> tuple[str, str]:
 
     "train_frcnn.zip@/0.json" becomes "train_frcnn", "0". With `zip_mode` the store is the archive, "train_frcnn.zip".
     The training set's archives came in parts that unpack into one folder: "train_frcnn.0.zip" becomes "train_frcnn"
-    (spec 10 P-21).
+    (original 5.5).
     """
     folder, mark, member = path.partition(_MARK)
     if mark:

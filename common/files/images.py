@@ -23,7 +23,7 @@ def load_image(path: str | Path, upright: bool = False) -> Image.Image:
 
     path: a file or an archive's member (see `common.files.archives`).
     upright: rotate the image by its EXIF orientation. Images of data sets stay as stored, because their annotated boxes
-    are in the frame of the stored pixels (spec 12, D-5).
+    are in the frame of the stored pixels (original 7.6).
     Raises FileNotFoundError as `read_bytes` does, and ImageError for a file that cannot be decoded.
     """
     try:

@@ -1,4 +1,4 @@
-"""The BERT encoder: post-norm layers with the parameter names of the published checkpoints (spec 02 §2)."""
+"""The BERT encoder: post-norm layers with the parameter names of the published checkpoints (original 2.1 to 2.3)."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class PredictionHeadTransform(nn.Module):
 
 
 def init_weights(module: nn.Module, std: float) -> None:
-    """The BERT rule for every sub-module: Normal(0, std) weights, zero biases, LayerNorm 1 and 0 (spec 02 §3.6)."""
+    """The BERT rule for every sub-module: Normal(0, std) weights, zero biases, LayerNorm 1 and 0 (original 2.11)."""
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Embedding):
             nn.init.normal_(m.weight, std=std)

@@ -1,4 +1,4 @@
-"""Fast R-CNN region features: what each box shows and where it is (paper §3.2; spec 02 §6)."""
+"""Fast R-CNN region features: what each box shows and where it is (paper §3.2; original 2.29 to 2.36)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FastRCNN(nn.Module):
     the appearance. roi_chunk: number of regions in the RoI head at a time, 0 for all. recompute_rois: in training,
     compute the RoI head again for the backward pass, chunk by chunk, instead of keeping its activations.
     parts: classes of the ResNet and of the dropout.
-    State-dict keys are the original's; the RoI head is listed under two names (spec 02 §10.3).
+    State-dict keys are the original's; the RoI head is listed under two names (original 2.20).
     Raises ValueError for chunks with batch norms that train.
     """
 
@@ -202,7 +202,7 @@ def roi_align_features(feature_map: Tensor, rois: Tensor) -> Tensor:
     [K, 1024, 14, 14].
 
     One sample a bin, no half-pixel shift, sides of at least one cell: the convention of the published weights
-    (spec 02 §6.4).
+    (original 2.31).
     """
     with torch.autocast(feature_map.device.type, enabled=False):
         return roi_align(feature_map.float(), rois, ROI_SIZE, 1.0 / STRIDE, sampling_ratio=1, aligned=False)

@@ -1,4 +1,4 @@
-"""Prediction heads: those of pretraining (spec 02 §4) and the classifiers of the tasks (spec 02 §10.5)."""
+"""Prediction heads: those of pretraining (original 2.13) and the classifiers of the tasks (original 2.18)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class MaskedRegionHead(nn.Module):
 def build_classifier(
     kind: str, hidden_size: int, num_outputs: int, mlp_size: int, dropout: float, hidden_act: str = "gelu"
 ) -> nn.Sequential:
-    """A task classifier [..., H] -> [..., num_outputs] by CLASSIFIER_TYPE: "2fc", "1fc" or "mlm" (spec 30 §8.4).
+    """A task classifier [..., H] -> [..., num_outputs] by CLASSIFIER_TYPE: "2fc", "1fc" or "mlm" (original 9.15).
 
     Linear layers get Xavier-uniform weights and zero biases. Raises ValueError for another kind.
     """

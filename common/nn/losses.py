@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-# Soft labels are a target when they sum to one within this margin (spec 04 §9).
+# Soft labels are a target when they sum to one within this margin (original 4.18).
 SOFT_LABEL_MARGIN = 0.1
 
 
@@ -15,7 +15,7 @@ def soft_label_mask(target: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross entropy against soft labels, over the samples whose labels sum to about one (spec 04 §9).
+    """Cross entropy against soft labels, over the samples whose labels sum to about one (original 4.18).
 
     logits, target: [N, C]. reduction: mean or sum over the valid samples, or none for [N] with 0 for invalid ones.
     Without a valid sample the result is 0 with a gradient of zero, so that every rank takes part in a backward.
@@ -34,5 +34,5 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") 
 
 
 def binary_cross_entropy_sum(logits: Tensor, target: Tensor) -> Tensor:
-    """BCE with logits, summed over the last axis and averaged over the rest: [B, V] -> scalar (spec 30 §8.5)."""
+    """BCE with logits, summed over the last axis and averaged over the rest: [B, V] -> scalar (original 9.16)."""
     return F.binary_cross_entropy_with_logits(logits.float(), target.float()) * target.shape[-1]

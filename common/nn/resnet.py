@@ -1,4 +1,4 @@
-"""ResNet with the stride and dilation choices of the detector family (spec 02 §7).
+"""ResNet with the stride and dilation choices of the detector family (original 2.37).
 
 Parameter names are torchvision's (conv1, bn1, layer1.0.conv1, ...), so its checkpoints load as they are.
 """
@@ -14,7 +14,7 @@ EXPANSION = 4
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that always uses its running statistics and never trains; keys as nn.BatchNorm2d (spec 02, 12.22)."""
+    """Batch norm that always uses its running statistics and never trains; keys as nn.BatchNorm2d (original 2.39)."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)

@@ -1,4 +1,4 @@
-"""VL-BERT: words and regions in one sequence, encoded by BERT (paper figure 1; spec 02 §3 and 4)."""
+"""VL-BERT: words and regions in one sequence, encoded by BERT (paper figure 1; original 2.4 to 2.15)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class VLBertOutput(NamedTuple):
 
 class VisualLinguisticBert(nn.Module):
     """Embeddings of words and regions, and the encoder. State-dict keys and parameter order are those of the published
-    checkpoints (spec 02 §10.1).
+    checkpoints (original 2.17).
 
     parts: classes of the encoder and of the dropout. recompute: as in Encoder.
     """
@@ -162,7 +162,7 @@ class VisualLinguisticBert(nn.Module):
         object_linguistic: Tensor,
         object_mask: Tensor,
     ) -> EncoderInput:
-        """The input of the encoder: words, regions, END, padding (spec 02 §3.3). Arguments as in forward."""
+        """The input of the encoder: words, regions, END, padding (original 2.5 to 2.7). Arguments as in forward."""
         batch, num_words = text_ids.shape
         text = self._words(text_ids) + self._text_visual(text_visual)  # (B, T, H)
         objects = object_linguistic + self._object_visual(object_visual)  # (B, R, H)
@@ -197,7 +197,7 @@ class VisualLinguisticBert(nn.Module):
         ids = torch.where(position < num_text, position, num_text)
         ids = torch.where(position == end, num_text + 1, ids)
         ids = torch.where(position > end, position, ids)
-        # Padding may lie beyond the table; its id does not matter (spec 02 §12 no. 6).
+        # Padding may lie beyond the table; its id does not matter (original 2.8).
         limit = torch.where(
             position > end, self.sizes.max_position_embeddings - 1, ids + self.sizes.position_padding_idx + 1
         )
@@ -220,7 +220,7 @@ class VisualLinguisticBert(nn.Module):
 
 
 class VisualLinguisticBertForPretraining(VisualLinguisticBert):
-    """VisualLinguisticBert with its pretraining heads (spec 02 §4).
+    """VisualLinguisticBert with its pretraining heads (original 2.13).
 
     with_relationship, with_mlm, with_mvrc: which heads exist. num_region_classes: width of the region head.
     parts, recompute: as in VisualLinguisticBert. Raises ValueError for a relationship head without a pooler.

@@ -134,7 +134,7 @@ class VcrBoxes(BoxSource):
     """The detections in the metadata of VCR images, all of them in order, without their scores.
 
     path: annotations, one JSON object a line. Each image of an annotation is listed once and named by its stem. Images
-    and metadata lie in the folder of images (spec 20 §1). Raises RegionError for a line that names no image, and for
+    and metadata lie in the folder of images (original 8.1). Raises RegionError for a line that names no image, and for
     two images of one stem.
     """
 
@@ -237,7 +237,7 @@ class GridBoxes(BoxSource):
 
 
 class DetectorBoxes(BoxSource):
-    """torchvision's Faster R-CNN (ResNet-50 FPN) with weights from a local file; proposals chosen as in spec 12 §3.
+    """torchvision's Faster R-CNN (ResNet-50 FPN) with weights from a local file; proposals chosen as in original 7.7.
 
     The number of classes is read from the weights. Regions have class_scores [R, classes], background in column 0.
     Raises FileNotFoundError if there is no such file.
@@ -291,7 +291,7 @@ class ModuleBoxes(BoxSource):
 
 
 def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, threshold: float) -> Tensor:
-    """Returns the int64 indices of the proposals to keep (spec 12 §3).
+    """Returns the int64 indices of the proposals to keep (original 7.7).
 
     boxes: [P, 4] xyxy. scores: [P, classes], background in column 0. A proposal's confidence is its best score among
     the classes in which it survives NMS at 0.3. Kept: those of at least `threshold` in proposal order; where that gives

@@ -61,10 +61,10 @@ def _faults(regions: Regions, size: tuple[int, int] | None) -> list[str]:
     if bool(((x2 < x1 - 1) | (y2 < y1 - 1)).any()):
         messages.append("a box ends before it starts")
     width, height = size or stored
-    # Up to the full width, not width - 1: detectors clip in their own frame, which may be larger (spec 12 §3).
+    # Up to the full width, not width - 1: detectors clip in their own frame, which may be larger (original 7.7).
     if width and height and bool(((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height)).any()):
         messages.append(f"a box lies outside the {width} x {height} image")
-    # Pretraining drops the target of a region whose scores do not sum to 1 within 0.1 (spec 12, D-10).
+    # Pretraining drops the target of a region whose scores do not sum to 1 within 0.1 (original 7.8).
     if regions.class_scores is not None and bool(((regions.class_scores.sum(1) - 1).abs() >= 0.1).any()):
         messages.append("class scores of a box do not sum to 1")
     return messages

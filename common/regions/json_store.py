@@ -1,4 +1,4 @@
-"""Regions in the published format: one JSON file an image, in a folder or in a zip archive (spec 04 §10, 12 §3)."""
+"""Regions in the published format: one JSON file an image, in a folder or in a zip archive (original 4.20)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class JsonRegions(RegionStore):
         if not self.path.endswith(".zip"):
             return self.path
         inner = f"{self.path}@/{Path(self.path).stem}"
-        # COCO's archives hold a folder (spec 30 §2.5), those of Conceptual Captions do not (spec 12 §2).
+        # COCO's archives hold a folder (original 9.5), those of Conceptual Captions do not (original 7.2).
         return inner if list_files(inner, (".json",)) else f"{self.path}@"
 
 
@@ -131,5 +131,5 @@ def _decode(record: dict[str, Any], key: str, name: str, rows: int, columns: int
 
 
 def _encode(tensor: Tensor) -> str:
-    # Always float32: the reader takes the bytes as that, whatever dtype the tensor had (spec 12, D-7).
+    # Always float32: the reader takes the bytes as that, whatever dtype the tensor had (original 7.9).
     return base64.b64encode(tensor.detach().cpu().numpy().astype("<f4").tobytes()).decode()

@@ -131,7 +131,7 @@ def report_failure(error: BaseException, line: str = "") -> bool:
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that torchrun would set, from those of SLURM: address, port, world size and ranks (spec 03 §14).
+    """The variables that torchrun would set, from those of SLURM: address, port, world size and ranks (original 3.28).
 
     environment: SLURM_PROCID, SLURM_NTASKS and SLURM_NODELIST are needed; MASTER_ADDR and MASTER_PORT are kept.
     Raises ConfigError naming missing variables.

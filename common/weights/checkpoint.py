@@ -1,6 +1,6 @@
 """Checkpoint files: written atomically, read without running code from them.
 
-A checkpoint is the dict of the original (state_dict, optimizer, validation_monitor; spec 03 §8.3) with three more
+A checkpoint is the dict of the original (state_dict, optimizer, validation_monitor; original 3.20) with three more
 entries. `run` is the exact position and state of the run. With `config` and `task` one file is enough to rebuild the
 model.
 """

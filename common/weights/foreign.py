@@ -1,4 +1,4 @@
-"""Loads weight files of other code: language models, ResNets, VL-BERT checkpoints (spec 02 §5 to 7, 03 §11).
+"""Loads weight files of other code: language models, ResNets, VL-BERT checkpoints (original 2.22 to 2.28 and 3.29).
 
 Every loader returns a LoadReport and raises CheckpointError when nothing useful matched. Files are read weights-only.
 """
@@ -90,7 +90,7 @@ def language_keys(state: Mapping[str, Tensor]) -> State:
 
 
 def load_language(model: VisualLinguisticBert, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Fill encoder, embeddings, and where they exist pooler and heads, from a (Ro)BERT(a) state dict (spec 02 §5).
+    """Fill encoder, embeddings, and where they exist pooler and heads, from a (Ro)BERT(a) state dict (original 2.22).
 
     Raises CheckpointError when the embeddings or the encoder are incomplete, or a shape differs.
     """
@@ -118,7 +118,7 @@ def _token_types(model: VisualLinguisticBert, given: Tensor) -> Tensor:
     """The token type table of the model with the first rows replaced by those of the file.
 
     A RoBERTa file has one row, which all segments get. For the pretraining class only the two text segments get it, as
-    in the original, and that of the regions stays random (spec 02 §12 no. 9).
+    in the original, and that of the regions stays random (original 2.23).
     """
     table = model.token_type_embeddings.weight.detach().clone()
     if given.shape[1:] != table.shape[1:] or len(given) > len(table):
@@ -215,7 +215,7 @@ Adapt = Callable[[State], State]
 
 
 def rename_prefixes(state: Mapping[str, Tensor], rules: Sequence[str]) -> State:
-    """Rename keys by "old->new" rules of their prefixes. The first rule that matches a key wins (spec 03 §11.1).
+    """Rename keys by "old->new" rules of their prefixes. The first rule that matches a key wins (original 3.29).
 
     Raises ConfigError for a rule of another form.
     """
@@ -235,7 +235,7 @@ def rename_prefixes(state: Mapping[str, Tensor], rules: Sequence[str]) -> State:
 def load_partial(
     model: nn.Module, state: Mapping[str, Tensor], rules: Sequence[str], source: str, adapt: Adapt | None = None
 ) -> LoadReport:
-    """Copy the tensors of a VL-BERT checkpoint whose names `model` has (spec 03 §11.1).
+    """Copy the tensors of a VL-BERT checkpoint whose names `model` has (original 3.29).
 
     rules: see `rename_prefixes`. adapt: a task's own change of the renamed state dict, whose keys have no `module.`.
     Raises CheckpointError when no encoder layer matched or a shape differs.

@@ -44,7 +44,7 @@ def restore(task: Task, cfg: Config, state: Mapping[str, torch.Tensor], source: 
 
 
 def train_folder(cfg: Config, cfg_path: Path) -> Path:
-    """OUTPUT_PATH/<yaml stem>/<image set>_train (spec 03 §10)."""
+    """OUTPUT_PATH/<yaml stem>/<image set>_train (original 3.27)."""
     return Path(cfg.OUTPUT_PATH) / cfg_path.stem / f"{dataset_sections(cfg)[0].TRAIN_IMAGE_SET}_train"
 
 

@@ -31,7 +31,7 @@ from urllib.request import (
 
 from PIL import Image
 
-SMALLEST, LARGEST = 10, 10_000  # sides in pixels (spec 12 §2 step 3)
+SMALLEST, LARGEST = 10, 10_000  # sides in pixels (original 7.3)
 USER_AGENT = "Mozilla/5.0 (compatible; vl-bert-captions/1.0)"
 CHUNK = 1 << 16
 LONGEST_WAIT = 60.0  # seconds that a server may ask for with Retry-After
@@ -82,7 +82,7 @@ def is_worth_retrying(reason: str) -> bool:
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Returns width and height of an image. Raises LostError unless it decodes to RGB and has sides of 10 to 10,000
-    pixels (spec 12 §2 step 3).
+    pixels (original 7.3).
 
     As in `common.files.images.load_image`, the EXIF orientation is not applied.
     """

@@ -1,4 +1,4 @@
-"""The caption files that pretraining and the extraction of regions read, in their final place (spec 12 §1 and 2).
+"""The caption files that pretraining and the extraction of regions read, in their final place (original 7.1 to 7.4).
 
     python -m data.captions_files records --tsv Train_GCC-training.tsv --out data/conceptual-captions --split train
     python -m data.captions_files zip data/conceptual-captions/train_image
@@ -26,11 +26,11 @@ from common.files.atomic import atomic_write
 from data.captions.manifest import OK, read_manifest
 from data.captions.table import read_table
 
-SPLITS = ("train", "val")  # the values of DATASET.*_IMAGE_SET (spec 10 §9.2)
+SPLITS = ("train", "val")  # the values of DATASET.*_IMAGE_SET (original 5.2)
 
 
 def image_file(out: Path, split: str, name: str) -> Path:
-    """The ending is always .jpg: readers find the format from the content (spec 12 §2)."""
+    """The ending is always .jpg: readers find the format from the content (original 7.1)."""
     return out / f"{split}_image" / f"{name}.jpg"
 
 

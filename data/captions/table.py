@@ -1,4 +1,4 @@
-"""Tables of captions and image addresses, and the words of a caption (spec 12 §2)."""
+"""Tables of captions and image addresses, and the words of a caption (original 7.1)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def image_name(number: int) -> str:
 
 
 def read_table(path: str | Path) -> Iterator[TableLine]:
-    """Yields the lines `caption TAB address` of a UTF-8 file, the last one with or without a line end (spec 12 D-2).
+    """Yields the lines `caption TAB address` of a UTF-8 file, the last one with or without a line end (original 7.5).
 
     Raises FileNotFoundError.
     """

@@ -31,7 +31,7 @@ def test_flip_twice_is_the_identity():
 
 
 def test_coordinate_embedding_of_the_specified_example():
-    # spec 30 §16: entry 0 of the sines and of the cosines for xc, yc, w, h.
+    # original 2.30: entry 0 of the sines and of the cosines for xc, yc, w, h.
     got = coordinate_embedding(torch.tensor([[10.0, 20.0, 110.0, 220.0]]), torch.tensor([[800.0, 600.0]]))
     assert got.shape == (1, 2048)
     got = got.reshape(4, 2, 256)

@@ -1,4 +1,4 @@
-"""The numbers of a run as JSON lines and in TensorBoard (spec 03 §8 and §10)."""
+"""The numbers of a run as JSON lines and in TensorBoard (original 3.12, 3.13 and 11.4)."""
 
 import json
 import logging

@@ -169,7 +169,7 @@ def _utils(case: Case, report: Report) -> None:
     for call in case.json["calls"]:
         name = call["function"]
         if name in NOT_PORTED:
-            report.note(f"not ported (spec 02 §11): {name}")
+            report.note(f"not ported (original 2.41): {name}")
             continue
         args = [_argument(case, arg) for arg in call["args"]]
         kwargs = {key: _argument(case, value) for key, value in call["kwargs"].items()}
@@ -178,7 +178,7 @@ def _utils(case: Case, report: Report) -> None:
             got = got[..., :: int(match[1])]
         report.close(call["output"], got, case.array(f"out.{call['output']}"))
     if "ngrams" in case.json:
-        report.note("not ported (spec 02 §11): get_all_ngrams")
+        report.note("not ported (original 2.41): get_all_ngrams")
 
 
 def _argument(case: Case, arg: Any) -> Any:
@@ -194,7 +194,7 @@ def _argument(case: Case, arg: Any) -> Any:
 
 
 def _instance_mask(polygons: list[Any], box: Any, mask_size: list[int], **_: Any) -> np.ndarray:
-    assert mask_size[0] == mask_size[1], "masks are square here (spec 04, quirk 18)"
+    assert mask_size[0] == mask_size[1], "masks are square here"
     return instance_mask(polygons, box, mask_size[0])
 
 
@@ -247,7 +247,7 @@ def _text(case: Case, report: Report) -> None:
         got = tokenize_with_tags(row["tokens"], names, tokenizer, row["basic_align"], tag)
         report.equal(f"vcr_retokenize.{i}", [list(token) for token in got], row["ids_tags_align"])
     if "vcr_retokenize" in data:
-        report.note("vcr_retokenize raw words: nothing reads them (spec 20 §2.3)")
+        report.note("vcr_retokenize raw words: nothing reads them (original 8.4)")
     for i, row in enumerate(data.get("vcr_keep_only_relevant_dets", [])):
         kept = keep_relevant_detections(row["question"], row["answers"], row["rationales"])
         report.equal(f"vcr_keep_only_relevant_dets.{i}.dets_to_use", kept.keep, row["dets_to_use"])

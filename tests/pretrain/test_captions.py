@@ -46,7 +46,7 @@ class TestSamples:
             assert labels[0] == labels[-1] == -1
 
     def test_boxes_are_sorted_by_their_highest_score(self, own):
-        """Of the background too (spec 10 P-18); the whole image comes first."""
+        """Of the background too (original 5.3); the whole image comes first."""
         scores = torch.tensor([[0.3, 0.4, 0.3], [0.9, 0.1, 0.0], [0.0, 0.3, 0.7]])
         boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20], [1, 2, 3, 4]])
         features = torch.arange(3.0)[:, None].expand(3, 2048).contiguous()
@@ -130,7 +130,7 @@ class TestFiles:
         assert torch.equal(zipped.boxes, want.boxes) and zipped.image.any()
 
     def test_parts_of_an_archive_are_one_folder(self, own):
-        """Only at the end of the archive's name (spec 10 P-21)."""
+        """Only at the end of the archive's name (original 5.5)."""
         path = own / "train_frcnn.json"
         path.write_text(path.read_text().replace("train_frcnn.zip@/", "train_frcnn.2.zip@/"))
         assert len(captions(own).regions(0).boxes) >= 3

@@ -72,7 +72,7 @@ def test_mistakes_are_one_line(error, changes, message):
 
 
 def test_validation_reads_the_same_text_each_time(world, tmp_path):
-    """The original went on where the last validation stopped (spec 10 P-30)."""
+    """The original went on where the last validation stopped (original 5.27)."""
     from common.data.loader import build_loader
 
     cfg = load_config("pretrain", write_settings(tiny_pretrain(world, tmp_path), tmp_path / "tiny.yaml"))

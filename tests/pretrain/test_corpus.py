@@ -31,7 +31,7 @@ def test_a_line_is_a_sample(world, tokenizer):
 
 
 def test_short_lines_take_in_those_that_follow(world, tokenizer):
-    """Basic tokens count, and after the last line comes the first (spec 10 §9.3)."""
+    """Basic tokens count, and after the last line comes the first (original 5.12)."""
     dataset = GeneralCorpus([world / "corpus.doc"], tokenizer, seq_len=64, min_seq_len=8)
     assert unmasked(dataset, 0) == ["the", "box", ".", "a", "text", "line", "of", "the", "text"]
     assert len(unmasked(dataset, 2)) == 13
@@ -61,7 +61,7 @@ def test_without_masking(world, tokenizer):
 
 
 def test_lines_without_a_word(tokenizer, tmp_path):
-    """The original would look for words for ever (spec 10 P-24)."""
+    """The original would look for words for ever (original 5.13)."""
     path = tmp_path / "none.doc"
     path.write_text("\ufffd\n" * 5)
     with pytest.raises(DataError, match=r"none.doc.*no word.*MIN_SEQ_LEN 4"):

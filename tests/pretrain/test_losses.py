@@ -13,7 +13,7 @@ def test_words_are_averaged_over_all():
 
 
 def test_a_sample_is_averaged_first():
-    """Samples 0 and 3 of a batch have 1 and 3 targets (spec 10 §5)."""
+    """Samples 0 and 3 of a batch have 1 and 3 targets (original 5.21)."""
     losses, counted = torch.tensor([4.0, 1.0, 2.0, 3.0]), torch.ones(4)
     got = mean_of(losses, counted, torch.tensor([0, 3, 3, 3]))
     assert got.item() == pytest.approx((4 / (1 + EPS) + 6 / (3 + EPS)) / (2 + EPS))
@@ -34,7 +34,7 @@ def test_regions_whose_scores_are_no_distribution_do_not_count():
 
 @pytest.mark.parametrize("by_sample", [False, True])
 def test_no_target_is_a_zero_with_zero_gradients(by_sample):
-    """Not NaN, and no parameter without a gradient (spec 10 P-7 to P-9)."""
+    """Not NaN, and no parameter without a gradient (original 5.22)."""
     sample = torch.zeros(0, dtype=torch.int64) if by_sample else None
     for loss, labels in (
         (masked_word_loss, torch.zeros(0, dtype=torch.int64)),

@@ -24,7 +24,7 @@ def masker() -> WordMasker:
 
 class TestWords:
     def test_the_numbers_of_the_original(self, masker):
-        """Spec 10 §16."""
+        """Original 5.9."""
         ids, labels = masker(["the", "dog", "playing", "cats"] * 6, random.Random(7))
         masked = [4, 5, 8, 9, 12, 14, 15, 16, 17, 20, 21, 30, 34, 35]
         assert len(ids) == 36 and [i for i, label in enumerate(labels) if label != -1] == masked
@@ -49,14 +49,14 @@ class TestWords:
         assert chosen.count(5) / len(chosen) == pytest.approx(0.1 + 0.1 / 10, abs=0.025)
 
     def test_padding_never_takes_the_place_of_a_word(self, masker):
-        """It would leave a hole that shifts all later words against their labels (spec 10 P-6)."""
+        """It would leave a hole that shifts all later words against their labels (original 5.10)."""
         ids, _ = masker(["the"] * 50_000, random.Random(1))
         assert 0 not in ids and {1, 2, 3, 6, 7, 8, 9, 10} <= set(ids)
 
 
 class TestRegions:
     def test_the_numbers_of_the_original(self):
-        """Spec 10 §16."""
+        """Original 5.11."""
         ops, wanted = mask_regions(30, random.Random(11))
         assert [i for i, op in enumerate(ops) if op] == [10, 12, 15, 21, 23, 26]
         assert [i for i, want in enumerate(wanted) if want] == [10, 12, 15, 21, 23, 26]
@@ -94,7 +94,7 @@ class TestLength:
         ],
     )
     def test_the_numbers_of_the_original(self, tokens, boxes, limit, expected):
-        """Spec 10 §16."""
+        """Original 5.8."""
         assert joint_lengths(tokens, boxes, limit) == expected
 
     def test_one_by_one(self):

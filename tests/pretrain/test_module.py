@@ -101,7 +101,7 @@ def test_plain_text_does_not_depend_on_the_captions_beside_it():
 
 
 def test_a_hidden_region_shows_nothing_of_its_feature():
-    """The batch is not written to, so that a second pass gives the same (spec 10 P-5)."""
+    """The batch is not written to, so that a second pass gives the same (original 5.19)."""
     cfg = config(SINGLE)
     model, batch = build(build_single, cfg), made_up_batch("pretrain", cfg, samples=2)
     before = batch.features.clone()
@@ -117,7 +117,7 @@ def test_a_hidden_region_shows_nothing_of_its_feature():
 
 @pytest.mark.parametrize("builder", [build_single, build_multitask])
 def test_features_are_masked_where_pixels_are_not(builder):
-    """In the module of captions alone too, where the original left such regions visible (spec 10 P-4)."""
+    """In the module of captions alone too, where the original left such regions visible (original 5.18)."""
     path = SINGLE if builder is build_single else MULTITASK
     for raw in (True, False):
         cfg = config(path, IMAGE_FEAT_PRECOMPUTED=False, MASK_RAW_PIXELS=raw)
@@ -136,7 +136,7 @@ def test_a_switched_off_loss_is_zero():
     assert output.losses["mvrc_loss"] == output.losses["relationship_loss"] == 0
     words = output.losses["mlm_loss_wvc"] + output.losses["mlm_loss_aux"]
     torch.testing.assert_close(output.loss, words)
-    model = build(build_multitask, config(WITH_MLM_LOSS=False))  # crashed in the original (spec 10 P-10)
+    model = build(build_multitask, config(WITH_MLM_LOSS=False))  # crashed in the release (original 5.23)
     output = model(batch)
     assert output.losses["mlm_loss_wvc"] == output.losses["mlm_loss_aux"] == 0 and output.loss > 0
 

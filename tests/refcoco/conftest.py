@@ -19,7 +19,7 @@ def task() -> Task:
 
 @pytest.fixture
 def golden(tmp_path: Path) -> World:
-    """One image with the numbers of spec 40 §11.7. Tests may change it."""
+    """One image with the numbers of original 10.15. Tests may change it."""
     return golden_world(tmp_path / "golden")
 
 

@@ -1,4 +1,4 @@
-"""RefCOCO+ samples against the numbers of spec 40 §11.7, on one image whose files every test writes itself."""
+"""RefCOCO+ samples against the numbers of original 10.15, on one image whose files every test writes itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def close(got: torch.Tensor, want: Any) -> None:
 
 
 class TestGoldenExample:
-    """§11.7: 640x480 becomes 800x600."""
+    """640x480 becomes 800x600."""
 
     def test_proposals_and_annotations_with_the_image_box(self, golden):
         got = sample(golden, boxes="proposal+gt")
@@ -72,7 +72,7 @@ class TestGoldenExample:
         assert batch.targets["label"].tolist() == [[1, 0, 0, -1, -1], [1, 1, 1, 1, 1]]
 
     def test_the_text(self, golden):
-        """§6.2: [CLS] expression [SEP], one segment; left and right swap with the image."""
+        """[CLS] expression [SEP], one segment; left and right swap with the image."""
         straight, flipped = sample(golden), sample(golden, flip=1.0)
         assert straight.text_ids.tolist() == [101, 106, 105, 102]
         assert flipped.text_ids.tolist() == [101, 107, 105, 102]
@@ -161,7 +161,7 @@ class TestModes:
         assert sample(golden).targets["label"].tolist() == [1, 1, 0, 0]
 
     def test_half_overlap_is_not_enough(self, golden):
-        """§4.5: strictly above 0.5, with both borders inside. Width 150 and 300 of the same height."""
+        """Original 10.6: strictly above 0.5, with both borders inside. Width 150 and 300 of the same height."""
         golden.images[0].update(width=800, height=600)
         golden.annotations[0]["bbox"] = [0.0, 0.0, 299.0, 99.0]
         golden.annotations[1]["bbox"] = [0.0, 0.0, 149.0, 99.0]

@@ -1,4 +1,4 @@
-"""Spec 40 §6: scores of regions, and §12 no. 1: padded regions must not win."""
+"""Original 10.9 and 10.10: scores of regions; padded regions must not win."""
 
 import math
 
@@ -106,7 +106,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 def test_own_keys():
-    """Spec 02 §10.5."""
+    """Original 2.18."""
     own = [k for k in module().state_dict() if not k.startswith(("image_feature_extractor.", "vlbert."))]
     assert own == ["object_linguistic_embeddings.weight"] + [
         f"final_mlp.{part}.{leaf}" for part in ("0.dense", "2") for leaf in ("weight", "bias")

@@ -1,4 +1,4 @@
-"""Metrics, the result file and the three counts of RefCOCO+ (spec 40 §9 and 10)."""
+"""Metrics, the result file and the three counts of RefCOCO+ (original 10.12 and 10.13)."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class TestSummary:
 
 class TestMetrics:
     def test_names(self, cfg_path):
-        """§9"""
+        """Original 10.12."""
         cfg = load_config("refcoco", cfg_path)
         assert list(build_metrics(cfg, training=True).compute()) == [
             "RefAcc",

@@ -1,4 +1,4 @@
-"""Looking up references (spec 40 §3), and files that are not what they should be (spec 40 §12 no. 27)."""
+"""Looking up references (original 10.3), and files that are not what they should be (original 10.3)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ WORDS = ["the", "thing", "left", "right", "of", "cat", "un", "##seen", *COLORS, 
 # Ids as in bert-base-uncased: 0 [PAD], 100 [UNK], 101 [CLS], 102 [SEP], 103 [MASK]; 104 the, 105 thing, 106 left, ...
 VOCABULARY = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
-GOLDEN_BOXES = [[10.5, 20.5, 100, 200], [300, 100, 120.5, 80.25], [0, 0, 50, 60]]  # spec 40 §11.7, x y w h
+GOLDEN_BOXES = [[10.5, 20.5, 100, 200], [300, 100, 120.5, 80.25], [0, 0, 50, 60]]  # original 10.15, x y w h
 GOLDEN_DETECTIONS = [[12, 22, 98, 190], [200, 10, 600, 600]]
 
 
@@ -121,7 +121,7 @@ def _names(settings: type) -> set[str]:
 
 
 def golden_world(root: Path) -> World:
-    """The image of spec 40 §11.7 (image 42): the target is annotation 4200."""
+    """The image of original 10.15 (image 42): the target is annotation 4200."""
     world = World(root)
     world.add_image(42, (640, 480), GOLDEN_BOXES)
     world.add_reference(4200, ["left thing"])

@@ -1,4 +1,4 @@
-"""Reading annotations and metadata, and what is said about broken ones (spec 20 §1)."""
+"""Reading annotations and metadata, and what is said about broken ones (original 8.1)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestAnnotations:
             annotations[0]
 
     def test_81_categories(self):
-        """Spec 20 §2.5, some of the list."""
+        """Original 8.6, some of the list."""
         places = {
             0: "__background__",
             1: "person",

@@ -93,7 +93,8 @@ class TestTest:
         ]
 
     def test_one_half_and_another_test_file(self, command, nets, shared_world, tmp_path, capsys):
-        """Results have the order of the file, not of a shuffle (Q-26). A QA2R row is that of its answer alone."""
+        """Results have the order of the file, not of a shuffle (original 8.21). A QA2R row is that of its answer
+        alone."""
         assert command(TEST, *nets["r"], "--test-file", "val.jsonl", "--set", "TEST.SHUFFLE=true") == 0
         table = read_table(tmp_path / capsys.readouterr().out.strip())
         rows = read_annotations(shared_world / "val.jsonl")
@@ -158,7 +159,7 @@ class TestVal:
         assert files(tmp_path / "vcr_val_results") == {"vl-bert_r_pred.npy", "vl-bert_r_pred.json"}
 
     def test_a_cache_is_read_and_a_miss_is_computed(self, command, both, nets, tmp_path, capsys, shared_world):
-        """Q-25."""
+        """Original 8.20."""
         assert command(VAL, *nets["a"], "--use-cache") == 0
         path = tmp_path / "vcr_val_results/vl-bert_a_pred.npy"
         labels = [row["answer_label"] for row in read_annotations(shared_world / "val.jsonl")]

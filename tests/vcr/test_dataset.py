@@ -1,4 +1,4 @@
-"""What a sample holds, by the examples of spec 20 §2 and 3, and every switch of the data."""
+"""What a sample holds, by the examples of original 8.2 to 8.11, and every switch of the data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def change(world: Path, number: int, split: str = "train", **values: object) -> 
 
 
 class TestText:
-    """The example of spec 20 §2.3 as question and answers of an image with two persons, a chair and a plant."""
+    """The example of original 8.4 as question and answers of an image with two persons, a chair and a plant."""
 
     TAGS = [0, 0, 3, 0, 1, 0, 4, 4, 4, 0, 0]
 
@@ -112,7 +112,7 @@ class TestText:
         assert got.text_tags[0].tolist() == [0, *self.TAGS, 0, 2, 0]
 
     def test_both_layouts_at_once(self, build):
-        """Spec 20 Q-35."""
+        """Original 8.9."""
         with pytest.raises(ConfigError, match="ANSWER_FIRST and NETWORK.QA_ONE_SENT: expected one of them at most"):
             build("NETWORK.QA_ONE_SENT=true", "NETWORK.ANSWER_FIRST=true")
 
@@ -132,7 +132,7 @@ class TestText:
         assert [[t.align for t in q] for q in question] == [[0, 0, 0, 1], [0, 1, 2, 3]]
 
     def test_a_text_without_word_pieces(self, build, example, world):
-        """Spec 20 Q-11: an empty token is fine, an empty text is not."""
+        """Original 8.4: an empty token is fine, an empty text is not."""
         answers = [["they", " "], ["\u200b", " "], ["and"], ["are"]]
         change(world, example, answer_choices=answers)
         with pytest.raises(DataError, match=r"train\.jsonl, line 3: answer_choices\[1\] has no word piece"):
@@ -149,13 +149,13 @@ class TestText:
 
 class TestTruncation:
     def test_a_shorter_limit_cuts_as_the_examples_say(self, build, world):
-        """Spec 20 §2.4: limit 9, question of 7, answers of 4, 5, 3, 7."""
+        """Original 8.5: limit 9, question of 7, answers of 4, 5, 3, 7."""
         change(world, 0, question=["why"] * 7, answer_choices=[["and"] * n for n in (4, 5, 3, 7)])
         got = sample(build(seq_len=9))
         assert [len(row) for row in got.text_ids] == [4 + n + 3 for n in (4, 5, 3, 5)]
 
     def test_rationales_are_cut_in_training_and_not_in_test(self, build, world):
-        """Spec 20 Q-3."""
+        """Original 8.5."""
         long = [["and"] * 60] * 4
         change(world, 0, rationale_choices=long, answer_choices=[["they"] * 5] * 4, question=["why"] * 5)
         train = sample(build(task=QA2R))
@@ -206,7 +206,7 @@ class TestRationales:
 
 class TestNames:
     def test_the_walk_goes_on_over_items_and_epochs(self, build, world):
-        """The table of spec 20 §2.2: two items with two persons and one."""
+        """The table of original 8.3: two items with two persons and one."""
         rows = read_annotations(world / "train.jsonl")
         write_annotations(world / "train.jsonl", rows[:2])
         dataset = build("DATASET.PERSON_NAMES=walk")
@@ -236,7 +236,7 @@ class TestNames:
 
 class TestBoxes:
     def test_the_worked_example(self, build, world):
-        """Spec 20 §3: an image of 200 x 100 at 64, 128."""
+        """Original 8.8: an image of 200 x 100 at 64, 128."""
         change(world, 0, img_fn="p.jpg")
         image = Image.new("RGB", (200, 100))
         image.paste((250, 90, 10), (0, 0, 40, 100))
@@ -266,7 +266,7 @@ class TestBoxes:
         assert shapes == [(3, 64, 96), (3, 96, 64), (3, 64, 96), (3, 64, 96)]
 
     def test_only_what_is_mentioned(self, build, world):
-        """Spec 20 §2.1: by first mention; Q2A does not look at rationales."""
+        """Original 8.2: by first mention; Q2A does not look at rationales."""
         change(
             world,
             2,
@@ -283,7 +283,7 @@ class TestBoxes:
         assert rationales.box_classes.tolist() == [0, 1, 1, 1, CATEGORY_IDS["dog"]]
 
     def test_nothing_is_mentioned(self, build, world):
-        """Spec 20 Q-40."""
+        """Original 8.2."""
         change(world, 0, question=["why"], answer_choices=[["they"]] * 4)
         only = "DATASET.ONLY_USE_RELEVANT_DETS=true"
         assert sample(build(only)).box_classes.tolist() == [0]
@@ -308,7 +308,7 @@ class TestBoxes:
 
 class TestImages:
     def test_other_modes_become_rgb(self, build, world):
-        """Spec 20 Q-10."""
+        """Original 8.8."""
         path = world / "vcr1images/movie_wide/wide@0.jpg"
         for mode in ("L", "CMYK"):
             Image.new(mode, (160, 90)).save(path)

@@ -12,7 +12,7 @@ SEP = 102
 
 
 def test_images_lie_on_one_canvas():
-    """im_info keeps the size without the padding (spec 20 §4)."""
+    """im_info keeps the size without the padding (original 4.6)."""
     batch = made_up_batch("vcr", config("vcr"), samples=6, image=(60, 120))
     assert batch.image.shape == (6, 3, 60, 120)
     widths = batch.im_info[:, 0].int().tolist()

@@ -1,4 +1,4 @@
-"""Spec 20 §5 (module) and §6.4 (how it starts from a pretraining checkpoint)."""
+"""Original 8.12 to 8.16 (module) and original 8.18 (how it starts from a pretraining checkpoint)."""
 
 from types import SimpleNamespace
 
@@ -168,7 +168,7 @@ class TestSwitches:
 
     @pytest.mark.parametrize(("mode", "rows"), [(1, 81), (2, 1), (3, None)])
     def test_words_of_regions(self, mode, rows):
-        """Spec 20 §5: the category's word, one for all, or the mean of the row's words without [CLS] and [SEP]."""
+        """Original 8.13: the category's word, one for all, or the mean of the row's words without [CLS] and [SEP]."""
         model, given = module(object_word_embed_mode=mode), batch()
         given.text_ids[..., 0] = 5
         given.text_ids[0, 3, 2] = 5  # a [CLS] inside counts as one too
@@ -196,7 +196,7 @@ class TestLosses:
         assert "positive_fraction" not in out.predictions
 
     def test_sigmoid_with_a_weight_for_the_right_choice(self):
-        """Spec 20 §5: BCE with weight w on positives, times (w + 1) / (2 w)."""
+        """Original 8.14: BCE with weight w on positives, times (w + 1) / (2 w)."""
         out = module(positive_weight=3.0)(batch())
         target = F.one_hot(torch.tensor([1, 2]), 4).float()
         p = out.predictions["label_logits"].sigmoid()
@@ -231,14 +231,14 @@ class TestExclusiveSwitches:
 
     @pytest.mark.parametrize("visual_ln", [False, True])
     def test_a_blind_config_builds_and_trains_without_class_loss(self, cfg, visual_ln, caplog):
-        """Spec 20 Q-16."""
+        """Original 8.16."""
         cfg = replace(cfg, {"NETWORK.BLIND": True, "NETWORK.VLBERT.visual_ln": visual_ln})
         out = build_model(cfg)(batch())
         assert list(out.losses) == ["ans_loss"] and out.loss.isfinite()
         assert "ENABLE_CNN_REG_LOSS has no effect" in caplog.text
 
     def test_without_regions_in_the_sequence_there_is_no_loss_on_their_states(self, cfg):
-        """Spec 20 Q-17: the original's is NaN."""
+        """Original 8.16: the original's is NaN."""
         features = {"NETWORK.IMAGE_FEAT_PRECOMPUTED": True, "NETWORK.NO_OBJ_ATTENTION": True}
         model = build_model(replace(cfg, features | {"NETWORK.CNN_LOSS_TOP": True}))
         given = batch()
@@ -288,7 +288,7 @@ class TestFromPretraining:
     @pytest.mark.parametrize("wrapper", ["", "module."])
     @pytest.mark.parametrize("half", [False, True])
     def test_the_classifier_is_the_difference_of_the_relationship_logits(self, wrapper, half):
-        """Spec 20 §6.4, also for files saved without wrapper (spec 03 §15 no. 32)."""
+        """Original 8.18, also for files saved without wrapper (original 3.30)."""
         model = module(class_loss_top=True)
         state = self.checkpoint(wrapper, half)
         state[f"{wrapper}vlbert.relationsip_head.caption_image_relationship.bias"] += torch.tensor([0.25, 1.5])
@@ -302,7 +302,7 @@ class TestFromPretraining:
         assert {k for k in report.kept if "cnn_loss_reg" in k} == {"cnn_loss_reg.2.weight", "cnn_loss_reg.2.bias"}
 
     def test_a_classifier_of_two_layers_has_no_place_for_it(self):
-        """Spec 20 Q-22."""
+        """Original 8.18."""
         state = {f"{RELATIONSHIP}.weight": torch.zeros(2, 8), f"{RELATIONSHIP}.bias": torch.zeros(2)}
         assert "final_mlp.1.weight" in self.adapt()(state)
         assert "final_mlp.1.weight" not in self.adapt(classifier="2fc")(state)
@@ -336,7 +336,7 @@ class TestFromPretraining:
 
 
 def test_own_keys():
-    """Spec 02 §10.5."""
+    """Original 2.18."""
     state = module(class_loss_top=True).state_dict()
     own = {k: tuple(v.shape) for k, v in state.items() if not k.startswith("vlbert._module.")}
     assert own == {

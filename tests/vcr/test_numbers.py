@@ -1,4 +1,4 @@
-"""The check values of spec 20 §8: a small network with weights by a formula, on a batch by a formula."""
+"""The check values of original 8.22: a small network with weights by a formula, on a batch by a formula."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CHOICES = [
 
 @cache
 def formula(key: str, shape: tuple[int, ...]) -> Tensor:
-    """Spec 20 §8.1."""
+    """Original 8.22."""
     last = key.rsplit(".", 1)[-1]
     if last in ("running_mean", "num_batches_tracked"):
         return torch.zeros(shape)
@@ -78,7 +78,7 @@ def network(**changes: Any) -> tuple[VLBertForVCR, Config]:
 
 
 def batch(cfg: Config) -> Batch:
-    """Spec 20 §8.2."""
+    """Original 8.22."""
     k = np.arange(2 * 3 * 64 * 128)
     image = (50 * np.sin(0.37 * k) + 20 * np.cos(0.011 * k)).astype(np.float32).reshape(2, 3, 64, 128)
     masks = torch.ones(2, 4, 14, 14)
@@ -252,7 +252,7 @@ TABLE = {
 
 @pytest.mark.parametrize("variant", TABLE)
 def test_the_table(variant, towers):
-    """Spec 20 §8.3, to the tolerance it gives."""
+    """Original 8.22, to the tolerance it gives."""
     changes, logits, (answer, classes, total) = TABLE[variant]
     model, cfg = network(**changes)
     if not model.blind:

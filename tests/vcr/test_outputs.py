@@ -1,4 +1,4 @@
-"""Metrics, records and what is written of them (spec 20 §6.5 and 7)."""
+"""Metrics, records and what is written of them (original 8.19 to 8.21)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestRecords:
 
 class TestResultFile:
     def test_annotation_order_and_shortest_decimals(self, tmp_path):
-        """Joined by id (Q-26); float32 softmax, and each text reads back as the number in the .npy."""
+        """Joined by id (original 8.21); float32 softmax, and each text reads back as the number in the .npy."""
         write_results(RECORDS, Q2A, tmp_path / "x.csv")
         head, first, second = (tmp_path / "x.csv").read_text().splitlines()
         assert head == "annot_id,answer_0,answer_1,answer_2,answer_3"

@@ -1,4 +1,4 @@
-"""The leaderboard's table: what is written is read back, joined and checked (spec 20 §7.2)."""
+"""The leaderboard's table: what is written is read back, joined and checked (original 8.21)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def tokens(count: int, tag: int = 0) -> list[TaggedToken]:
 
 
 def test_references_become_names_with_the_tag_of_their_box(tokenizer):
-    # spec 20 §2.3.
+    # original 8.4.
     text = ["Why", "is", [2, 0, 3], "happy", "?"]
     got = tokenize_with_tags(text, ["Casey", "chair", "Riley", "pottedplant"], tokenizer, False, 0)
     want = ["why", "is", "riley", "and", "casey", "and", "pot", "##ted", "##plant", "happy", "?"]
@@ -51,7 +51,7 @@ def test_persons_get_names_in_turn():
 
 
 def test_relevant_detections_are_numbered_by_first_mention():
-    # spec 20 §2.1.
+    # original 8.2.
     question, answers = ["is", [2, 0]], [["yes", [2]], ["no", [1]], [[3, 1]]]
     got = keep_relevant_detections(question, answers, None)
     assert got.keep == [2, 0, 1, 3]
@@ -63,7 +63,7 @@ def test_relevant_detections_are_numbered_by_first_mention():
 
 
 def test_q2a_truncation():
-    # spec 20 §2.4: limit 9, question 7, answers 4, 5, 3, 7.
+    # original 8.5: limit 9, question 7, answers 4, 5, 3, 7.
     question, answers = tokens(7), [tokens(n) for n in (4, 5, 3, 7)]
     got = truncate_q2a(question, answers, limit=9)
     assert got.question == question[:4] and got.answer is None

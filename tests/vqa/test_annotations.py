@@ -1,4 +1,4 @@
-"""Where the questions of each image set come from, and what is refused (spec 30 §2, quirks 17.5 and 17.6)."""
+"""Where the questions of each image set come from, and what is refused (original 9.1 and 9.2)."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class TestImdb:
     ENTRY = {"image_id": 7, "question_id": 30, "question_tokens": ["is", "it", "red"], "answers": ["yes", "no"]}
 
     def test_words_and_answers_after_the_header(self, tmp_path):
-        """§2.3: element 0 is a header."""
+        """Original 9.3: element 0 is a header."""
         write_imdb(tmp_path, "train2014", [self.HEADER, self.ENTRY])
         (loaded,) = load_questions(tmp_path, TRAIN, with_answers=True, from_imdb=True)
         assert loaded == Question(30, 7, ("is", "it", "red"), ("yes", "no"), TRAIN)

@@ -1,4 +1,4 @@
-"""VQA samples against the numbers of spec 30 §16, on one image whose files every test writes itself."""
+"""VQA samples against numbers of the 2020 release, on one image whose files every test writes itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MEANS = (102.9801, 115.9465, 122.7717)
 WORDS = ["is", "the", "cat", "on", "my", "left", "right", "side", "-", "?", "w110", "w111", "w112", "w113"]
 # Ids as in bert-base-uncased: 0 [PAD], 100 [UNK], 101 [CLS], 102 [SEP], 103 [MASK]; 104 is, 109 left, 110 right.
 VOCABULARY = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-ANSWERS = "<unk>\nleft\nright\nt-shirt\nyes\nYES \n\n1,000\n"  # the file of §16
+ANSWERS = "<unk>\nleft\nright\nt-shirt\nyes\nYES \n\n1,000\n"  # see original 9.8
 GIVEN = ["left"] * 3 + ["t-shirt"] * 2 + ["t shirt"] + ["yes"] * 4
 BOXES = torch.tensor([[10.0, 20.0, 110.0, 220.0], [-4.0, 100.0, 700.0, 479.0]])
 FEATURES = torch.arange(2 * 2048.0).view(2, 2048)
@@ -111,7 +111,7 @@ class TestBoxes:
         torch.testing.assert_close(world.sample().boxes, torch.tensor(expected), atol=1e-4, rtol=0)
 
     def test_a_flip_mirrors_before_clamping(self, world):
-        """§16: the image box of 640x480 becomes [0.25, 0, 799, 598.75]; x1' = 799 - x2."""
+        """The image box of 640x480 becomes [0.25, 0, 799, 598.75]; x1' = 799 - x2."""
         expected = [[0.25, 0, 799, 598.75], [661.5, 25, 786.5, 275], [0, 125, 799, 598.75]]
         torch.testing.assert_close(world.sample(flip=1.0).boxes, torch.tensor(expected), atol=1e-4, rtol=0)
 
@@ -170,7 +170,7 @@ class TestImages:
         assert world.sample(precomputed=False).im_info[0] == 800
 
     def test_a_test_set_s_image_lies_in_test2015(self, world):
-        """§2.1: test-dev2015 has the images and regions of test2015."""
+        """Original 9.1: test-dev2015 has the images and regions of test2015."""
         world.write_questions([("is the cat left?", 42)], "test-dev2015")
         (world.root / "vqa/v2_mscoco_test-dev2015_annotations.json").unlink()
         world.write_images({42: (640, 480)}, "test2015")
@@ -192,7 +192,7 @@ class TestImages:
 
 class TestText:
     def test_assembly_of_section_8_2(self, world):
-        """§16, the golden rows: [CLS] question [SEP] [MASK] [SEP], answered at [MASK]."""
+        """The rows of the release: [CLS] question [SEP] [MASK] [SEP], answered at [MASK]."""
         world.write_questions([("is the cat", 42), ("is right - ? w110", 42)])
         dataset = world.dataset()
         batch = collate([dataset.sample(i, random.Random(0)) for i in range(2)])
@@ -204,7 +204,7 @@ class TestText:
         assert batch.text_ids[torch.arange(2), answer].tolist() == [103, 103]
 
     def test_a_written_out_pad_is_dropped(self, world):
-        """§16: the row [104, 0, 106] becomes [CLS] 104 106 [SEP] [MASK] [SEP]."""
+        """The row [104, 0, 106] becomes [CLS] 104 106 [SEP] [MASK] [SEP]."""
         world.write_questions([("is [PAD] cat", 42)])
         assert world.sample().text_ids.tolist() == [101, 104, 106, 102, 103, 102]
 
@@ -235,7 +235,7 @@ class TestText:
 
 class TestTarget:
     def test_soft_target_and_its_mirror(self, world):
-        """§16: t-shirt is looked up raw and falls to <unk> (17.1), the second yes is never a target (17.4)."""
+        """t-shirt is looked up raw and falls to <unk>, the second yes is never a target (original 9.8, 9.10)."""
         label = world.sample().targets["label"]
         assert label.dtype == torch.float32
         torch.testing.assert_close(label, torch.tensor([0, 0.9, 0, 0.3, 1.0, 0, 0]))
@@ -258,14 +258,14 @@ class TestImdb:
         return {"image_id": 42, "question_id": 5, "question_tokens": words, "answers": answers}
 
     def test_words_are_joined_and_the_vocabulary_stays_as_written(self, world):
-        """§2.3: no punctuation processing, so t-shirt and 1,000 are entries."""
+        """Original 9.3: no punctuation processing, so t-shirt and 1,000 are entries."""
         write_imdb(world.root, "train2014", [{}, self.entry(["is", "the", "cat?"], ["t-shirt"] * 4 + ["1000"] * 6)])
         sample = world.sample(from_imdb=True)
         assert sample.text_ids.tolist() == [101, 104, 105, 106, 113, 102, 103, 102]
         assert sample.targets["label"].tolist() == [0, 0, 0, 1, 0, 0, 0]
 
     def test_words_swap_before_they_become_pieces(self, world):
-        """§5.7: "left-side" is one word of the imdb file, but three tokens of a question."""
+        """Original 9.3: "left-side" is one word of the imdb file, but three tokens of a question."""
         write_imdb(world.root, "train2014", [{}, self.entry(["left-side", "right"], ["yes"])])
         side = [109, 112, 111]
         assert world.sample(from_imdb=True, flip=1.0).text_ids.tolist() == [101, *side, 109, 102, 103, 102]

@@ -1,4 +1,4 @@
-"""The VQA module: where it looks, what it loses, and which configs it refuses (spec 30 §8, quirks 17.12 to 17.18)."""
+"""The VQA module: where it looks, what it loses, and which configs it refuses (original 9.13 to 9.18)."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ class Constant(nn.Module):
 
 class TestForward:
     def test_the_answer_is_read_at_the_mask(self):
-        """§16: prediction positions 5 and 7, of different questions in one batch."""
+        """Prediction positions 5 and 7, of different questions in one batch."""
         module = VLBertForVQA(Regions(), Core(), nn.Identity())
         assert module(batch()).predictions["label_logits"].tolist() == [[5, 5], [7, 7]]
 
     def test_every_word_carries_the_first_box(self):
-        """§8.2, 17.26: whichever that is."""
+        """Original 9.14: whichever that is."""
         module = VLBertForVQA(Regions(), Core(), nn.Identity())
         module(batch())
         assert module.vlbert.text_visual.shape == (2, 9, 2)
@@ -104,7 +104,7 @@ class TestForward:
 
 class TestLoss:
     def test_sum_over_answers_and_mean_over_the_batch(self):
-        """§8.5: for p = 1/2 each answer costs log 2; logit log 3 is p = 3/4: -0.3 log 0.75 - 0.7 log 0.25."""
+        """Original 9.16: for p = 1/2 each answer costs log 2; logit log 3 is p = 3/4: -0.3 log 0.75 - 0.7 log 0.25."""
         logits = torch.zeros(2, 5)
         logits[1, 4] = math.log(3)
         labels = torch.zeros(2, 5)
@@ -131,9 +131,9 @@ class TestConfig:
             ("NETWORK.OUTPUT_CONV5=true", "NETWORK.OUTPUT_CONV5 = True: expected False"),
             ("NETWORK.IMAGE_NUM_LAYERS=18", "IMAGE_NUM_LAYERS = 18: expected one of 50, 101, 152"),
             ("NETWORK.VLBERT.obj_pos_id_relative=false", "obj_pos_id_relative = False: expected True"),
-            ("NETWORK.CLASSIFIER_TYPE=3fc", "CLASSIFIER_TYPE = '3fc': expected one of '2fc', '1fc', 'mlm'"),  # §8.4
-            ("DATASET.BOXES=50", "DATASET.BOXES = '50': expected one of '36', '10-100ada'"),  # §2.4
-            ("DATASET.CACHE_MODE=true", "DATASET.CACHE_MODE = True"),  # §2.6
+            ("NETWORK.CLASSIFIER_TYPE=3fc", "CLASSIFIER_TYPE = '3fc': expected one of '2fc', '1fc', 'mlm'"),
+            ("DATASET.BOXES=50", "DATASET.BOXES = '50': expected one of '36', '10-100ada'"),  # original 9.4
+            ("DATASET.CACHE_MODE=true", "DATASET.CACHE_MODE = True"),  # original 9.6
         ],
     )
     def test_what_cannot_work_is_refused(self, cfg_path, override, message):

@@ -1,4 +1,4 @@
-"""Metrics and the result file of VQA (spec 30 §12 and 13)."""
+"""Metrics and the result file of VQA (original 9.20 and 9.21)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TestMetrics:
         assert list(build_metrics(cfg, training=False).compute()) == ["SoftAcc"]
 
     def test_soft_accuracy_is_the_label_at_the_best_logit_per_sample(self, cfg_path):
-        """§12: over both batches (0.3 + 0.9 + 0) / 3; the loss is a mean over batches, (2 + 6) / 2."""
+        """Original 9.20: over both batches (0.3 + 0.9 + 0) / 3; the loss is a mean over batches, (2 + 6) / 2."""
         metrics = build_metrics(load_config("vqa", cfg_path), training=True)
         label = torch.tensor([[0.0, 0.3, 1.0], [0.9, 0.0, 0.6]])
         logits = torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 0.5]])

@@ -40,7 +40,7 @@ class TestClassifierRows:
     )
 
     def test_a_row_is_the_mean_of_its_pieces_and_no_pieces_leave_it_alone(self):
-        """Spec 30 §10.6 and 17.14."""
+        """Original 9.17."""
         words = torch.arange(14.0).view(7, 2)
         layer = nn.Linear(2, 3)
         before = layer.weight.detach().clone()

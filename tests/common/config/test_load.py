@@ -1,4 +1,4 @@
-"""Keys, defaults, files and overrides, against values copied by hand from spec 01."""
+"""Keys, defaults, files and overrides, against values copied by hand from the 2020 release."""
 
 import copy
 import json
@@ -129,7 +129,7 @@ def test_shipped_file_loads(task, name):
     assert cfg.NETWORK.PIXEL_MEANS == (102.9801, 115.9465, 122.7717)
 
 
-# Spec 01 §4, "Derived quantities": GPUs, effective batch, base learning rate.
+# Original 1.10: GPUs, effective batch, base learning rate.
 DERIVED = [
     ("pretrain/base_e2e_16x16G_fp16", 16, 256, 2.56e-5),
     ("pretrain/base_prec_4x16G_fp32", 4, 256, 2.56e-5),

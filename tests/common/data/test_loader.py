@@ -91,7 +91,7 @@ def test_global_generators_are_left_alone(workers):
 
 
 def test_evaluation_gives_each_sample_once_over_ranks():
-    """Spec 03 §15 no. 13."""
+    """Original 3.19."""
     parts = [loader(shuffle=False, training=False, rank=r, world=2) for r in range(2)]
     ids = [[i for batch in part for i in batch.ids] for part in parts]
     assert ids[0] + ids[1] == list(range(11))

@@ -1,4 +1,4 @@
-"""Batches of one orientation on two ranks: the original's RefCOCO+ training could wait for ever (spec 40 §11.5).
+"""Batches of one orientation on two ranks: the original's RefCOCO+ training could wait for ever (original 10.14).
 
 Its ranks grouped their own samples, so one had a batch more than the other and waited in the gradient exchange for a
 process that was already validating. Here global batches are dealt out.
@@ -114,7 +114,7 @@ def _uneven(rank: int) -> None:
 
 
 def _metrics(rank: int) -> None:
-    """Rank 1 sees no positive candidate and no batch at all of one metric (spec 40 §12 no. 3)."""
+    """Rank 1 sees no positive candidate and no batch at all of one metric (original 3.15)."""
     positives, group = ClsPosAccuracy(), MetricGroup([RefAccuracy(), ClsAccuracy(), ClsPosAccuracy("Pos")])
     values = {"label_logits": torch.tensor([[1.0, -1.0]]), "label": torch.tensor([[float(rank == 0), 0.0]])}
     for metric in (positives, group):

@@ -81,7 +81,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
 
 
 def test_join_segments():
-    # VQA: question and [MASK]; spec 30 §16.
+    # VQA: question and [MASK]; original 9.13.
     assert join_segments([[104, 105, 106], [103]], 101, 102) == (
         [101, 104, 105, 106, 102, 103, 102],
         [0, 0, 0, 0, 0, 1, 1],

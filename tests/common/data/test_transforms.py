@@ -30,7 +30,7 @@ def info(width: int, height: int, *rest: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("size", "scales", "want"),
-    [  # spec 30 §16
+    [  # original 4.2
         ((640, 480), (600, 1000), (800, 600)),
         ((640, 426), (600, 1000), (901, 600)),
         ((640, 427), (600, 1000), (899, 600)),
@@ -40,7 +40,7 @@ def info(width: int, height: int, *rest: float) -> torch.Tensor:
         ((640, 600), (600, 1000), (640, 600)),
         ((600, 640), (600, 1000), (600, 640)),
         ((640, 640), (600, 1000), (600, 600)),
-        ((200, 100), (600, 1200), (1200, 600)),  # spec 20 §3
+        ((200, 100), (600, 1200), (1200, 600)),  # original 4.2
         ((90, 150), (600, 1200), (600, 1000)),
         ((1920, 797), (600, 1200), (1199, 498)),
         ((500, 100), (600, 1200), (1200, 240)),
@@ -77,7 +77,7 @@ def test_looked_up_pixels_have_the_bits_of_normalised_ones(stds):
 
 
 def test_the_specified_vcr_example():
-    # spec 20 §3: 200x100 at scales 64, 128.
+    # original 8.8: 200x100 at scales 64, 128.
     boxes, masks = torch.tensor([[0.0, 0, 199, 99, 1, 0]]), torch.arange(4.0).reshape(1, 2, 2)
     arguments = boxes.clone(), masks.clone(), info(200, 100, 17)
     plain = Transform((64, 128), MEANS, STDS, 0.0, fixed_padding=True)

@@ -21,7 +21,7 @@ TEXTS = [
 
 
 def expected(text: str) -> list[str]:
-    """What reading the file in text mode gives, stripped, without what is then empty (spec 10 §9.3)."""
+    """What reading the file in text mode gives, stripped, without what is then empty (original 5.12)."""
     pieces = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [piece.strip() for piece in pieces if piece.strip()]
 

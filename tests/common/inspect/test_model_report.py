@@ -44,7 +44,7 @@ SHIPPED = sorted(
     for path in (ROOT / "cfgs" / task).glob(f"{size}_*.yaml")
 )
 MANIFESTS = ROOT / "tests/golden/cases/H_manifests"
-# Parameters, those that train, and entries of the state dict (spec 20 §5.2, 30 §9, 40 §7, 10 §8).
+# Parameters, those that train, and entries of the state dict (original 5.25, 8.17, 9.19 and 10.11).
 COUNTS = {
     ("pretrain", "base_e2e"): (156_989_627, 156_661_883, 901),
     ("pretrain", "base_prec"): (114_491_515, 114_491_515, 218),

@@ -1,4 +1,4 @@
-"""Spec 02 §2 (building blocks), §3.4 (mask) and §3.6 (initial weights)."""
+"""Original 2.1 to 2.3 and 2.11: building blocks, mask, initial weights."""
 
 import math
 
@@ -63,7 +63,7 @@ def test_attention_by_hand():
 
 
 def test_returned_probabilities_are_those_after_dropout():
-    """Spec 02 §2: with dropout 0.5 each entry is 0 or twice its value."""
+    """Original 2.2: with dropout 0.5 each entry is 0 or twice its value."""
     torch.manual_seed(0)
     attention = identity_attention(0.5)
     hidden, bias = torch.randn(1, 12, 4), torch.zeros(1, 1, 1, 12)
@@ -131,7 +131,7 @@ def test_head_transform_is_dense_activation_norm():
 
 
 def test_initial_weights():
-    """Spec 02 §3.6."""
+    """Original 2.11."""
     torch.manual_seed(0)
     module = nn.ModuleList([nn.Linear(100, 200), nn.Embedding(200, 100), nn.LayerNorm(4)])
     for p in module.parameters():

@@ -1,4 +1,4 @@
-"""Spec 02 §6: region features, RoIAlign, and §12 nos. 1, 2, 16, 19 and 24."""
+"""Original 2.29 to 2.36: region features and RoIAlign."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ class TestRoIAlign:
         torch.testing.assert_close(grid, want)
 
     def test_outside_the_map(self):
-        """Up to one cell outside the border value counts, beyond it is zero (spec 02 §6.4)."""
+        """Up to one cell outside the border value counts, beyond it is zero (original 2.31)."""
         feature_map = torch.full((1, 1, 4, 4), 7.0)
         columns = roi_align_features(feature_map, roi_rows(*one_box(-16.0 * 3, 0.0, 16.0 * 11, 16.0)))[0, 0, 0]
         # samples at -2.5, -1.5, -0.5, ..., 3.5, 4.5, ...
@@ -55,7 +55,7 @@ class TestRoIAlign:
         torch.testing.assert_close(grid[:, 0, 5, 5], torch.tensor([1.0, 2.0, 2.0]))
 
     def test_coordinates_stay_float32_under_autocast(self):
-        """Spec 02 §12 no. 24: bf16 would move 1000.75 to 1000, and 0.75 pixels are 0.047 cells."""
+        """Original 2.33: bf16 would move 1000.75 to 1000, and 0.75 pixels are 0.047 cells."""
         boxes, mask = one_box(1000.75, 700.25, 1000.75 + 14 * 16, 700.25 + 14 * 16)
         want = roi_align_features(ramp(80, 80), roi_rows(boxes, mask))
         with torch.autocast("cpu", torch.bfloat16):
@@ -84,7 +84,7 @@ def region_batch(mask: list[list[int]]) -> dict[str, Tensor]:
 
 class TestPrecomputed:
     def test_keys(self):
-        """Spec 02 §10.4."""
+        """Original 2.21."""
         assert list(precomputed().state_dict()) == ["obj_downsample.1.weight", "obj_downsample.1.bias"]
         with_classes = precomputed(semantic=True).state_dict()
         assert with_classes["object_embed.weight"].shape == (81, 128)
@@ -119,7 +119,7 @@ class TestPrecomputed:
         assert torch.equal(*model(**same, classes=torch.tensor([[3, 3]])).reps[0])
 
     def test_box_coordinates_are_embedded_in_float32_under_autocast(self):
-        """Spec 02 §12 no. 24, for the sine and cosine embedding."""
+        """Original 2.33, for the sine and cosine embedding."""
         model, batch = precomputed(), region_batch([[1]])
         batch["boxes"] = torch.tensor([[[700.25, 513.5, 900.75, 590.25]]])
         seen = []
@@ -151,7 +151,7 @@ class TestEndToEnd:
         }
 
     def test_the_roi_head_has_two_names_and_one_storage(self, model):
-        """Spec 02 §12 no. 2."""
+        """Original 2.20."""
         state = model.state_dict()
         first = {k.removeprefix("roi_head_feature_extractor."): v for k, v in state.items() if k.startswith("roi_head")}
         second = {k.removeprefix("head.0."): v for k, v in state.items() if k.startswith("head.0.")}
@@ -200,7 +200,7 @@ class TestEndToEnd:
 
     @torch.no_grad()
     def test_instance_masks_weight_the_average_over_the_full_window(self, model, batch):
-        """Spec 02 §12 no. 19: so a mask and its complement add up to no mask."""
+        """Original 2.32: so a mask and its complement add up to no mask."""
         half = torch.zeros(2, 2, 7, 7)
         half[..., :3] = 1
         args = (batch["images"], batch["boxes"], batch["box_mask"])
@@ -228,7 +228,7 @@ class TestEndToEnd:
 
 
 def test_missing_precomputed_inputs_raise():
-    """Spec 02 §12 no. 16 among them."""
+    """Original 2.36 among them."""
     batch = region_batch([[1]])
     with pytest.raises(ValueError, match="IMAGE_SEMANTIC"):
         precomputed(semantic=True)(**batch)

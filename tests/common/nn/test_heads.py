@@ -1,4 +1,4 @@
-"""Spec 02 §2 (MLM head), §4 (pretraining heads) and §10.5 (classifiers)."""
+"""Original 2.13, 2.14 and 2.18: heads and classifiers."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_language_head_reads_the_word_table():
         nn.init.zeros_(head.predictions.transform.dense.bias)
     # (0, 4) -> relu, norm -> (-1, 1); times the rows, plus the bias
     torch.testing.assert_close(head(torch.tensor([[-3.0, 4.0]])), torch.tensor([[-1.0, 1.5, 10.0]]))
-    # The bias comes first among the parameters: optimizer states count by position (spec 02 §10.5).
+    # The bias comes first among the parameters: optimizer states count by position (original 2.17).
     assert next(n for n, _ in head.named_parameters()) == "predictions.bias"
 
 

@@ -1,4 +1,4 @@
-"""Spec 04 §9, spec 30 §8.5 and spec 02 §12 no. 28."""
+"""Original 4.18 and 9.16."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Spec 02 §7: against torchvision's ResNet-50, which strides in the 3x3 and is not dilated."""
+"""Original 2.37: against torchvision's ResNet-50, which strides in the 3x3 and is not dilated."""
 
 import pytest
 import torch
@@ -66,13 +66,13 @@ def test_stages_are_counted_from_the_stem():
 
 @pytest.mark.parametrize("depth", [18, 34, 77])
 def test_other_depths_are_refused(depth):
-    """Spec 02 §12 no. 15."""
+    """Original 2.38."""
     with pytest.raises(ValueError, match=f"IMAGE_NUM_LAYERS {depth}: expected one of .50, 101, 152."):
         ResNetC4(depth)
 
 
 def test_frozen_batch_norm_never_trains():
-    """Spec 02 §12 no. 22: a property of the layer, not of who called train()."""
+    """Original 2.39: a property of the layer, not of who called train()."""
     parent = nn.Sequential(FrozenBatchNorm2d(2)).train()
     norm = parent[0]
     assert not norm.training and not norm.train().training

@@ -1,4 +1,4 @@
-"""Spec 02 §3 (packing, outputs, initial weights), §4 (heads), §10 (keys) and §12."""
+"""Original 2.4 to 2.20: packing, outputs, initial weights, heads and keys."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def random_inputs(text_mask: list[list[int]], object_mask: list[list[int]]) -> d
 
 class TestPacking:
     def test_the_verified_example(self):
-        """Spec 02 §3.3: t = [4, 5], o = [3, 1]."""
+        """Original 2.5 to 2.7: t = [4, 5], o = [3, 1]."""
         given = inputs([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], [[1, 1, 1], [1, 0, 0]])
         given["segment_ids"] = torch.zeros_like(given["segment_ids"])
         packed = readable().embed(**given)
@@ -122,7 +122,7 @@ class TestPacking:
         assert read[..., POSITION].tolist() == [[2, 3, 4, 4, 5], [2, 3, 5, 5, 6]]
 
     def test_padding_beyond_the_position_table_is_clamped(self):
-        """Spec 02 §12 no. 6: 13 packed positions, a table of 6, and no real element needs more than row 4."""
+        """Original 2.8: 13 packed positions, a table of 6, and no real element needs more than row 4."""
         given = inputs([[1, 1, 0], [1, 1, 1]], [[1] * 10, [0] * 10])
         model = readable(max_position_embeddings=6)
         packed = model.embed(**given)
@@ -137,7 +137,7 @@ class TestPacking:
 
     @pytest.mark.parametrize("visual_ln", [False, True])
     def test_inputs_are_not_changed(self, visual_ln):
-        """Spec 02 §12 no. 7: the original scaled the caller's tensors in place."""
+        """Original 2.9: the original scaled the caller's tensors in place."""
         model = VisualLinguisticBert(small(visual_ln=visual_ln, visual_scale_object_init=0.5)).eval()
         given = random_inputs([[1, 1, 0]], [[1, 0, 1]])
         before = {k: v.clone() for k, v in given.items()}
@@ -169,7 +169,7 @@ class TestOutputs:
         assert (out.objects[0, [0, 2]] == 0).all() and (out.objects[1, 3] == 0).all()
 
     def test_text_is_a_slice_of_the_padded_length(self):
-        """Spec 02 §3.5: beyond its own words a sample shows its regions, END or padding."""
+        """Original 2.10: beyond its own words a sample shows its regions, END or padding."""
         out = self.echo()(**inputs([[1, 1, 1, 0], [1, 0, 0, 0]], [[1], [1]]))
         assert out.text.shape == (2, 4, 8)
         assert out.text[..., WORD].tolist() == [[10, 11, 12, 0], [10, 0, 0, 0]]
@@ -202,7 +202,7 @@ class TestOutputs:
 
 class TestInitialWeights:
     def test_visual_gains_start_as_configured(self):
-        """Spec 02 §3.6: gain 0 hides all visual content."""
+        """Original 2.11: gain 0 hides all visual content."""
         model = VisualLinguisticBert(small(visual_scale_text_init=0.0, visual_scale_object_init=0.25))
         assert (model.visual_ln_text.weight == 0).all() and (model.visual_ln_object.weight == 0.25).all()
         scalars = VisualLinguisticBert(small(visual_ln=False, visual_scale_object_init=0.25))
@@ -218,7 +218,7 @@ class TestInitialWeights:
 class TestFrozenWords:
     @pytest.mark.parametrize("kind", [VisualLinguisticBert, VisualLinguisticBertForPretraining])
     def test_special_rows_are_a_trainable_copy(self, kind):
-        """Spec 02 §12 no. 8: the original drew the special table of the pretraining variant at random."""
+        """Original 2.12: the original drew the special table of the pretraining variant at random."""
         torch.manual_seed(0)
         model = kind(small(vocab_size=NUM_SPECIAL_WORDS + 5, word_embedding_frozen=True, with_pooler=True))
         words, special = model.word_embeddings.weight, model.special_word_embeddings.weight
@@ -241,7 +241,7 @@ class TestFrozenWords:
 
 class TestPretraining:
     def test_heads_and_their_keys(self):
-        """Spec 02 §10.2, with the misspelling of the published files."""
+        """Original 2.15, with the misspelling of the published files."""
         plain = set(VisualLinguisticBert(small(with_pooler=True)).state_dict())
         model = VisualLinguisticBertForPretraining(small(with_pooler=True), num_region_classes=9)
         assert set(model.state_dict()) - plain == {
@@ -290,7 +290,7 @@ LARGE = {"hidden_size": 1024, "visual_size": 1024, "num_hidden_layers": 24} | {
     ],
 )
 def test_counts_of_the_published_sizes(sizes, keys, parameters):
-    """Spec 02 §10.1."""
+    """Original 2.17."""
     with torch.device("meta"):
         model = VisualLinguisticBert(VLBertSizes(**sizes))
     assert len(model.state_dict()) == keys
@@ -307,7 +307,7 @@ def test_counts_of_the_published_sizes(sizes, keys, parameters):
     ],
 )
 def test_counts_of_the_pretraining_variant(sizes, relationship, keys, parameters):
-    """Spec 02 §10.2: the tied matrix has two keys and counts once."""
+    """Original 2.14: the tied matrix has two keys and counts once."""
     with torch.device("meta"):
         model = VisualLinguisticBertForPretraining(VLBertSizes(**sizes), relationship)
     assert len(model.state_dict()) == keys

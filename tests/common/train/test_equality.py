@@ -72,7 +72,7 @@ def trained(path: Path, name: str, title: str, batch: Any, gpus: str = "0", proc
 def dealt_as_to_two(monkeypatch, sizes: list[int]) -> None:
     """One process gets its samples in the order in which two of them get theirs, batch by batch.
 
-    A rank's samples are contiguous in the order of an epoch (spec 04 §3). sizes: of the batches of each of the two.
+    A rank's samples are contiguous in the order of an epoch (original 4.8). sizes: of the batches of each of the two.
     """
     original = EpochSampler.part
 

@@ -1,4 +1,5 @@
-"""Spec 03 §9 (seeds), §10 (folders), §2 (devices); the parts of common.train.run around the trainer, on a tiny VQA."""
+"""Original 3.1, 3.26 and 3.27 (devices, seeds, folders); the parts of common.train.run around the trainer, on a tiny
+VQA."""
 
 import json
 import math
@@ -136,7 +137,7 @@ class TestSeeds:
 
 class TestFolders:
     def test_train_folder(self):
-        """Spec 03 §10."""
+        """Original 3.27."""
         cfg = SimpleNamespace(OUTPUT_PATH="out/vqa", DATASET=SimpleNamespace(TRAIN_IMAGE_SET="train2014+val2014"))
         want = Path("out/vqa/base_4x16G/train2014+val2014_train")
         assert train_folder(cfg, Path("cfgs/vqa/base_4x16G.yaml")) == want
@@ -184,7 +185,7 @@ class TestResume:
         ],
     )
     def test_where_a_run_goes_on(self, folder, settings, epoch):
-        """Spec 03 §11.3."""
+        """Original 3.23."""
         trainer = toy_trainer(folder, end_epoch=4)
         resume(trainer, self.config(**settings))
         assert trainer.position.epoch == epoch and trainer.position.step == 5 * epoch

@@ -1,4 +1,4 @@
-"""Spec 03 §5 (which update has which learning rate), §8 (loop, validation, checkpoints) and §15."""
+"""Original 3.5 to 3.24: learning rate of each update, loop, validation, checkpoints."""
 
 import errno
 import logging
@@ -83,7 +83,7 @@ EPOCH = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 class TestUpdates:
     def test_update_k_uses_schedule_k(self, tmp_path):
-        """Spec 03 §5: s = k, so a schedule that starts at 0 has a first update that is not."""
+        """Original 3.5: s = k, so a schedule that starts at 0 has a first update that is not."""
         trainer = toy_trainer(tmp_path, schedule=lambda step: step / 8)
         seen = learning_rates(trainer)
         trainer.fit()
@@ -98,7 +98,7 @@ class TestUpdates:
         assert seen == pytest.approx([LR * k / 8 for k in range(6, 11)])
 
     def test_accumulation_spans_epochs(self, tmp_path):
-        """Spec 03 §8: 2 epochs of 5 batches are 5 updates of 2, the third one across the border."""
+        """Original 3.11: 2 epochs of 5 batches are 5 updates of 2, the third one across the border."""
         trainer = toy_trainer(tmp_path, momentum=0.0, accumulate=2)
         trainer.fit()
         assert (trainer.position.step, trainer.position.updates) == (10, 5)
@@ -122,7 +122,7 @@ class TestUpdates:
         assert not torch.allclose(weights(forgetful), weights(whole))
 
     def test_clipping(self, tmp_path):
-        """The norm before clipping is logged (spec 03 §8)."""
+        """The norm before clipping is logged (original 3.12)."""
         trainer = toy_trainer(tmp_path, momentum=0.0, clip_norm=0.7)
         trainer.fit()
         want, norms = by_hand(EPOCH + EPOCH, 1, clip=0.7)
@@ -148,7 +148,7 @@ class TestUpdates:
 
 class TestLog:
     def test_lines(self, tmp_path):
-        """Train-Loss is the loss over the micro-batches of an update, as in the original (spec 03 §15 no. 10)."""
+        """Train-Loss is the loss over the micro-batches of an update, as in the release (original 3.13)."""
         trainer = toy_trainer(tmp_path, accumulate=2, end_epoch=1, momentum=0.0)
         trainer.fit()
         lines = trainer.writer.lines
@@ -236,7 +236,7 @@ def scores(*values: float):
 
 class TestValidationAndCheckpoints:
     def test_best_is_kept_also_in_epochs_that_are_not_saved(self, tmp_path):
-        """Spec 03 §15 no. 11."""
+        """Original 3.18."""
         trainer = toy_trainer(tmp_path, end_epoch=3, save_every=3, validate=scores(0.2, 0.9, 0.5))
         trainer.fit()
         assert models(tmp_path) == ["0002", "best"]
@@ -255,14 +255,14 @@ class TestValidationAndCheckpoints:
         assert models(tmp_path / "b") == ["0001", "0003", "0004"]
 
     def test_an_equal_value_is_not_better(self, tmp_path):
-        """Spec 03 §8.2."""
+        """Original 3.17."""
         trainer = toy_trainer(tmp_path, end_epoch=3, validate=scores(0.5, 0.5, float("nan")))
         trainer.fit()
         assert (trainer.best_epoch, trainer.best_value) == (0, 0.5)
         assert load_file(best_path(tmp_path, PREFIX))["run"]["position"]["epoch"] == 1
 
     def test_validation_period(self, tmp_path):
-        """Spec 03 §15 no. 12; the last epoch is validated in any case."""
+        """Original 3.16; the last epoch is validated in any case."""
         trainer = toy_trainer(tmp_path, end_epoch=5, validate_every=2, validate=scores(0.1, 0.2, 0.3))
         trainer.fit()
         val = [(line["epoch"], line["step"], line["Val-Acc"]) for line in trainer.writer.lines if line["kind"] == "val"]
@@ -282,7 +282,7 @@ class TestValidationAndCheckpoints:
 
 class TestPlateau:
     def test_observed_after_validation_and_resumed(self, tmp_path):
-        """Spec 03 §15 no. 14: patience 1, so the second epoch in a row without progress cuts the rate."""
+        """Original 3.7: patience 1, so the second epoch in a row without progress cuts the rate."""
 
         def trainer(folder: Path, end: int, *values: float) -> Trainer:
             return toy_trainer(folder, end_epoch=end, schedule=PlateauSchedule(0.1), validate=scores(*values))
@@ -540,7 +540,7 @@ class TestPrecision:
             assert trainer.precision.scale() == (128 if scale == 128.0 else 1024)
 
     def test_overflow_leaves_updates_out_until_the_scale_fits(self, tmp_path):
-        """Their losses are finite, so this is no failure; the schedule goes on (spec 03 §15 no. 16)."""
+        """Their losses are finite, so this is no failure; the schedule goes on (original 3.10)."""
         trainer = toy_trainer(tmp_path, precision=Precision("fp16", "cpu", "dynamic"))
         trainer.precision.load_state_dict({"scaler": trainer.precision.state_dict()["scaler"] | {"scale": 2.0**24}})
         stepped = learning_rates(trainer)

@@ -1,4 +1,4 @@
-"""Spec 03 §8.3 (content), §11.2 and §11.3 (loading), §15 nos. 24 and 29 (no code, atomic)."""
+"""Original 3.20 to 3.25 (content, loading, atomic) and 2.26 (no code)."""
 
 import logging
 import os
@@ -121,7 +121,7 @@ class TestReading:
 class TestLoadModel:
     @pytest.mark.parametrize("wrapper", ["", "module."])
     def test_with_and_without_the_wrapper_prefix(self, wrapper):
-        """Spec 02 §10.6."""
+        """Original 2.19."""
         source, model = nn.Linear(2, 3), nn.Linear(2, 3)
         load_model(model, {wrapper + k: v for k, v in source.state_dict().items()}, "x")
         assert torch.equal(model.weight, source.weight) and torch.equal(model.bias, source.bias)
@@ -140,7 +140,7 @@ class TestLoadModel:
             load_model(nn.Linear(2, 3), {f"x{i}": torch.zeros(1) for i in range(12)}, "x")
 
     def test_half_precision_files_convert(self):
-        """Spec 03 §6: files of apex runs hold fp16 weights."""
+        """Original 3.8: files of apex runs hold fp16 weights."""
         model = nn.Linear(2, 3)
         load_model(model, {k: v.half() for k, v in nn.Linear(2, 3).state_dict().items()}, "x")
         assert model.weight.dtype == torch.float32
@@ -181,7 +181,7 @@ class TestFindResume:
 
     @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.95])
     def test_a_truncated_file_is_logged_and_passed_over(self, tmp_path, caplog, part):
-        """Spec 03 §15 no. 29."""
+        """Original 3.21."""
         for epoch in (0, 1):
             write(epoch_path(tmp_path, "p", epoch), epoch + 1)
         broken = epoch_path(tmp_path, "p", 1)
@@ -229,7 +229,7 @@ class TestFindResume:
 
 class TestContent:
     def test_keys_are_those_of_the_original(self, tmp_path):
-        """Spec 03 §8.3, plus ours under new names."""
+        """Original 3.20, plus ours under new names."""
         trainer = toy_trainer(tmp_path, end_epoch=1)
         trainer.fit()
         content = load_file(epoch_path(tmp_path, PREFIX, 0))
@@ -240,7 +240,8 @@ class TestContent:
 
     @pytest.mark.parametrize("monitor", [True, False])
     def test_a_file_of_the_original_resumes(self, tmp_path, monitor):
-        """It has no position: the epoch is in its name, the learning rate of the run stays ours (spec 03 §15 no. 5)."""
+        """It has no position: the epoch is in its name, the learning rate of the run stays ours
+        (original 3.23 and 3.24)."""
         first = toy_trainer(tmp_path / "a", accumulate=2, end_epoch=1)
         first.fit()
         ours = first.state_dict()

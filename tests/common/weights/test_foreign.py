@@ -1,4 +1,4 @@
-"""Spec 02 §5 to §7 and §12 nos. 10 to 13; spec 03 §11.1. The reference for language models is `transformers`."""
+"""Original 2.22 to 2.28 and 3.29. The reference for language models is `transformers`."""
 
 import logging
 from pathlib import Path
@@ -179,7 +179,7 @@ class TestLanguage:
         assert "here: 37 tensors loaded; " in str(report) and "model keys keep their values" in str(report)
 
     def test_the_type_of_regions_stays_random(self, language):
-        """Spec 02 §5: a BERT file has two rows, we have three."""
+        """Original 2.23: a BERT file has two rows, we have three."""
         model = VisualLinguisticBert(sizes())
         before = model.token_type_embeddings.weight[2].clone()
         load_language(model, language, "x")
@@ -188,7 +188,7 @@ class TestLanguage:
         assert torch.equal(model.token_type_embeddings.weight[2], before)
 
     def test_a_single_type_row_is_shared(self, language):
-        """RoBERTa; spec 02 §12 no. 9 keeps the difference between the classes."""
+        """RoBERTa; original 2.23 keeps the difference between the classes."""
         key = "bert.embeddings.token_type_embeddings.weight"
         one = language | {key: language[key][:1]}
         model, pretraining = VisualLinguisticBert(sizes()), VisualLinguisticBertForPretraining(sizes())
@@ -220,7 +220,7 @@ class TestLanguage:
         assert torch.equal(head.bias, language["cls.predictions.bias"])
 
     def test_frozen_words_refill_the_special_table(self, language):
-        """Spec 02 §12 no. 8."""
+        """Original 2.12."""
         model = VisualLinguisticBertForPretraining(sizes(word_embedding_frozen=True))
         load_language(model, language, "x")
         words = language["bert.embeddings.word_embeddings.weight"]
@@ -239,7 +239,7 @@ class TestLanguage:
         ],
     )
     def test_other_sizes_are_named(self, language, changes, text):
-        """Spec 02 §12 no. 10."""
+        """Original 2.24."""
         with pytest.raises(CheckpointError, match=text):
             load_language(VisualLinguisticBert(sizes(**changes)), language, "x")
 
@@ -278,7 +278,7 @@ class TestLanguage:
             load_language(VisualLinguisticBert(sizes()), {"conv1.weight": torch.zeros(1)}, "weights of something")
 
     def test_classifier_transform(self, language):
-        """Spec 02 §10.5, VQA's "mlm" classifier: strict, and None where the file has no head (§12 no. 30)."""
+        """Original 2.27, VQA's "mlm" classifier: strict, and None where the file has no head."""
         transform = PredictionHeadTransform(HIDDEN, "gelu")
         load_head_transform(transform, gamma_beta(language), "x")
         assert torch.equal(transform.dense.weight, language["cls.predictions.transform.dense.weight"])
@@ -320,7 +320,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("new_format", [False, True])
     def test_code_in_a_file_is_not_executed(self, tmp_path, new_format):
-        """Spec 02 §12 no. 13."""
+        """Original 2.26."""
         trace = tmp_path / "trace"
         content = {"a": torch.zeros(1), "b": Bomb(trace)}
         torch.save(content, tmp_path / "a.bin", _use_new_zipfile_serialization=new_format)
@@ -333,7 +333,7 @@ class TestFiles:
 
 class TestPrefixes:
     def test_the_first_rule_that_matches_wins(self):
-        """Spec 03 §11.1, with the rules of cfgs/vcr."""
+        """Original 3.29, with the rules of cfgs/vcr."""
         rules = [
             "vlbert.mvrc_head.transform->cnn_loss_reg.0",
             "module.vlbert.mvrc_head.transform->module.cnn_loss_reg.0",
@@ -402,7 +402,7 @@ class TestPartial:
             load_partial(model, {"final_mlp.bias": torch.zeros(3), "x.encoder.layer.0": torch.zeros(1)}, [], "x")
 
     def test_other_shapes_are_named(self):
-        """Spec 03 §15 no. 31."""
+        """Original 3.31."""
         state = Holder().state_dict() | {"final_mlp.bias": torch.zeros(5)}
         with pytest.raises(CheckpointError, match=r"final_mlp.bias is \(5,\), the model has \(3,\)"):
             load_partial(Holder(), state, [], "x")
@@ -464,7 +464,7 @@ class TestInitialWeights:
         return holder
 
     def test_missing_language_weights_raise_unless_allowed(self, tmp_path):
-        """Spec 02 §12 no. 11: a typo in the path went unnoticed."""
+        """Original 2.25: a typo in the path went unnoticed."""
         with pytest.raises(FileNotFoundError, match="BERT_RANDOM_INIT true"):
             load_initial_weights(self.model(), self.config(tmp_path / "typo"))
         assert load_initial_weights(self.model(), self.config(tmp_path, BERT_RANDOM_INIT=True)) == []
