@@ -9,8 +9,8 @@ from torch import nn
 
 from common.config import Config, load_config
 from common.data.sample import Batch
-from common.data.synthetic import made_up_batch
 from common.task import load_task
+from tests.made_up import made_up_batch
 from tests.paths import ROOT
 
 # A config of each task; some read pixels, some have precomputed features.
