@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # heavy imports would slow down `--help`
     from common.data.dataset import TaskDataset
     from common.data.sample import Batch, ModelOutput
     from common.data.synthetic import MadeUp
-    from common.train.metrics import MetricGroup
+    from common.metrics import MetricGroup
 
 Record = dict[str, Any]
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from common.train.metrics import Metric, Values, hits, value_of
+from common.metrics import (
+    Metric,
+    Values,
+    hits,
+    value_of,
+)
 
 
 class RelationshipAccuracy(Metric):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.config import Config
-from common.train.metrics import Metric, MetricGroup, loss_means
+from common.metrics import Metric, MetricGroup, loss_means
 from pretrain.keys import MULTITASK
 from pretrain.metrics import MLMAccuracy, MVRCAccuracy, RelationshipAccuracy
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from common.train.metrics import Metric, Values, best_index, hits, value_of
+from common.metrics import (
+    Metric,
+    Values,
+    best_index,
+    hits,
+    value_of,
+)
 
 
 class RefAccuracy(Metric):

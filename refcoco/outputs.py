@@ -15,8 +15,8 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
+from common.metrics import Metric, MetricGroup, loss_means
 from common.task import Record
-from common.train.metrics import Metric, MetricGroup, loss_means
 from refcoco.dataset import Expression, RefCOCODataset
 from refcoco.metrics import ClsAccuracy, ClsPosAccuracy, ClsPosFraction, RefAccuracy
 

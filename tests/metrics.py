@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.train.metrics import Metric
+from common.metrics import Metric
 
 
 def one_hot(*best: int, classes: int = 4) -> torch.Tensor:

@@ -14,32 +14,31 @@ OURS = {"common", "viz", "data", "scripts", "tests", "benchmarks", *TASKS}
 FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py") if "-world" not in str(p))
 PACKAGES = [p for p in FILES if p.name == "__init__.py" and "tests" not in p.parts and p.parent.parent != ROOT]
 
-# Packages and modules of common, each with what it may import of common beside itself.
+# Packages and modules of common, each with what it may import of common beside itself, from the bottom to the top.
 BASE = {"common.errors", "common.boxes", "common.distributed"}
-CONFIG = {"common.config", *BASE}
-FILES_ON_DISK = {"common.files", *BASE}
-DATA = {"common.data", "common.regions", *CONFIG, *FILES_ON_DISK}
-MODEL = {"common.nn", "common.precision", "common.weights", *CONFIG, *FILES_ON_DISK}
-PREDICT = {"common.predict", "common.task", "common.cli", *DATA, *MODEL}
-EVERYTHING = {"common"}
-RULES = {
+ON_DISK = {"common.config", "common.files", *BASE}
+DATA = {"common.data", "common.regions", *ON_DISK}
+MODEL = {"common.nn", "common.precision", "common.weights", *ON_DISK}
+RUN = {"common.log", "common.metrics", "common.task", *DATA, *MODEL}
+RULES: dict[str, set[str]] = {
     "common.errors": set(),
     "common.boxes": set(),
     "common.distributed": set(),
+    "common.log": {"common.distributed"},
+    "common.metrics": {"common.distributed"},
     "common.config": {"common.errors"},
     "common.files": {"common.errors"},
-    "common.regions": {"common.errors", "common.boxes", "common.files"},
-    "common.data": DATA,
     "common.nn": {"common.boxes"},
-    "common.precision": CONFIG,
-    "common.log": {"common.distributed"},
-    "common.weights": {"common.task", *MODEL},
-    "common.train": {"common.log", "common.task", *DATA, *MODEL},
-    "common.predict": PREDICT,
-    "common.inspect": EVERYTHING,
-    "common.needs": CONFIG,
-    "common.task": EVERYTHING,
-    "common.cli": EVERYTHING,
+    "common.needs": {"common.config"},
+    "common.precision": {"common.config", "common.errors"},
+    "common.regions": {"common.errors", "common.boxes", "common.files"},
+    "common.data": DATA - {"common.data"},
+    "common.task": {"common.metrics", *DATA},
+    "common.weights": {"common.task", *MODEL} - {"common.weights"},
+    "common.train": RUN,
+    "common.cli": {"common.train", *RUN},
+    "common.predict": {"common.cli", *RUN},
+    "common.inspect": {"common.cli", "common.needs", "common.train", *RUN},
     "common.doctor": {"common.inspect"},
     "common.model_report": {"common.inspect"},
     "common.export": {"common.cli", "common.predict"},
@@ -89,6 +88,11 @@ def test_arrows(path: Path):
         return
     wrong = sorted(name for name in imported(path) if forbidden(place, name))
     assert not wrong, f"{place} must not import {wrong}"
+
+
+def test_each_package_imports_only_what_stands_below_it():
+    order = list(RULES)
+    assert all(order.index(target) < order.index(place) for place, targets in RULES.items() for target in targets)
 
 
 def test_no_modules_import_each_other_in_a_circle():

@@ -12,8 +12,8 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import save_array
+from common.metrics import Accuracy, MetricGroup, loss_means
 from common.task import Record
-from common.train.metrics import Accuracy, MetricGroup, loss_means
 from vcr.annotations import NUM_CHOICES
 from vcr.dataset import VCRDataset
 from vcr.result_table import write_table

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from common.train.metrics import Metric, Values, best_index, value_of
+from common.metrics import (
+    Metric,
+    Values,
+    best_index,
+    value_of,
+)
 
 
 class SoftAccuracy(Metric):

@@ -10,8 +10,8 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.errors import DataError
 from common.files.atomic import write_text
+from common.metrics import MetricGroup, loss_means
 from common.task import Record
-from common.train.metrics import MetricGroup, loss_means
 from vqa.dataset import VQADataset
 from vqa.metrics import SoftAccuracy
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 FUSED_DEVICES = ("cpu", "cuda")
-NO_DECAY = (
-    2.0**-25
-)  # p - decay * p rounds to p in float32 for any smaller decay, so the pass over the weights is skipped
+# For any smaller decay, p - decay * p rounds to p in float32, and the pass over the weights is skipped.
+NO_DECAY = 2.0**-25
 
 Group = dict[str, Any]
 

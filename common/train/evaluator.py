@@ -13,8 +13,8 @@ from tqdm import tqdm
 from common import distributed
 from common.data.loader import Loader
 from common.data.sample import Batch, ModelOutput
+from common.metrics import MetricGroup
 from common.precision import Precision
-from common.train.metrics import MetricGroup
 
 Record = dict[str, Any]
 

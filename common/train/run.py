@@ -19,12 +19,12 @@ from common.data.dataset import TaskDataset
 from common.data.loader import Loader, build_loader
 from common.data.sample import Batch, ModelOutput
 from common.log import RunWriter, setup_logging
+from common.metrics import MetricGroup
 from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
 from common.task import Record, Task
 from common.train.evaluator import evaluate
 from common.train.memory import log_forecast
-from common.train.metrics import MetricGroup
 from common.train.optim import build_optimizer
 from common.train.plan import RunPlan
 from common.train.schedules import build_schedule

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from common import distributed
 from common.data.loader import Loader
 from common.errors import CheckpointError
+from common.metrics import MetricGroup
 from common.precision import Precision
-from common.train.metrics import MetricGroup
 from common.train.optim import apply_lr
 from common.train.schedules import PlateauSchedule, Schedule
 from common.train.settings import TrainerSettings

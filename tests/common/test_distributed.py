@@ -7,8 +7,8 @@ import torch
 from torch.multiprocessing import spawn
 
 from common import distributed
+from common.metrics import Accuracy, Mean, MetricGroup
 from common.train.launch import free_port
-from common.train.metrics import Accuracy, Mean, MetricGroup
 
 
 def run_on_two(function, *args) -> None:

@@ -12,7 +12,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from common.train.metrics import Accuracy, Mean, Metric, MetricGroup
+from common.metrics import (
+    Accuracy,
+    Mean,
+    Metric,
+    MetricGroup,
+)
 from refcoco.metrics import ClsAccuracy
 from tests.golden.core import Report
 

@@ -10,8 +10,8 @@ from torch import Tensor
 import pretrain.metrics
 import refcoco.metrics
 import vqa.metrics
-from common.train import metrics
-from common.train.metrics import Mean, Metric, MetricGroup
+from common import metrics
+from common.metrics import Mean, Metric, MetricGroup
 from tests.golden.core import Case, Report
 
 TOLERANCE = {"atol": 1e-6, "rtol": 0.0}

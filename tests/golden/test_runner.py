@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from common.data.sample import ModelOutput
-from common.train.metrics import Accuracy, Mean, MetricGroup
+from common.metrics import Accuracy, Mean, MetricGroup
 from refcoco.metrics import ClsAccuracy, RefAccuracy
 from tests.golden import models, tasks
 from tests.golden.__main__ import main

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.config import load_config, replace
-from common.train.metrics import MetricGroup
+from common.metrics import MetricGroup
 from pretrain.metrics import MLMAccuracy, MVRCAccuracy
 from pretrain.module import build_attention_vis, build_multitask, build_single
 from tests.made_up import made_up_batch

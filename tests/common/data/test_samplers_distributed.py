@@ -20,7 +20,7 @@ from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader
 from common.data.sample import Sample
 from common.data.samplers import EpochSampler, grouped_batches
-from common.train.metrics import MetricGroup
+from common.metrics import MetricGroup
 from refcoco.metrics import ClsAccuracy, ClsPosAccuracy, RefAccuracy
 from tests.common.test_distributed import run_on_two
 

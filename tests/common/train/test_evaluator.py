@@ -9,9 +9,9 @@ from torch import nn
 from common import distributed
 from common.data.loader import BatchLoader
 from common.data.sample import Batch, ModelOutput
+from common.metrics import Mean, MetricGroup
 from common.precision import Precision
 from common.train.evaluator import Interrupted, evaluate, evaluation_mode
-from common.train.metrics import Mean, MetricGroup
 from tests.common.test_distributed import run_on_two
 from tests.common.train.toy import ToyDataset, ToyModel
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader
 from common.data.sample import Batch, ModelOutput, Sample
+from common.metrics import Mean, MetricGroup
 from common.precision import Precision
 from common.train.adamw import AdamW
-from common.train.metrics import Mean, MetricGroup
 from common.train.schedules import Schedule
 from common.train.settings import TrainerSettings
 from common.train.trainer import Trainer

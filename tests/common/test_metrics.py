@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from common.train.metrics import Accuracy, Mean, MetricGroup, loss_means
+from common.metrics import (
+    Accuracy,
+    Mean,
+    MetricGroup,
+    loss_means,
+)
 from pretrain.metrics import MLMAccuracy, MVRCAccuracy
 from tests.metrics import measured, one_hot
 
