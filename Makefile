@@ -34,8 +34,9 @@ demo-refcoco: setup
 demo-pretrain: setup
 	$(BIN)/python scripts/demo_pretrain.py
 
+# In two processes; the tests of a file stay together, because they share trained runs.
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # Tests the report and the live page in a browser. Installs Chromium with apt-get if there is none.
 test-browser: setup

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # only the launcher imports torchrun
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # names the file in which torchrun expects the report of a failed process
 SHUTDOWN_SECONDS = 120  # between SIGTERM and SIGKILL: a process finishes its batch and writes a checkpoint
+# nccl aborts a process that lost another one, and torchrun terminates processes that have not begun to run our code.
+CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM)
 SLURM_PORT = 29500
 
 
@@ -87,14 +89,15 @@ def run_elastic(
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """Rank and failure of the process that failed first; the others failed because they lost this one.
 
-    A process that was killed leaves no report and comes before those that left one. SIGABRT is the exception, because
-    nccl aborts a process that lost another one. Reports are in the order of their time.
+    A process that was killed leaves no report and comes before those that left one. Reports are in the order of their
+    time. A process without a report that ended by CONSEQUENCES comes last.
     """
 
-    def order(failure: ProcessFailure) -> tuple[bool, float]:
+    def order(failure: ProcessFailure) -> tuple[int, float]:
         reported = failure.error_file_data.get("time") if isinstance(failure.error_file_data, dict) else None
-        consequence = reported is not None or failure.exitcode == -signal.SIGABRT
-        return consequence, float(failure.timestamp if reported is None else reported)
+        if reported is not None:
+            return 1, float(reported)
+        return 2 if failure.exitcode in CONSEQUENCES else 0, float(failure.timestamp)
 
     rank = min(failures, key=lambda rank: order(failures[rank]))
     return rank, failures[rank]

@@ -94,13 +94,13 @@ class TestReports:
         failures[1].timestamp += 1  # it is that of the moment at which the launcher looked
         assert first_failure(failures)[0] == 1
 
-    def test_an_abort_may_be_a_consequence(self, tmp_path):
-        """nccl aborts a process that lost another one."""
+    @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGTERM])
+    def test_an_aborted_or_terminated_process_is_a_consequence(self, tmp_path, number):
+        """nccl aborts a process that lost another one, and torchrun terminates the others after a failure."""
         failures = {
-            0: self.failure(tmp_path, 0, -signal.SIGABRT),
+            0: self.failure(tmp_path, 0, -number),
             1: self.failure(tmp_path, 1, error=KeyError("cause")),
         }
-        failures[0].timestamp += 1  # it is that of the moment at which the launcher looked
         assert first_failure(failures)[0] == 1
 
     def test_a_line_instead_of_a_traceback(self, tmp_path, monkeypatch):
