@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Config
+from common.config.derived import LANGUAGE_FILES, numbered_file
 from common.config.table import from_task
 
 SPLITS = ("TRAIN", "VAL", "TEST")
-LANGUAGE_FILES = ("pytorch_model.bin", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ def weight_needs(cfg: Config) -> list[Need]:
     language = Path(network.BERT_MODEL_NAME)
     found = [file_need(language / "vocab.txt", language.parent)]
     if network.BERT_PRETRAINED:
-        found.append(file_need(f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model"))
+        found.append(file_need(numbered_file(network.BERT_PRETRAINED, network.BERT_PRETRAINED_EPOCH)))
     elif not (network.BERT_RANDOM_INIT or network.PARTIAL_PRETRAIN or network.VLBERT.get("from_scratch")):
         found.append(Need(language.parent, tuple(f"{language.name}/{file}" for file in LANGUAGE_FILES)))
     if network.IMAGE_PRETRAINED and not network.IMAGE_FEAT_PRECOMPUTED:
-        found.append(file_need(f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model"))
+        found.append(file_need(numbered_file(network.IMAGE_PRETRAINED, network.IMAGE_PRETRAINED_EPOCH)))
     if network.PARTIAL_PRETRAIN:
         found.append(file_need(network.PARTIAL_PRETRAIN))
     return found

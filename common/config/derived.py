@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from common.config.load import Config
+from common.config.config import Config
+
+LANGUAGE_FILES = ("pytorch_model.bin", "model.safetensors")  # of the folder BERT_MODEL_NAME, the first one there counts
+
+
+def numbered_file(prefix: str, epoch: int) -> str:
+    """Name of a file of weights or of a checkpoint: <prefix>-%04d.model."""
+    return f"{prefix}-{epoch:04d}.model"
 
 
 def usable_positions(cfg: Config) -> int:
@@ -16,4 +23,4 @@ def backbone_path(cfg: Config) -> str | None:
     network = cfg.NETWORK
     if not network.IMAGE_PRETRAINED:
         return None
-    return f"{network.IMAGE_PRETRAINED}-{network.IMAGE_PRETRAINED_EPOCH:04d}.model"
+    return numbered_file(network.IMAGE_PRETRAINED, network.IMAGE_PRETRAINED_EPOCH)

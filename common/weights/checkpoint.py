@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.config.derived import numbered_file
 from common.errors import CheckpointError
 from common.files.atomic import atomic_write
 
@@ -84,7 +85,7 @@ def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 
 
 def epoch_path(directory: Path, prefix: str, epoch: int) -> Path:
-    return directory / f"{prefix}-{epoch:04d}.model"
+    return directory / numbered_file(prefix, epoch)
 
 
 def best_path(directory: Path, prefix: str) -> Path:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import Config
-from common.config.derived import backbone_path
+from common.config.derived import LANGUAGE_FILES, backbone_path, numbered_file
 from common.errors import CheckpointError, ConfigError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
@@ -22,7 +22,6 @@ from common.weights.checkpoint import load_file
 
 log = logging.getLogger(__name__)
 
-LANGUAGE_FILES = ("pytorch_model.bin", "model.safetensors")
 State = dict[str, Tensor]
 
 
@@ -75,7 +74,7 @@ def find_language_weights(network: Config) -> Path | None:
     Returns None where there is neither.
     """
     if network.BERT_PRETRAINED:
-        return Path(f"{network.BERT_PRETRAINED}-{network.BERT_PRETRAINED_EPOCH:04d}.model")
+        return Path(numbered_file(network.BERT_PRETRAINED, network.BERT_PRETRAINED_EPOCH))
     folder = Path(network.BERT_MODEL_NAME)
     return next((folder / name for name in LANGUAGE_FILES if (folder / name).is_file()), None)
 
