@@ -32,6 +32,12 @@ def _root_logger() -> Iterator[None]:
 
 
 @pytest.fixture
+def cfg_path(settings: dict, tmp_path: Path) -> Path:
+    """The YAML of a tiny run. settings: a fixture of the task's tests, which a test may change before."""
+    return write_settings(settings, tmp_path / "tiny.yaml")
+
+
+@pytest.fixture
 def arguments() -> list[object]:
     """The arguments that `command` puts before those of a call. Tests of a task override it."""
     return []

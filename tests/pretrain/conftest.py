@@ -9,7 +9,6 @@ import pytest
 from common.task import Task
 from pretrain.task import TASK
 from tests.pretrain.world import tiny_pretrain, write_world
-from tests.tiny import write_settings
 
 
 @pytest.fixture
@@ -27,11 +26,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(world: Path, tmp_path: Path) -> dict:
     """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_pretrain(world, tmp_path / "out")
-
-
-@pytest.fixture
-def cfg_path(settings: dict, tmp_path: Path) -> Path:
-    return write_settings(settings, tmp_path / "tiny.yaml")
 
 
 @pytest.fixture

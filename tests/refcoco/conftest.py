@@ -9,7 +9,6 @@ import pytest
 from common.task import Task
 from refcoco.task import TASK
 from tests.refcoco.world import World, golden_world, small_world, tiny_refcoco
-from tests.tiny import write_settings
 
 
 @pytest.fixture
@@ -35,11 +34,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(small: Path, tmp_path: Path) -> dict:
     """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_refcoco(small, tmp_path / "out")
-
-
-@pytest.fixture
-def cfg_path(settings: dict, tmp_path: Path) -> Path:
-    return write_settings(settings, tmp_path / "tiny.yaml")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from common.task import Task
-from tests.tiny import write_settings
 from tests.vcr.world import tiny_vcr, write_world
 from vcr.task import TASK
 from vcr.text import Q2A
@@ -41,8 +40,3 @@ def half() -> str:
 def settings(shared_world: Path, tmp_path: Path, half: str) -> dict:
     """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_vcr(shared_world, tmp_path / "out", half)
-
-
-@pytest.fixture
-def cfg_path(settings: dict, tmp_path: Path) -> Path:
-    return write_settings(settings, tmp_path / "tiny.yaml")

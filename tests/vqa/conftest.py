@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.task import Task
-from tests.tiny import tiny_vqa, write_settings
+from tests.tiny import tiny_vqa
 from vqa.task import TASK
 
 
@@ -20,11 +20,6 @@ def task() -> Task:
 def settings(tiny_world: Path, tmp_path: Path) -> dict:
     """Settings of the run, which a test may change before `cfg_path` writes them."""
     return tiny_vqa(tiny_world, tmp_path / "out")
-
-
-@pytest.fixture
-def cfg_path(settings: dict, tmp_path: Path) -> Path:
-    return write_settings(settings, tmp_path / "tiny.yaml")
 
 
 @pytest.fixture
