@@ -46,7 +46,7 @@ def load_pickle(path: Path | str, encoding: str = "ASCII") -> Any:
 
 
 def load_object_array(path: Path | str) -> np.ndarray:
-    """Reads a .npy file of pickled objects (the imdb files of VQA). Raises DataError as load_pickle does."""
+    """Reads a .npy file of pickled objects (imdb files). Raises DataError as load_pickle does."""
     with open(path, "rb") as f:
         try:
             version = np.lib.format.read_magic(f)

@@ -1,4 +1,4 @@
-"""Masked words and regions of one's own images."""
+"""Masked words and regions of images of users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention maps of a data set and of one's own images, in the original's files."""
+"""Attention maps of a data set and of images of users, in the original's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choices for one's own images; what an evaluation sees is compared in test_task.py."""
+"""Choices for images of users; test_task.py compares what an evaluation sees."""
 
 from __future__ import annotations
 
