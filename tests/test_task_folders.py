@@ -14,7 +14,7 @@ from tests.paths import ROOT
 TASKS = task_names()
 FILES = sorted((ROOT / "common").rglob("*.py"))
 # `vcr:FILE` names a format of box files, by which a user says where the boxes of images are.
-FORMATS = {"common/regions/box_sources.py", "common/regions/arguments.py"}
+FORMATS = {"common/regions/box_sources.py", "common/regions/arguments.py", "common/detect/sources.py"}
 
 
 def own_keys(task: str) -> set[str]:

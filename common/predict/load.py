@@ -19,11 +19,12 @@ import torch
 from common.config import Config, config_from_dict, load_config, replace
 from common.config.derived import backbone_path
 from common.data.build import build_transform
+from common.detect.sources import build_source
 from common.errors import CheckpointError, ConfigError
 from common.predict.predictor import Predictor
 from common.predict.region_features import RegionFeatureExtractor
 from common.predict.user_images import Extractor, ModuleFeatureExtractor, UserImages
-from common.regions.box_sources import BoxSource, build_source
+from common.regions.box_sources import BoxSource
 from common.task import load_task
 from common.weights import checkpoint
 from common.weights.build import build_fast_rcnn

@@ -19,17 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
-from torchvision.ops import batched_nms
-from torchvision.transforms.functional import to_tensor
 
 from common.boxes import clip_boxes
 from common.errors import DataError, RegionError
 from common.files.archives import list_files, read_bytes
 from common.files.images import IMAGE_SUFFIXES
 from common.files.json_files import list_under, read_json
-from common.regions.arguments import DEFAULT_LIMITS, SOURCES, DetectorLimits
-from common.regions.open import open_regions
 from common.regions.regions import Regions, RegionStore
 
 
@@ -236,42 +231,6 @@ class GridBoxes(BoxSource):
         return Regions(boxes)
 
 
-class DetectorBoxes(BoxSource):
-    """torchvision's Faster R-CNN (ResNet-50 FPN) with weights from a local file; proposals chosen as in original 7.7.
-
-    The number of classes is read from the weights. Regions have class_scores [R, classes], background in column 0.
-    Raises FileNotFoundError if there is no such file.
-    """
-
-    of_stored_pixels = False
-
-    def __init__(self, weights: str, limits: DetectorLimits, device: str) -> None:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"no detector weights at {weights}: give a local torchvision state dict")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        num_classes = len(state["roi_heads.box_predictor.cls_score.bias"])
-        self._model = fasterrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=num_classes, rpn_post_nms_top_n_test=300
-        )
-        self._model.load_state_dict(state)
-        self._model.to(device).eval()
-        self._limits, self._device = limits, device
-
-    @torch.inference_mode()
-    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        images, _ = self._model.transform([to_tensor(image).to(self._device)])
-        maps = self._model.backbone(images.tensors)
-        proposals, _ = self._model.rpn(images, maps)
-        heads = self._model.roi_heads
-        pooled = heads.box_roi_pool(maps, proposals, images.image_sizes)
-        scores = heads.box_predictor(heads.box_head(pooled))[0].softmax(1)
-        height, width = images.image_sizes[0]
-        boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
-        limits = self._limits
-        keep = select_boxes(boxes, scores, limits.min_boxes, limits.max_boxes, limits.threshold)
-        return Regions(boxes[keep].cpu(), class_scores=scores[keep].cpu())
-
-
 class ModuleBoxes(BoxSource):
     """The boxes that `find_boxes(image)` of a Python module returns: an array [R, 4] for an RGB image.
 
@@ -288,54 +247,3 @@ class ModuleBoxes(BoxSource):
 
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
         return Regions(torch.as_tensor(self._find(image), dtype=torch.float32).reshape(-1, 4))
-
-
-def select_boxes(boxes: Tensor, scores: Tensor, min_boxes: int, max_boxes: int, threshold: float) -> Tensor:
-    """Returns the int64 indices of the proposals to keep (original 7.7).
-
-    boxes: [P, 4] xyxy. scores: [P, classes], background in column 0. A proposal's confidence is its best score among
-    the classes in which it survives NMS at 0.3. Kept: those of at least `threshold` in proposal order; where that gives
-    fewer than `min_boxes` or more than `max_boxes`, that many of the most confident, best first.
-    """
-    count, num_classes = scores.shape[0], scores.shape[1] - 1
-    flat = scores[:, 1:].reshape(-1)
-    index = torch.arange(count * num_classes, device=boxes.device)
-    proposal, label = index // num_classes, index % num_classes
-    kept = batched_nms(boxes[proposal], flat, label, 0.3)
-    confidence = flat.new_zeros(count).scatter_reduce(0, proposal[kept], flat[kept], "amax")
-    keep = torch.nonzero(confidence >= threshold).flatten()
-    if min_boxes <= len(keep) <= max_boxes:
-        return keep
-    wanted = min_boxes if len(keep) < min_boxes else max_boxes
-    return confidence.argsort(descending=True, stable=True)[:wanted]
-
-
-def build_source(
-    spec: str,
-    limits: DetectorLimits = DEFAULT_LIMITS,
-    device: str = "cpu",
-    with_features: bool = False,
-    with_classes: bool = False,
-    name_of: Callable[[str], str] = coco_name,
-) -> BoxSource:
-    """Returns the source that "<kind>:<argument>" names (SOURCES).
-
-    limits, device: for a detector. with_features: for a store. with_classes: for a COCO file. name_of: for a COCO file
-    and a store. Raises ValueError for an unknown kind, FileNotFoundError for a missing file.
-    """
-    kind, _, argument = spec.partition(":")
-    if kind == "coco":
-        return CocoBoxes(argument, name_of, with_classes)
-    if kind == "vcr":
-        return VcrBoxes(argument)
-    if kind == "json":
-        return JsonBoxes(argument)
-    if kind == "regions":
-        return StoredBoxes(open_regions(argument), with_features, name_of)
-    if kind == "detector":
-        return DetectorBoxes(argument, limits, device)
-    if kind == "module":
-        return ModuleBoxes(argument)
-    if kind == "grid" and (match := re.fullmatch(r"(\d+)x(\d+)", argument)):
-        return GridBoxes(int(match[1]), int(match[2]))
-    raise ValueError(f"unknown box source {spec!r}; there are: {SOURCES}")

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from common.detect.sources import build_source
 from common.errors import DataError, ImageError, RegionError
 from common.files.atomic import atomic_write
 from common.files.images import load_image
@@ -25,7 +26,6 @@ from common.regions.box_sources import (
     ImageEntry,
     JsonBoxes,
     StoredBoxes,
-    build_source,
 )
 from common.regions.json_store import JsonRegions, save_regions
 from common.regions.regions import Regions, check_shapes

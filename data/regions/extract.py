@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from common.data.transforms import Transform
+from common.detect.sources import build_source
 from common.errors import ImageError, RegionError
 from common.files.images import load_image
 from common.nn.fast_rcnn import FastRCNN
 from common.predict.region_features import RegionFeatureExtractor
 from common.regions.arguments import DetectorLimits
-from common.regions.box_sources import BoxSource, ImageEntry, build_source
+from common.regions.box_sources import BoxSource, ImageEntry
 from common.regions.check import check
 from common.regions.json_store import JsonRegions, save_regions, unpack
 from common.regions.open import open_regions

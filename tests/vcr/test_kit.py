@@ -10,7 +10,7 @@ import torch
 
 from common.config import load_config
 from common.data.collate import collate
-from common.regions.box_sources import build_source
+from common.detect.sources import build_source
 from common.regions.json_store import JsonRegions
 from data.regions.extract import extract
 from tests.paths import ROOT

@@ -11,17 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
+from common.detect.sources import build_source
 from common.errors import DataError, RegionError
-from common.regions.arguments import DetectorLimits
-from common.regions.box_sources import (
-    CocoBoxes,
-    GridBoxes,
-    ImageEntry,
-    build_source,
-    select_boxes,
-)
+from common.regions.box_sources import CocoBoxes, GridBoxes, ImageEntry
 from common.regions.json_store import JsonRegions, save_regions
 from common.regions.open import open_regions
 from common.regions.regions import Regions
@@ -185,31 +178,6 @@ def test_grid_boxes() -> None:
     assert got.tolist() == [[0, 0, 31, 47], [32, 0, 63, 47]]
     with pytest.raises(ValueError, match="unknown box source 'grid:0'; there are: coco:"):
         build_source("grid:0")
-
-
-def test_select_boxes_by_hand() -> None:
-    # 0 and 1 overlap and compete for class 1; 1 survives in class 2. 2 stands alone. 3 is background.
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [80, 80, 90, 90]])
-    scores = torch.tensor([[0.1, 0.9, 0.0], [0.1, 0.6, 0.3], [0.2, 0.1, 0.7], [0.9, 0.1, 0.0]])
-    assert select_boxes(boxes, scores, 1, 4, 0.5).tolist() == [0, 2]
-    assert select_boxes(boxes, scores, 3, 4, 0.5).tolist() == [0, 2, 1]  # too few: the best three
-    assert select_boxes(boxes, scores, 1, 1, 0.0).tolist() == [0]  # too many: the best
-    assert select_boxes(boxes, scores, 0, 4, 0.3).tolist() == [0, 1, 2]  # proposal order
-
-
-def test_detector(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no detector weights at none\.pth"):
-        build_source("detector:none.pth")
-    torch.manual_seed(0)
-    weights = tmp_path / "detector.pth"
-    torch.save(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict(), weights)
-    source = build_source(f"detector:{weights}", DetectorLimits(min_boxes=3, max_boxes=5))
-    source._model.transform.min_size = (64,)  # type: ignore[attr-defined]
-    regions = source.boxes(ImageEntry("a", "a.jpg"), GRAY)
-    assert 3 <= len(regions.boxes) <= 5
-    assert regions.boxes.min() >= 0 and (regions.boxes <= torch.tensor([64, 48, 64, 48])).all()
-    assert regions.class_scores is not None and regions.class_scores.shape[1] == 4
-    torch.testing.assert_close(regions.class_scores.sum(1), torch.ones(len(regions.boxes)))
 
 
 # The program

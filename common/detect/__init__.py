@@ -1,0 +1,1 @@
+"""Detectors: from an image to boxes, classes and region features."""
