@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.config import load_config
 from common.data.collate import collate
-from common.errors import ConfigError, DataError, ImageError
+from common.errors import ConfigError, DataError, ImageError, RegionError
 from common.regions.json_store import JsonRegions
 from common.regions.packed_store import pack
 from tests.tiny import write_settings
@@ -413,7 +413,8 @@ class TestFeatures:
 
     def test_two_images_of_one_stem(self, build, store, world):
         change(world, 1, img_fn="elsewhere/wide@0.png")
-        with pytest.raises(DataError, match=r"movie_wide/wide@0\.jpg and elsewhere/wide@0\.png have the same stem"):
+        message = r"train\.jsonl: movie_wide/wide@0\.jpg and elsewhere/wide@0\.png both have the name 'wide@0'"
+        with pytest.raises(RegionError, match=message):
             build(self.FEATURES)
 
 
