@@ -16,7 +16,7 @@ from PIL import Image
 from common.config import load_config
 from common.data.collate import collate
 from common.errors import ConfigError, DataError, ImageError, RegionError
-from common.regions.json_store import JsonRegions
+from common.regions.json_store import JsonRegions, save_regions
 from common.regions.packed_store import pack
 from tests.tiny import write_settings
 from tests.vcr.world import OBJECTS, read_annotations, tiny_vcr, write_annotations
@@ -410,6 +410,16 @@ class TestFeatures:
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "width"}))
         with pytest.raises(DataError, match=r"wide@0\.json: no width and height, which .*PRECOMPUTED needs"):
             sample(build(self.FEATURES))
+
+    def test_the_name_of_an_image_of_coco(self, build, store, world):
+        """By the rule, and by the stem in older stores."""
+        want = sample(build(self.FEATURES))
+        stored = JsonRegions(store).regions("wide@0")
+        change(world, 0, img_fn="movie_wide/COCO_val2014_000000000007.jpg")
+        for name in ("COCO_val2014_000000000007", "7"):
+            save_regions(store, name, stored)
+            assert torch.equal(sample(build(self.FEATURES)).features, want.features)
+            (store / f"{name}.json").unlink()
 
     def test_two_images_of_one_stem(self, build, store, world):
         change(world, 1, img_fn="elsewhere/wide@0.png")

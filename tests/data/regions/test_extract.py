@@ -105,6 +105,38 @@ def test_extract_goes_on_after_a_stop(images: Path, instances: Path, tmp_path: P
     assert sorted(p.name for p in out.iterdir()) == ["25.json", "30.json", "9.json"]
 
 
+def test_files_named_by_the_stem_are_not_made_again(
+    images: Path, tmp_path: Path, stub: StubEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions named images of COCO by the stem, unless a COCO file listed them."""
+    out = tmp_path / "out"
+    args = ["--images", str(images), "--boxes", "grid:2x2", "--out", str(out), "--random-weights", "--workers", "0"]
+    assert main(args) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["25.json", "30.json", "9.json"]
+    for i in (9, 30):
+        (out / f"{i}.json").rename(out / f"COCO_train2014_{i:012d}.json")
+    (out / "25.json").unlink()
+    assert main(args) == 0
+    assert "1 written, 2 already there, 0 failed" in capsys.readouterr().out
+    assert (out / "25.json").exists() and not (out / "9.json").exists()
+    assert main(["--check", str(out), "--images", str(images)]) == 0
+    assert "3 images checked, 0 problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("boxes", ["coco", "grid:2x2"])
+def test_two_images_of_one_name_are_refused_before_any_work(
+    images: Path, tmp_path: Path, stub: StubEncoder, boxes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GRAY.save(images / "000000000009.jpg")
+    files = ["COCO_train2014_000000000009.jpg", "000000000009.jpg"]
+    listed = [{"id": i, "file_name": file, "width": 64, "height": 48} for i, file in enumerate(files)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": listed, "annotations": []}))
+    spec = f"coco:{tmp_path}/coco.json" if boxes == "coco" else boxes
+    assert main(["--images", str(images), "--boxes", spec, "--out", f"{tmp_path}/out", "--random-weights"]) == 2
+    error = capsys.readouterr().err
+    assert all(file in error for file in files) and not (tmp_path / "out").exists() and not stub.batches
+
+
 def test_stop_in_the_middle_leaves_only_whole_files(images: Path, instances: Path, tmp_path: Path) -> None:
     class Stopping(StubEncoder):
         def __call__(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[Tensor]:
