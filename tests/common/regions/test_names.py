@@ -125,6 +125,10 @@ def grid(root: Path, file: str) -> str:
     return "grid:1x1"
 
 
+def module(root: Path, file: str) -> str:
+    return "module:data.scenes.regions"
+
+
 SOURCES = [
     coco,
     coco_of_sub_folder,
@@ -135,6 +139,7 @@ SOURCES = [
     store_by_stem,
     packed_by_stem,
     grid,
+    module,
 ]
 Spec = Callable[[Path, str], str]
 
@@ -151,7 +156,7 @@ def test_a_source_lists_and_finds_an_image(root: Path, spec: Spec, file: str) ->
     """As data.extract_features asks, and as a predictor asks."""
     GRAY.save(root / "images" / file)
     source = build_source(spec(root, file))
-    want = [0, 0, 63, 47] if spec is grid else BOX
+    want = [0, 0, 63, 47] if spec in (grid, module) else BOX
     folder = root if spec is coco_of_sub_folder else root / "images"
     entry = source.entries(str(folder))[0]
     assert (entry.name, entry.path) == (NAMES[file], f"{root}/images/{file}")
@@ -161,7 +166,7 @@ def test_a_source_lists_and_finds_an_image(root: Path, spec: Spec, file: str) ->
     assert user.name == NAMES[file] and images.regions(user).boxes.tolist() == [want]
 
 
-@pytest.mark.parametrize("spec", [s for s in SOURCES if s is not grid], ids=lambda spec: spec.__name__)
+@pytest.mark.parametrize("spec", [s for s in SOURCES if s not in (grid, module)], ids=lambda spec: spec.__name__)
 def test_an_image_of_another_name_has_no_boxes(root: Path, spec: Spec) -> None:
     """Neither those of an image whose name ends in the same number, nor the whole image."""
     source = build_source(spec(root, "cam1_0001.jpg"))
