@@ -29,8 +29,8 @@ from common.files.json_files import list_under, read_json
 from common.regions.names import check_same_file, region_name, stored_name, unique_names
 from common.regions.regions import Regions, RegionStore
 
-_ID, _NUMBER = (int, str), (int, float)  # of JSON values
-_KINDS = {int: "an integer", str: "text", list: "a list", _ID: "an id", _NUMBER: "a number"}
+_ID, _NUMBER = (int, float, str), (int, float)  # of JSON values; pandas writes ids as 9.0
+_KINDS = {str: "text", list: "a list", _ID: "an id", _NUMBER: "a number"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class CocoBoxes(BoxSource):
         self._images: dict[str, dict[str, Any]] = {}  # by file_name
         self._annotations: dict[int, list[dict[str, Any]]] = {}  # by image id
         for i, category in enumerate(categories):
-            _check_record(category, f"{path}: categories[{i}]", id=int)
+            _check_record(category, f"{path}: categories[{i}]", id=_ID)
             self._columns[category["id"]] = i + 1
         for i, image in enumerate(images):
             self._add_image(image, f"{path}: images[{i}]")
