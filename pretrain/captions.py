@@ -25,6 +25,7 @@ from common.files.images import load_image
 from common.files.json_files import list_under, read_json
 from common.files.lines import LineFile
 from common.regions.lazy_features import Features, put_first, read_features, select_features
+from common.regions.names import file_stem, stored_name
 from common.regions.open import open_regions
 from common.regions.regions import Regions, RegionStore, with_image_box
 from pretrain.masking import (
@@ -182,7 +183,8 @@ class ConceptualCaptions(CaptionDataset):
     """`<root>/<image_set>_frcnn.json`: a line for each pair, with image, caption (a list of words) and frcnn.
 
     frcnn names the detector's file of the image, "train_frcnn.zip@/00000000.json". It is looked up in the region
-    store of that name (packed, folder or archive; see `open_regions`), or in `region_path` by its stem.
+    store of that name (packed, folder or archive; see `open_regions`), or in `region_path`, by its stem or by the name
+    of an image of this stem.
     Raises FileNotFoundError and DataError naming the line.
     """
 
@@ -247,7 +249,7 @@ class ConceptualCaptions(CaptionDataset):
         return image
 
     def image_id(self, index: int) -> str:
-        return PurePosixPath(self._record(index)["image"]).stem
+        return file_stem(self._record(index)["image"])
 
     def image_path(self, index: int) -> str:
         path = self._record(index)["image"]
@@ -264,7 +266,8 @@ class ConceptualCaptions(CaptionDataset):
         if folder not in self._stores:
             path = folder if self.region_path else self.root / folder
             self._stores[folder] = open_regions(path, self.zip_mode)
-        return self._stores[folder], name
+        store = self._stores[folder]
+        return store, stored_name(store, f"{name}.json", name)
 
     def _record(self, index: int) -> dict[str, Any]:
         return read_record(self.lines[index], f"{self.lines.path}: line {index + 1}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from common.errors import DataError
 from common.files.json_files import list_under, read_json
 from common.regions.lazy_features import Features, mean_feature, select_features
+from common.regions.names import stored_name
 from common.regions.regions import Regions, RegionStore
 from refcoco.files import IMAGE_FOLDER
 
@@ -61,7 +62,7 @@ class CandidateSource:
     mode: parts joined by +, "proposal" first whatever their order: "gt", "proposal", "proposal+gt", "gt+proposal".
     detections: float32 [R, 4] by image id; an image without any is left out. regions: the store that has the proposals
     where `detections` is None, and with `with_features` the features of the proposals or of the annotations; an image
-    is found in it by its id or by the stem of its file.
+    is found in it as `stored_name` defines.
     """
 
     def __init__(
@@ -139,9 +140,7 @@ class CandidateSource:
 
     def _regions(self, image_id: int, with_features: bool) -> Regions:
         assert self.regions is not None, "proposals without detections, and features, come from a region store"
-        name, stem = str(image_id), image_stem(image_id)
-        # Detectors and grids of data/extract_features.py know an image by its file alone.
-        name = stem if name not in self.regions and stem in self.regions else name
+        name = stored_name(self.regions, image_file(image_id), str(image_id))
         return self.regions.regions(name, with_features)
 
     def _name(self, image_id: int) -> str:
@@ -149,9 +148,9 @@ class CandidateSource:
         return f"{self.regions.path}: image {image_id}"
 
 
-def image_stem(image_id: int) -> str:
-    """The file name of an image without its ending."""
-    return f"COCO_{IMAGE_FOLDER}_{image_id:012d}"
+def image_file(image_id: int) -> str:
+    """The file name of an image."""
+    return f"COCO_{IMAGE_FOLDER}_{image_id:012d}.jpg"
 
 
 def load_annotations(path: Path, image_ids: Collection[int]) -> dict[int, AnnotatedImage]:

@@ -27,7 +27,7 @@ from common.regions.regions import with_image_box
 from refcoco.candidates import (
     Candidates,
     CandidateSource,
-    image_stem,
+    image_file,
     load_annotations,
     load_detections,
     read_box,
@@ -188,7 +188,7 @@ class RefCOCODataset(TaskDataset):
 
     def image_path(self, image_id: int) -> str:
         base = f"{IMAGE_FOLDER}.zip@/{IMAGE_FOLDER}" if self.zip_mode else IMAGE_FOLDER
-        return f"{self.root}/{base}/{image_stem(image_id)}.jpg"
+        return f"{self.root}/{base}/{image_file(image_id)}"
 
     def _image(self, image_id: int) -> Image.Image:
         path, listed = self.image_path(image_id), self.images[image_id]

@@ -6,7 +6,7 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from common.data.text import load_tokenizer
 from common.data.transforms import Transform
 from common.errors import ConfigError, DataError
 from common.regions.lazy_features import Features, mean_feature, select_features
+from common.regions.names import stored_name, unique_names
 from common.regions.open import open_regions
 from common.regions.regions import RegionStore, with_image_box
 from vcr.annotations import CATEGORY_IDS, Annotation, Annotations, Metadata, read_metadata
@@ -52,9 +53,9 @@ class VCRDataset(TaskDataset):
         "QA2R" the four rationales of the question and the right answer.
     mask_size: side of the instance masks. walk_names: take names where the last sample stopped, as the original does,
         so that a sample depends on the samples before it; otherwise the annotation id chooses the first name.
-    regions: store of precomputed features, by the stems of images; no image is opened then.
+    regions: store of precomputed features; no image is opened then.
 
-    Raises DataError if `regions` is given and two images have the same stem.
+    Raises RegionError if `regions` is given and two images have the same name in it.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class VCRDataset(TaskDataset):
         self.next_name = 0  # of the walk
         self._regions = regions
         if regions is not None:
-            _check_stems(annotations)
+            unique_names(annotations.images, str(annotations.path))
 
     @property
     def task(self) -> str:
@@ -181,7 +182,7 @@ class VCRDataset(TaskDataset):
         Raises DataError if the entry of the store has other boxes than `boxes` [n, 4].
         """
         assert self._regions is not None
-        name = PurePosixPath(annotation.img_fn).stem
+        name = stored_name(self._regions, annotation.img_fn)
         entry = self._regions.regions(name)
         what = f"{self._regions.path}: regions of {name!r}"
         if entry.features is None:
@@ -198,15 +199,6 @@ class VCRDataset(TaskDataset):
             path = f"{self.images}/{annotation.metadata_fn}"
             raise DataError(f"{path}: no width and height, which NETWORK.IMAGE_FEAT_PRECOMPUTED needs")
         return metadata.width, metadata.height
-
-
-def _check_stems(annotations: Annotations) -> None:
-    """Raises DataError for two images with the same stem, by which region stores name images."""
-    stems: dict[str, str] = {}
-    for image in annotations.images:
-        other = stems.setdefault(PurePosixPath(image).stem, image)
-        if other != image:
-            raise DataError(f"{annotations.path}: {other} and {image} have the same stem, which names their regions")
 
 
 def build_dataset(cfg: Config, split: str, seq_len: int = MAX_TOKENS) -> VCRDataset:

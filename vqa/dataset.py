@@ -20,6 +20,7 @@ from common.data.text import BertTokenizer, join_segments, load_tokenizer, swap_
 from common.data.transforms import Transform
 from common.errors import DataError
 from common.regions.lazy_features import Features
+from common.regions.names import stored_name
 from common.regions.open import open_regions
 from common.regions.regions import Regions, with_image_box
 from vqa.annotations import BOX_SETS, Question, load_questions, parse_image_sets, read_list
@@ -95,8 +96,10 @@ class VQADataset(TaskDataset):
     def sample(self, index: int, rng: random.Random) -> Sample:
         question = self.questions[index]
         image_set = question.image_set
-        regions = self._regions[image_set].regions(str(question.image_id), with_features=self.precomputed)
         path = self.image_path(question)
+        store = self._regions[image_set]
+        name = stored_name(store, path, str(question.image_id))
+        regions = store.regions(name, with_features=self.precomputed)
         image = None if self.precomputed else self.image_cache.image(path)
         width, height = self.image_size(question) if image is None else image.size
         boxes, features = self._boxes(regions, width, height, question)

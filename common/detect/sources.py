@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +21,6 @@ from common.regions.box_sources import (
     ModuleBoxes,
     StoredBoxes,
     VcrBoxes,
-    coco_name,
 )
 from common.regions.open import open_regions
 from common.regions.regions import Regions
@@ -70,22 +68,21 @@ def build_source(
     device: str = "cpu",
     with_features: bool = False,
     with_classes: bool = False,
-    name_of: Callable[[str], str] = coco_name,
 ) -> BoxSource:
     """Returns the source that "<kind>:<argument>" names (SOURCES).
 
-    limits, device: for a detector. with_features: for a store. with_classes: for a COCO file. name_of: for a COCO file
-    and a store. Raises ValueError for an unknown kind, FileNotFoundError for a missing file.
+    limits, device: for a detector. with_features: for a store. with_classes: for a COCO file.
+    Raises ValueError for an unknown kind, FileNotFoundError for a missing file.
     """
     kind, _, argument = spec.partition(":")
     if kind == "coco":
-        return CocoBoxes(argument, name_of, with_classes)
+        return CocoBoxes(argument, with_classes)
     if kind == "vcr":
         return VcrBoxes(argument)
     if kind == "json":
         return JsonBoxes(argument)
     if kind == "regions":
-        return StoredBoxes(open_regions(argument), with_features, name_of)
+        return StoredBoxes(open_regions(argument), with_features)
     if kind == "detector":
         return TorchvisionBoxes(argument, limits, device)
     if kind == "module":

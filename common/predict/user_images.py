@@ -24,6 +24,7 @@ from common.errors import BoxError, ImageError, RegionError
 from common.files.images import decode_image, load_image
 from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
 from common.regions.lazy_features import read_features
+from common.regions.names import region_name
 from common.regions.regions import Regions
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -40,8 +41,8 @@ Extractor = Callable[..., list[Tensor]]
 class UserImage:
     """An open image with its known boxes and features.
 
-    pixels: RGB. name: stem of the file, or a hash of the content. path: for messages. found: regions of the box source,
-    None before it was asked. features: [2048] of each box, by box, mask and blanked boxes.
+    pixels: RGB. name: by `region_name`, or a hash of the content. path: of the file; for messages. found: regions of
+    the box source, None before it was asked. features: [2048] of each box, by box, mask and blanked boxes.
     """
 
     pixels: Image.Image
@@ -144,7 +145,7 @@ class UserImages:
             found = self.source.boxes(ImageEntry(image.name, image.path), image.pixels)
         except RegionError as error:
             raise BoxError(str(error)) from error
-        found.boxes = check_boxes(found.boxes, image.pixels.size)
+        found.boxes = check_boxes(_at_least_a_pixel(found.boxes), image.pixels.size)
         if found.features is not None:
             for box, feature in zip(found.boxes, read_features(found.features), strict=True):
                 image.features[_box_key(box), b"", b""] = feature
@@ -154,7 +155,7 @@ class UserImages:
         upright = self.source is None or not self.source.of_stored_pixels
         if isinstance(image, str | Path):
             try:
-                return UserImage(load_image(image, upright), Path(str(image)).stem, str(image))
+                return UserImage(load_image(image, upright), region_name(str(image)), str(image))
             except (IsADirectoryError, PermissionError) as error:
                 raise ImageError(f"image {image}: {error.strerror}") from error
         name = key[1][:12]
@@ -193,6 +194,12 @@ def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
         if (box[:2] >= torch.tensor(size)).any() or (box[2:] < 0).any():
             raise BoxError(f"boxes[{i}] is {box.tolist()}: outside of the image of {size[0]} x {size[1]} pixels")
     return checked
+
+
+def _at_least_a_pixel(boxes: Tensor) -> Tensor:
+    """Boxes [R, 4] of a source. Annotations of COCO thinner than a pixel end up to a pixel before they start."""
+    first, last = boxes[:, :2], boxes[:, 2:]
+    return torch.cat([first, torch.where((last < first) & (last > first - 1), first, last)], dim=1)
 
 
 def whole_box(image: UserImage) -> Tensor:

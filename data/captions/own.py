@@ -6,13 +6,12 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from common.detect.sources import build_source
@@ -28,6 +27,7 @@ from common.regions.box_sources import (
     StoredBoxes,
 )
 from common.regions.json_store import JsonRegions, save_regions
+from common.regions.names import region_name
 from common.regions.regions import Regions, check_shapes
 from data.captions.fetch import LostError, image_size
 from data.captions.files import image_file, write_pairs
@@ -107,50 +107,39 @@ def _key(pair: Pair) -> Path:
 # Boxes
 
 
-class NamedBoxes(BoxSource):
-    """A source that knows an image by another name. name_of: that name, from the image's path in the captions file.
-
-    Raises RegionError for the second of two images that have one name.
-    """
-
-    def __init__(self, source: BoxSource, name_of: Callable[[str], str]) -> None:
-        self._source, self._name_of = source, name_of
-        self._users: dict[str, str] = {}  # name -> path of the image that was looked up by it
-
-    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        name = self._name_of(entry.name)
-        first = self._users.setdefault(name, entry.path)
-        if first != entry.path:
-            raise RegionError(f"the source of boxes has one {name}, which is the name of {first} too")
-        return self._source.boxes(ImageEntry(name, entry.path, entry.size), image)
-
-
 def box_source(spec: str, pairs: Sequence[Pair], limits: DetectorLimits, device: str) -> BoxSource:
-    """Returns the source that --boxes names. A COCO file knows an image by its path or its file name, a JSON file and a
-    store of regions by the stem of its file name.
+    """Returns the source that --boxes names.
 
-    Raises ValueError for an unknown kind, FileNotFoundError for a missing file, DataError for two images of one stem.
+    Raises ValueError for an unknown kind, FileNotFoundError for a missing file, DataError for two images that the
+    source cannot tell apart.
     """
     if spec.startswith("vcr:"):
         raise ValueError("--boxes vcr: is for the images of VCR; take coco:, json:, regions:, detector: or grid:")
-    source = build_source(spec, limits, device, with_features=True, with_classes=True, name_of=str)
-    if isinstance(source, CocoBoxes):
-        names = source.names
-        return NamedBoxes(source, lambda given: given if given in names else Path(given).name)
-    if isinstance(source, (StoredBoxes, JsonBoxes)):
-        _check_stems(pairs)
-        return NamedBoxes(source, lambda given: Path(given).stem)
+    source = build_source(spec, limits, device, with_features=True, with_classes=True)
+    if isinstance(source, (CocoBoxes, StoredBoxes, JsonBoxes)):
+        _check_names(pairs, source)
     return source
 
 
-def _check_stems(pairs: Sequence[Pair]) -> None:
-    """Raises DataError naming every line whose image has the stem of another image."""
-    stems: dict[str, Pair] = {}
+def _entry(pair: Pair) -> ImageEntry:
+    return ImageEntry(region_name(pair.path), str(pair.path))
+
+
+def _check_names(pairs: Sequence[Pair], source: BoxSource) -> None:
+    """Raises DataError naming every line whose image has, in the source, the name of another image."""
+    users: dict[str, Pair] = {}
     faults = []
     for pair in pairs:
-        other = stems.setdefault(pair.path.stem, pair)
+        entry = _entry(pair)
+        try:
+            name = source.file_of(entry) if isinstance(source, CocoBoxes) else entry.name
+        except RegionError:
+            continue  # without boxes; reported with the images that cannot be used
+        other = users.setdefault(name, pair)
         if _key(other) != _key(pair):
-            faults.append(f"line {pair.line}: {pair.given} and {other.given} (line {other.line}) have one stem")
+            faults.append(
+                f"line {pair.line}: {pair.given} and {other.given} (line {other.line}) have one name, {name!r}"
+            )
     _refuse(faults)
 
 
@@ -193,7 +182,7 @@ def write_image(
         return JsonRegions(regions_folder).regions(name)
     except (FileNotFoundError, RegionError):
         image = load_image(pair.path)
-        regions = source.boxes(ImageEntry(pair.given, str(pair.path)), image)
+        regions = source.boxes(_entry(pair), image)
         regions.width, regions.height = image.size
         check_shapes(regions, name)
         save_regions(regions_folder, name, regions)

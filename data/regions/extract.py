@@ -27,6 +27,7 @@ from common.regions.arguments import DetectorLimits
 from common.regions.box_sources import BoxSource, ImageEntry
 from common.regions.check import check
 from common.regions.json_store import JsonRegions, save_regions, unpack
+from common.regions.names import stored_name
 from common.regions.open import open_regions
 from common.regions.packed_store import pack
 from common.regions.regions import Regions, check_shapes
@@ -137,7 +138,7 @@ def _is_valid(store: JsonRegions, entry: ImageEntry) -> bool:
     """Returns whether the image has a complete region file. Reads all of it, because an interrupted copy of a folder
     leaves files that are cut off."""
     try:
-        regions = store.regions(entry.name)
+        regions = store.regions(stored_name(store, entry.path, entry.name))
     except (FileNotFoundError, RegionError):
         return False
     return regions.features is not None and regions.image_feature is not None
@@ -202,11 +203,9 @@ def run_check(path: str, images: str | None, boxes: str | None) -> int:
     names, must have an entry. Returns the exit status: 1 if there are problems, else 0."""
     store = open_regions(path)
     entries = build_source(boxes or "grid:1x1").entries(images) if images else []
-    problems = check(
-        store,
-        [entry.name for entry in entries] or None,
-        {entry.name: entry.size for entry in entries if entry.size},
-    )
+    names = [stored_name(store, entry.path, entry.name) for entry in entries]
+    sizes = {name: entry.size for name, entry in zip(names, entries, strict=True) if entry.size}
+    problems = check(store, names or None, sizes)
     for problem in problems:
         print(problem)
     print(f"{store.path}: {len(entries) or len(store.names())} images checked, {len(problems)} problems")

@@ -129,6 +129,18 @@ class TestFiles:
         zipped = captions(own, zip_mode=True, precomputed=False).sample(1, random.Random(0))
         assert torch.equal(zipped.boxes, want.boxes) and zipped.image.any()
 
+    def test_a_store_that_names_images_of_coco_by_their_id(self, own):
+        """The annotations name a region file by the stem; data.extract_features writes the image id."""
+        want = captions(own).regions(1)
+        path, folder = own / "train_frcnn.json", own / "train_frcnn"
+        path.write_text(path.read_text().replace("00000001", "COCO_train2014_000000000022"))
+        (folder / "00000001.json").rename(folder / "22.json")
+        assert torch.equal(captions(own).regions(1).boxes, want.boxes)
+        assert torch.equal(captions(own, region_path=str(folder)).regions(1).boxes, want.boxes)
+        with pytest.raises(FileNotFoundError, match=r"COCO_train2014_000000000022\.json"):
+            (folder / "22.json").unlink()
+            captions(own).regions(1)
+
     def test_parts_of_an_archive_are_one_folder(self, own):
         """Only at the end of the archive's name (original 5.5)."""
         path = own / "train_frcnn.json"

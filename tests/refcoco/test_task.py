@@ -12,6 +12,8 @@ import torch
 
 from common.config import load_config
 from common.data.collate import collate
+from common.train.run import run_training
+from data.extract_features import main as extract_features
 from tests.task_check import TaskCheck
 
 # Small enough for a ResNet-50 on a CPU.
@@ -46,6 +48,16 @@ class TestRefCOCO(TaskCheck):
         assert [r["ref_id"] for r in results] == [e.ref_id for e in dataset.expressions]
         for index, result in enumerate(results):
             assert result["box"] in [pytest.approx(b, abs=1e-4) for b in dataset.choices(index).boxes.tolist()]
+
+
+def test_training_on_regions_of_a_grid(task, cfg_path, small, tmp_path):
+    """data.extract_features names images of COCO by the id, whatever the source of boxes."""
+    out = f"{tmp_path}/regions"
+    args = ["--images", f"{small}/train2014", "--boxes", "grid:2x2", "--out", out, "--random-weights"]
+    assert extract_features([*args, "--layers", "50", "--scales", "32", "48"]) == 0
+    modes = [f"DATASET.{split}_BOXES=proposal" for split in ("TRAIN", "VAL")]
+    keys = [f"DATASET.REGION_PATH={out}", "DATASET.PROPOSAL_SOURCE=vg", "TRAIN.END_EPOCH=1", *modes]
+    assert (run_training(task, load_config("refcoco", cfg_path, keys), cfg_path) / "tiny-best.model").is_file()
 
 
 class TestFromPixels:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from common.config import load_config
 from common.data.collate import collate
-from common.errors import ConfigError, DataError, ImageError
-from common.regions.json_store import JsonRegions
+from common.errors import ConfigError, DataError, ImageError, RegionError
+from common.regions.json_store import JsonRegions, save_regions
 from common.regions.packed_store import pack
 from tests.tiny import write_settings
 from tests.vcr.world import OBJECTS, read_annotations, tiny_vcr, write_annotations
@@ -411,9 +411,20 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"wide@0\.json: no width and height, which .*PRECOMPUTED needs"):
             sample(build(self.FEATURES))
 
+    def test_the_name_of_an_image_of_coco(self, build, store, world):
+        """By the rule, and by the stem in older stores."""
+        want = sample(build(self.FEATURES))
+        stored = JsonRegions(store).regions("wide@0")
+        change(world, 0, img_fn="movie_wide/COCO_val2014_000000000007.jpg")
+        for name in ("COCO_val2014_000000000007", "7"):
+            save_regions(store, name, stored)
+            assert torch.equal(sample(build(self.FEATURES)).features, want.features)
+            (store / f"{name}.json").unlink()
+
     def test_two_images_of_one_stem(self, build, store, world):
         change(world, 1, img_fn="elsewhere/wide@0.png")
-        with pytest.raises(DataError, match=r"movie_wide/wide@0\.jpg and elsewhere/wide@0\.png have the same stem"):
+        message = r"train\.jsonl: movie_wide/wide@0\.jpg and elsewhere/wide@0\.png both have the name 'wide@0'"
+        with pytest.raises(RegionError, match=message):
             build(self.FEATURES)
 
 

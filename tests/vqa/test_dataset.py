@@ -303,6 +303,17 @@ class TestStores:
             world.dataset()
         assert_same(world.sample(region_path=str(world.root / "elsewhere")), expected)
 
+    def test_regions_under_the_stem_of_the_image(self, world):
+        """Older stores of a detector or a grid have such names; the id goes first."""
+        expected = world.sample()
+        folder = world.root / REGIONS
+        (folder / "42.json").rename(folder / "COCO_train2014_000000000042.json")
+        assert_same(world.sample(), expected)
+        pack(JsonRegions(folder), f"{folder}.packed")
+        assert_same(world.sample(), world.dataset(region_path=f"{folder}.packed").sample(0, random.Random(0)))
+        save_regions(folder, "42", Regions(BOXES[:1], FEATURES[:1], width=640, height=480))
+        assert len(world.sample(region_path=str(folder.rename(world.root / "ids"))).boxes) == 2
+
     def test_boxes_36_has_its_own_folder(self, world):
         shutil.move(
             world.root / REGIONS, world.root / "vgbua_res101_precomputed/trainval_resnet101_faster_rcnn_genome_36"

@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from common.config import load_config
 from common.data.text import BertTokenizer
+from common.train.run import run_training
+from data.extract_features import main as extract_features
 from tests.task_check import TaskCheck
 from vqa.task import init_classifier_rows
 
@@ -32,6 +35,17 @@ class TestVQA(TaskCheck):
         results = json.loads(path.read_text())
         assert [r["question_id"] for r in results] == [q.question_id for q in dataset.questions]
         assert all(r["answer"] in dataset.vocabulary.answers for r in results)
+
+
+def test_training_on_regions_of_a_grid(task, cfg_path, tiny_world, tmp_path):
+    """data.extract_features names images of COCO by the id, whatever the source of boxes."""
+    out = f"{tmp_path}/regions"
+    for split in ("train2014", "val2014"):
+        args = ["--images", f"{tiny_world}/{split}", "--boxes", "grid:1x2", "--out", out, "--packed"]
+        assert extract_features([*args, "--random-weights", "--layers", "50", "--scales", "32", "48"]) == 0
+    cfg = load_config("vqa", cfg_path, [f"DATASET.REGION_PATH={out}", "TRAIN.END_EPOCH=1"])
+    assert len(task.build_dataset(cfg, "train").sample(0, random.Random(0)).boxes) == 3
+    assert (run_training(task, cfg, cfg_path) / "tiny-best.model").is_file()
 
 
 class TestClassifierRows:

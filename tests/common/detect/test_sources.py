@@ -29,3 +29,6 @@ def test_detector(tmp_path: Path) -> None:
     assert regions.boxes.min() >= 0 and (regions.boxes <= torch.tensor([64, 48, 64, 48])).all()
     assert regions.class_scores is not None and regions.class_scores.shape[1] == 4
     torch.testing.assert_close(regions.class_scores.sum(1), torch.ones(len(regions.boxes)))
+    (tmp_path / "images").mkdir()
+    GRAY.save(tmp_path / "images/COCO_val2014_000000000009.jpg")
+    assert [entry.name for entry in source.entries(str(tmp_path / "images"))] == ["9"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from common.config import load_config
-from common.errors import CheckpointError, ConfigError
+from common.errors import BoxError, CheckpointError, ConfigError
 from common.predict.load import load_predictor
 from common.task import load_task
 from common.train.run import run_training
@@ -71,6 +72,19 @@ class TestLoad:
         predictor = load_predictor(vqa_ckpt, encoder="resnet:nothing.model", boxes="grid:2x2", device="cpu")
         with pytest.raises(ConfigError, match="no CNN at nothing.model.*regions:STORE"):
             predictor(image, question=QUESTION)
+
+    def test_boxes_from_a_coco_file(self, vqa_ckpt, tiny_world):
+        """The annotations of the image; an image that the file does not list has none."""
+        path = tiny_world / "annotations/instances_val2014.json"
+        content = json.loads(path.read_text())
+        listed = content["images"][0]
+        count = sum(a["image_id"] == listed["id"] for a in content["annotations"])
+        predictor = load_predictor(vqa_ckpt, boxes=f"coco:{path}", device="cpu")
+        found = predictor(tiny_world / "val2014" / listed["file_name"], question=QUESTION)
+        assert len(found.boxes) - 1 == count > 1
+        other = next((tiny_world / "train2014").glob("*.jpg"))
+        with pytest.raises(BoxError, match=rf"instances_val2014\.json does not list .*{other.name}"):
+            predictor(other, question=QUESTION)
 
     def test_boxes_from_a_detector(self, vqa_ckpt, image, tmp_path):
         torch.manual_seed(0)

@@ -129,15 +129,30 @@ def test_one_name_in_a_coco_file_is_not_two_images(own, capsys):
     del content["images"][1], content["annotations"][1]
     own.coco.write_text(json.dumps(content))
     assert own.run("--boxes", f"coco:{own.coco}") == 2
-    error = capsys.readouterr().err
-    assert "line 2: b/x.jpg: the source of boxes has one x.jpg" in error and "a/x.jpg too" in error
+    assert "line 2: b/x.jpg and a/x.jpg (line 1) have one name, 'x.jpg'" in capsys.readouterr().err
 
 
 def test_two_images_of_one_stem_cannot_be_looked_up_by_it(own, capsys):
     boxes = own.root / "boxes.json"
     boxes.write_text(json.dumps({"x": [[0, 0, 9, 9]], "c": [[0, 0, 9, 9]]}))
     assert own.run("--boxes", f"json:{boxes}") == 2
-    assert "line 2: b/x.jpg and a/x.jpg (line 1) have one stem" in capsys.readouterr().err
+    assert "line 2: b/x.jpg and a/x.jpg (line 1) have one name, 'x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["9", "COCO_val2014_000000000009"])
+@pytest.mark.parametrize("kind", ["json", "regions", "coco"])
+def test_an_image_of_coco_is_found_by_its_name_or_stem(own, kind, name):
+    (own.root / "c.png").rename(own.root / "COCO_val2014_000000000009.png")
+    own.write([{"image": "COCO_val2014_000000000009.png", "caption": "the box"}])
+    (own.root / "boxes.json").write_text(json.dumps({name: [[1, 2, 3, 4]]}))
+    save_regions(own.root / "store", name, Regions(torch.tensor([[1.0, 2, 3, 4]]), width=60, height=40))
+    listed = {"id": 1, "file_name": f"val2014/{int(name[-12:]):012d}.jpg", "width": 60, "height": 40}
+    annotation = {"image_id": 1, "bbox": [1, 2, 3, 3], "category_id": 7}
+    content = {"images": [listed], "annotations": [annotation], "categories": [{"id": 7}]}
+    own.coco.write_text(json.dumps(content))
+    spec = {"json": own.root / "boxes.json", "regions": own.root / "store", "coco": own.coco}[kind]
+    assert own.run("--boxes", f"{kind}:{spec}") == 0
+    assert open_regions(own.out / "train_boxes").regions("00000000").boxes.tolist() == [[1, 2, 3, 4]]
 
 
 def test_stored_regions_keep_their_features(own, capsys):

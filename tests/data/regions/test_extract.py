@@ -13,11 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from common.detect.sources import build_source
-from common.errors import DataError, RegionError
-from common.regions.box_sources import CocoBoxes, GridBoxes, ImageEntry
-from common.regions.json_store import JsonRegions, save_regions
+from common.regions.box_sources import CocoBoxes
+from common.regions.json_store import JsonRegions
 from common.regions.open import open_regions
-from common.regions.regions import Regions
 from data.extract_features import main
 from data.regions import extract as region_features
 from data.regions.extract import extract
@@ -63,121 +61,19 @@ def instances(tmp_path: Path) -> Path:
     return path
 
 
-# Box sources
-
-
-def test_coco_boxes(instances: Path) -> None:
-    source = CocoBoxes(str(instances))
-    entries = source.entries("set.zip@/train2014")
-    assert entries[0] == ImageEntry("9", "set.zip@/train2014/COCO_train2014_000000000009.jpg", (64, 48))
-    boxes = [source.boxes(entry, GRAY).boxes.tolist() for entry in entries]
-    assert boxes == [[[1.5, 2, 10.5, 21], [50, 40, 63, 47]], [[0, 0, 63, 47]], [[0, 0, 4, 4]]]
-    with pytest.raises(ValueError, match=r"is \(10, 10\), its annotation says \(64, 48\)"):
-        source.boxes(entries[0], Image.new("RGB", (10, 10)))
-
-
-def test_classes_of_a_coco_file(instances: Path) -> None:
-    content = json.loads(instances.read_text())
-    for annotation, category in zip(content["annotations"], (20, 10, 10), strict=True):
-        annotation["category_id"] = category
-    content["categories"] = [{"id": 10, "name": "dog"}, {"id": 20, "name": "cat"}]
-    instances.write_text(json.dumps(content))
-    source = CocoBoxes(str(instances), with_classes=True)
-    scores = [source.boxes(entry, GRAY).class_scores for entry in source.entries("images")]
-    assert [s.tolist() for s in scores if s is not None] == [[[0, 0, 1], [0, 1, 0]], [[1, 0, 0]], [[0, 1, 0]]]
-    assert CocoBoxes(str(instances)).boxes(source.entries("")[0], GRAY).class_scores is None
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"images": [{"id": 1}]}', '{"images": [], "annotations": [{"image_id": 4}]}']
-)
-def test_a_file_that_is_not_of_coco_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "broken.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match="broken.json"):
-        CocoBoxes(str(path))
-
-
-@pytest.fixture
-def vcr(tmp_path: Path) -> Path:
-    """Two questions about one image of 64 x 48 and one about another, which is missing."""
-    folder = tmp_path / "vcr/movie"
-    folder.mkdir(parents=True)
-    GRAY.save(folder / "a.00.51@0.jpg")
-    boxes = [[1.5, 2, 10.5, 21, 0.9], [5, 6, 7, 8, 0.8]]
-    (folder / "a.00.51@0.json").write_text(json.dumps({"boxes": boxes, "width": 64, "height": 48}))
-    (folder / "b.json").write_text(json.dumps({"boxes": [[1, 2, 3]]}))
-    rows = [{"img_fn": f"movie/{n}.jpg", "metadata_fn": f"movie/{n}.json"} for n in ("a.00.51@0", "a.00.51@0", "b")]
-    path = tmp_path / "train.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    return path
-
-
-def test_vcr_boxes(vcr: Path) -> None:
-    source = build_source(f"vcr:{vcr}")
-    entries = source.entries(f"{vcr.parent}/vcr")
-    assert [p.name for p in entries] == ["a.00.51@0", "b"]
-    assert entries[0].path == f"{vcr.parent}/vcr/movie/a.00.51@0.jpg"
-    assert source.boxes(entries[0], GRAY).boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
-    with pytest.raises(RegionError, match=r"a\.00\.51@0\.jpg is \(48, 64\), its metadata says \(64, 48\)"):
-        source.boxes(entries[0], Image.new("RGB", (48, 64)))
-    (vcr.parent / "vcr/movie/b.json").write_text('{"boxes": [1, 2]}')
-    with pytest.raises(RegionError, match=r"vcr/movie/b\.json: no list of boxes"):
-        source.boxes(entries[1], GRAY)
-    (vcr.parent / "vcr/movie/b.json").unlink()
-    with pytest.raises(RegionError, match=r"vcr/movie/b\.json"):
-        source.boxes(entries[1], GRAY)
-
-
-def test_vcr_boxes_end_in_a_store(vcr: Path, tmp_path: Path) -> None:
+def test_vcr_boxes_end_in_a_store(tmp_path: Path) -> None:
     """Named by the stem, with the feature of the whole image; what is missing is reported."""
-    source = build_source(f"vcr:{vcr}")
-    outcome = extract(source.entries(f"{vcr.parent}/vcr"), source, StubEncoder(), tmp_path / "out")
+    GRAY.save(tmp_path / "a.00.51@0.jpg")
+    boxes = [[1.5, 2, 10.5, 21, 0.9], [5, 6, 7, 8, 0.8]]
+    (tmp_path / "a.00.51@0.json").write_text(json.dumps({"boxes": boxes, "width": 64, "height": 48}))
+    rows = [{"img_fn": f"{name}.jpg", "metadata_fn": f"{name}.json"} for name in ("a.00.51@0", "b")]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = build_source(f"vcr:{tmp_path}/train.jsonl")
+    outcome = extract(source.entries(str(tmp_path)), source, StubEncoder(), tmp_path / "out")
     assert outcome.written == ["a.00.51@0"] and list(outcome.failed) == ["b"]
     got = JsonRegions(tmp_path / "out").regions("a.00.51@0")
     assert got.features[:, :4].tolist() == got.boxes.tolist() == [[1.5, 2, 10.5, 21], [5, 6, 7, 8]]
     assert got.image_feature[:4].tolist() == [0, 0, 63, 47]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2: no img_fn and metadata_fn"),
-        ('{"img_fn": "a.jpg"}', "line 2: no img_fn and metadata_fn: KeyError"),
-        ('{"img_fn": "x/a.jpg", "metadata_fn": "a.json"}', r"line 2: .*'x/a\.jpg'.* have the same stem"),
-    ],
-)
-def test_vcr_annotations_that_name_no_images(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "train.jsonl"
-    path.write_text('{"img_fn": "a.jpg", "metadata_fn": "a.json"}\n' + line + "\n")
-    with pytest.raises(RegionError, match=rf"train\.jsonl, {message}"):
-        build_source(f"vcr:{path}")
-
-
-def test_json_boxes(tmp_path: Path) -> None:
-    path = tmp_path / "boxes.json"
-    path.write_text(json.dumps({"a": [[1, 2, 3, 4]], "b": {"boxes": [[0, 0, 1, 1]], "class_scores": [[0.5, 0.5]]}}))
-    source = build_source(f"json:{path}")
-    assert source.boxes(ImageEntry("a", "a.jpg"), GRAY).boxes.tolist() == [[1, 2, 3, 4]]
-    assert source.boxes(ImageEntry("b", "b.jpg"), GRAY).class_scores.tolist() == [[0.5, 0.5]]  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match=r"boxes\.json has no boxes of c"):
-        source.boxes(ImageEntry("c", "c.jpg"), GRAY)
-
-
-def test_boxes_of_region_files_keep_their_scores(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    save_regions(tmp_path / "old", "a", Regions(torch.ones(1, 4), class_scores=torch.ones(1, 3), width=64, height=48))
-    source = build_source(f"regions:{tmp_path}/old")
-    assert source.boxes(ImageEntry("a", "a.jpg"), GRAY).class_scores is not None
-    with pytest.raises(ValueError, match=r"its regions are of \(64, 48\)"):
-        source.boxes(ImageEntry("a", "a.jpg"), Image.new("RGB", (48, 64)))
-
-
-def test_grid_boxes() -> None:
-    got = GridBoxes(1, 2).boxes(ImageEntry("a", "a.jpg"), GRAY).boxes
-    assert got.tolist() == [[0, 0, 31, 47], [32, 0, 63, 47]]
-    with pytest.raises(ValueError, match="unknown box source 'grid:0'; there are: coco:"):
-        build_source("grid:0")
 
 
 # The program
@@ -207,6 +103,38 @@ def test_extract_goes_on_after_a_stop(images: Path, instances: Path, tmp_path: P
     assert encode.batches == [1, 1]
     assert (out / "30.json").read_bytes() == complete
     assert sorted(p.name for p in out.iterdir()) == ["25.json", "30.json", "9.json"]
+
+
+def test_files_named_by_the_stem_are_not_made_again(
+    images: Path, tmp_path: Path, stub: StubEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier versions named images of COCO by the stem, unless a COCO file listed them."""
+    out = tmp_path / "out"
+    args = ["--images", str(images), "--boxes", "grid:2x2", "--out", str(out), "--random-weights", "--workers", "0"]
+    assert main(args) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["25.json", "30.json", "9.json"]
+    for i in (9, 30):
+        (out / f"{i}.json").rename(out / f"COCO_train2014_{i:012d}.json")
+    (out / "25.json").unlink()
+    assert main(args) == 0
+    assert "1 written, 2 already there, 0 failed" in capsys.readouterr().out
+    assert (out / "25.json").exists() and not (out / "9.json").exists()
+    assert main(["--check", str(out), "--images", str(images)]) == 0
+    assert "3 images checked, 0 problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("boxes", ["coco", "grid:2x2"])
+def test_two_images_of_one_name_are_refused_before_any_work(
+    images: Path, tmp_path: Path, stub: StubEncoder, boxes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GRAY.save(images / "000000000009.jpg")
+    files = ["COCO_train2014_000000000009.jpg", "000000000009.jpg"]
+    listed = [{"id": i, "file_name": file, "width": 64, "height": 48} for i, file in enumerate(files)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": listed, "annotations": []}))
+    spec = f"coco:{tmp_path}/coco.json" if boxes == "coco" else boxes
+    assert main(["--images", str(images), "--boxes", spec, "--out", f"{tmp_path}/out", "--random-weights"]) == 2
+    error = capsys.readouterr().err
+    assert all(file in error for file in files) and not (tmp_path / "out").exists() and not stub.batches
 
 
 def test_stop_in_the_middle_leaves_only_whole_files(images: Path, instances: Path, tmp_path: Path) -> None:
