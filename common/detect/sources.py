@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.transforms.functional import to_tensor
 
-from common.detect.selection import select_boxes
+from common.detect.selection import class_confidence, select_boxes
 from common.regions.arguments import DEFAULT_LIMITS, SOURCES, DetectorLimits
 from common.regions.box_sources import (
     BoxSource,
@@ -58,8 +58,11 @@ class TorchvisionBoxes(BoxSource):
         height, width = images.image_sizes[0]
         boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
         limits = self._limits
-        keep = select_boxes(boxes, scores, limits.min_boxes, limits.max_boxes, limits.threshold)
-        return Regions(boxes[keep].cpu(), class_scores=scores[keep].cpu())
+        boxes, scores = boxes.cpu(), scores.cpu()
+        keep = select_boxes(
+            class_confidence(boxes, scores), limits.min_boxes, limits.max_boxes, limits.threshold
+        )
+        return Regions(boxes[keep], class_scores=scores[keep])
 
 
 def build_source(

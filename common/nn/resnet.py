@@ -73,7 +73,8 @@ def build_layer(
 class ResNetC4(nn.Module):
     """Stem and layer1..layer3: images [B, 3, h, w] -> [B, 1024, h / 16, w / 16].
 
-    block: class of the residual blocks. Raises ValueError for a depth other than 50, 101 and 152.
+    block: class of the residual blocks. caffe_pool: the stem pools without padding and with the output size rounded up,
+    as Caffe does. Raises ValueError for a depth other than 50, 101 and 152.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ResNetC4(nn.Module):
         stride_in_1x1: bool = False,
         frozen_bn: bool = True,
         block: type[Bottleneck] = Bottleneck,
+        caffe_pool: bool = False,
     ) -> None:
         super().__init__()
         if num_layers not in BLOCKS:
@@ -90,6 +92,7 @@ class ResNetC4(nn.Module):
         n1, n2, n3, _ = BLOCKS[num_layers]
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(64)
+        self.caffe_pool = caffe_pool
         self.layer1 = build_layer(n1, 64, 64, 1, 1, stride_in_1x1, norm, block)
         self.layer2 = build_layer(n2, 256, 128, 2, 1, stride_in_1x1, norm, block)
         self.layer3 = build_layer(n3, 512, 256, 2, 1, stride_in_1x1, norm, block)
@@ -97,10 +100,14 @@ class ResNetC4(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))  # (B, 64, h / 2, w / 2)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)  # (B, 64, h / 4, w / 4)
+        x = self.stem_pool(x)  # (B, 64, h / 4, w / 4)
         x = self.layer1(x)  # (B, 256, h / 4, w / 4)
         x = self.layer2(x)  # (B, 512, h / 8, w / 8)
         return self.layer3(x)  # (B, 1024, h / 16, w / 16)
+
+    def stem_pool(self, x: Tensor) -> Tensor:
+        """The max pooling of the stem: [B, 64, h, w] -> [B, 64, h / 2, w / 2]."""
+        return F.max_pool2d(x, 3, stride=2, padding=0 if self.caffe_pool else 1, ceil_mode=self.caffe_pool)
 
     def stage(self, number: int) -> list[nn.Module]:
         """Modules of stage 1 (the stem) to 4 (layer3), as NETWORK.IMAGE_FROZEN_BACKBONE_STAGES counts them."""

@@ -24,7 +24,7 @@ class FastResNetC4(ResNetC4):
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
         x = conv_norm_relu(images, self.conv1, self.bn1)  # (B, 64, h / 2, w / 2)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)  # (B, 64, h / 4, w / 4)
+        x = self.stem_pool(x)  # (B, 64, h / 4, w / 4)
         return self.layer3(self.layer2(self.layer1(x)))
 
 
