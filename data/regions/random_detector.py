@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from common.detect.weights import DetectorSizes
 
-CLASS_GAIN = 8.0  # of the class scores: the larger, the more boxes have a class of high probability
+CLASS_GAIN, ATTRIBUTE_GAIN = 16.0, 4.0  # of the scores: the larger, the more boxes have a class of high probability
+SPREAD = 3.0  # standard deviation of torchvision's class scores between boxes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,8 +64,36 @@ def random_state(sizes: DetectorSizes, seed: int) -> dict[str, Tensor]:
     for leaf in ("weight", "bias"):
         state[f"rpn.deltas.{leaf}"] *= 0.2
         state[f"cls_score.{leaf}"] *= CLASS_GAIN
+        state[f"attr_score.{leaf}"] *= ATTRIBUTE_GAIN
+    state["cls_score.bias"] -= state["cls_score.weight"] @ _mean_feature(state, sizes.num_layers, generator)
     counters = [key.replace("running_mean", "num_batches_tracked") for key in state if key.endswith("running_mean")]
     return state | {key: torch.tensor(0) for key in counters}
+
+
+def _mean_feature(state: Mapping[str, Tensor], num_layers: int, generator: Generator) -> Tensor:
+    """The mean pool5 of boxes in an image of noise. Features are positive: without it, one class has most boxes."""
+    import torch
+    from torchvision.ops import roi_pool
+
+    from common.nn.resnet import ResNetC4, build_c5
+
+    with torch.device("meta"):
+        trunk, head = ResNetC4(num_layers, stride_in_1x1=True), build_c5(True, True, True)
+    for module, prefix in ((trunk, "backbone."), (head, "head.")):
+        own = {key: state.get(prefix + key, torch.tensor(0)) for key in module.state_dict()}
+        module.load_state_dict(own, assign=True)
+    with torch.no_grad():
+        features = trunk(255 * _noise(generator) - 117)  # (1, 1024, 20, 27)
+        boxes = torch.tensor([[0, x, y, x + 150, y + 150] for x in (0, 135, 270) for y in (0, 80, 160)])
+        return head(roi_pool(features, boxes.float(), 14, 1 / 16)).mean((0, 2, 3))
+
+
+def _noise(generator: Generator) -> Tensor:
+    """A smooth image of random colours, [1, 3, 320, 432] in 0..1."""
+    import torch
+    import torch.nn.functional as F
+
+    return F.interpolate(torch.rand(1, 3, 10, 14, generator=generator), size=(320, 432), mode="bilinear")
 
 
 def _random(key: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
@@ -100,12 +129,18 @@ def torchvision_state(seed: int) -> dict[str, Tensor]:
     import torch
     from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
-    for key, value in state.items():
-        if key.endswith("bn3.weight"):
-            value.fill_(0.2)
-    state["rpn.head.cls_logits.weight"] *= 10
-    state["roi_heads.box_predictor.cls_score.weight"] *= 10
-    return state
+        model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).eval()
+        for name, value in model.named_buffers():
+            if name.endswith("bn3.weight"):
+                value.fill_(0.2)  # of what a block adds to its shortcut
+        images, _ = model.transform([_noise(torch.Generator().manual_seed(seed))[0]])
+        maps = model.backbone(images.tensors)
+        proposals, _ = model.rpn(images, maps)
+        heads = model.roi_heads
+        features = heads.box_head(heads.box_roi_pool(maps, proposals, images.image_sizes))  # (1000, 1024)
+        scores = heads.box_predictor.cls_score
+        scores.weight *= SPREAD / (features @ scores.weight.T).std(0).mean()
+        scores.bias -= scores.weight @ features.mean(0)
+    return model.state_dict()
