@@ -159,11 +159,11 @@ def detector_table(sizes: DetectorSizes, lettered: bool = False) -> Iterator[Ent
     """
     for conv, norm, caffe, port, shape in _convolutions(sizes.num_layers, lettered):
         yield Entry(f"{conv}.weight", f"{caffe}.0", f"{port}.weight", shape)
-        caffe_norm, caffe_scale = (f"{new}_conv1" if caffe == "conv1" else new + caffe[3:] for new in ("bn", "scale"))
-        leaves = {"weight": (caffe_scale, 0), "bias": (caffe_scale, 1)}
-        leaves |= {"running_mean": (caffe_norm, 0), "running_var": (caffe_norm, 1)}
-        for leaf, (layer, blob) in leaves.items():
-            yield Entry(f"{norm}.{leaf}", f"{layer}.{blob}", f"{port}.norm.{leaf}", shape[:1])
+        rest = "_conv1" if caffe == "conv1" else caffe.removeprefix("res")  # bn_conv1, bn2a_branch1
+        leaves = {"weight": f"scale{rest}.0", "bias": f"scale{rest}.1"}
+        leaves |= {"running_mean": f"bn{rest}.0", "running_var": f"bn{rest}.1"}
+        for leaf, blob in leaves.items():
+            yield Entry(f"{norm}.{leaf}", blob, f"{port}.norm.{leaf}", shape[:1])
     rpn, heads = "proposal_generator.rpn_head", "roi_heads.box_predictor"
     anchors, classes, attributes = NUM_ANCHORS, sizes.num_classes, sizes.num_attributes
     trunk = 256 * EXPANSION

@@ -31,7 +31,8 @@ MAX_FIELDS = 1_000_000  # a run of numbers counts as one field; a real model has
 def read_caffemodel(path: str | Path) -> dict[str, list[np.ndarray]]:
     """Returns the blobs of every layer that has any: {layer name: [blob 0, blob 1, ...]}, float32, shape as stored.
 
-    A blob with the deprecated fields num, channels, height and width has these 4 dimensions. Doubles are rounded.
+    A blob with the deprecated fields num, channels, height and width has these 4 dimensions. Doubles are rounded,
+    to infinity where they are too large.
     Raises FileNotFoundError without the file. Raises CheckpointError with the byte offset for a damaged or truncated
     file, for a file of another format, for a file without blobs and for two layers of one name that have blobs.
     """
@@ -251,4 +252,5 @@ def _shaped(reader: _Reader, blob: _Field, what: str, pieces: list[np.ndarray], 
     if any(size < 0 for size in shape) or math.prod(shape) != count or not count:
         raise reader.error(blob.at, f"{what} has {count} numbers, its shape is {shape}")
     numbers = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return np.require(numbers, np.float32, ["C", "A"]).reshape(shape)
+    with np.errstate(over="ignore"):  # of doubles that are no floats
+        return np.require(numbers, np.float32, ["C", "A"]).reshape(shape)

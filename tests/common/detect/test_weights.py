@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.detect.weights import (
+    DOCUMENT,
     METADATA,
     DetectorSizes,
     detector_table,
@@ -27,6 +28,7 @@ from common.nn.resnet import ResNetC4, build_c5
 from data.regions.convert_detector import resnet_state
 from tests import caffe_files
 from tests.detector_files import as_caffe, as_port, assert_equal
+from tests.paths import ROOT
 
 SIZES = DetectorSizes(50, num_classes=11, num_attributes=5)
 
@@ -56,6 +58,14 @@ def test_the_table_has_every_tensor_of_the_trunk_and_the_head():
         wanted = {k: tuple(v.shape) for k, v in modules.items() if not k.endswith("num_batches_tracked")}
         assert {k: v for k, v in entries.items() if k.startswith(("backbone.", "head."))} == wanted
         assert len(entries) == len(wanted) + 15
+
+
+def test_the_published_files_have_the_size_that_the_document_states():
+    entries = list(detector_table(DetectorSizes()))
+    counters = sum(entry.key.endswith("running_mean") for entry in entries)
+    text = (ROOT / DOCUMENT).read_text(encoding="utf-8")
+    assert f"`{len(entries) + counters} tensors loaded`" in text
+    assert f"{4 * sum(math.prod(entry.shape) for entry in entries) / 1e6:.0f} MB" in text
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,12 @@ def test_doubles_are_rounded(tmp_path):
     assert_blobs(layers["a"], np.array([1 / 3], np.float32))
 
 
+@pytest.mark.filterwarnings("error")
+def test_doubles_beyond_the_floats_are_infinite(tmp_path):
+    layers = read(tmp_path, caffe.layer("a", caffe.blob_shape([1]) + caffe.doubles(np.array([1e300]))))
+    assert_blobs(layers["a"], np.array([np.inf], np.float32))
+
+
 def test_unpacked_dimensions(tmp_path):
     shape = caffe.message(7, caffe.integer(1, 2) + caffe.integer(1, 2))
     assert_blobs(read(tmp_path, caffe.layer("a", shape + caffe.packed(BIAS)))["a"], BIAS.reshape(2, 2))
