@@ -6,7 +6,7 @@ Every form is mapped to the state dict of VisualGenomeDetector by one table, `de
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,18 +30,24 @@ DOCUMENT = "model/pretrained_model/PREPARE_PRETRAINED_MODELS.md"
 RIGHT_FILES = "resnet101_faster_rcnn_final.caffemodel or bua-caffe-frcn-r101_with_attributes.pth"
 METADATA = {"format": "visual-genome-detector", "version": "1"}  # of our own safetensors files
 
-NUM_ANCHORS = 12
-RPN_CHANNELS, EMBEDDING, ATTRIBUTE_CHANNELS = 512, 256, 512
-FEATURE = 512 * EXPANSION  # pool5
+NUM_ANCHORS, RPN_CHANNELS = 12, 512
+FEATURE = 512 * EXPANSION  # width of pool5
+SIZED_LAYERS = ("cls_score", "attr_score", "cls_embedding", "fc_attr")  # their weights decide DetectorSizes
 
 
 @dataclass(frozen=True)
 class DetectorSizes:
-    """num_classes: objects and the background. num_attributes: attributes and "none"."""
+    """The arguments of VisualGenomeDetector that a weight file decides.
+
+    num_classes: objects and the background. num_attributes: attributes and "no attribute". embedding_dim, hidden_dim:
+    of the attribute head.
+    """
 
     num_layers: int = 101
     num_classes: int = 1601
     num_attributes: int = 401
+    embedding_dim: int = 256
+    hidden_dim: int = 512
 
 
 @dataclass
@@ -70,10 +76,7 @@ def load_detector(path: str | Path, parts: Parts = PLAIN) -> tuple[VisualGenomeD
     from common.detect.network import VisualGenomeDetector
 
     weights = read_detector(path)
-    sizes = weights.sizes
-    network = VisualGenomeDetector(
-        num_layers=sizes.num_layers, num_classes=sizes.num_classes, num_attributes=sizes.num_attributes, parts=parts
-    )
+    network = VisualGenomeDetector(**asdict(weights.sizes), parts=parts)
     load_model(network, weights.state, str(path))
     return network.eval(), weights_report(weights, path)
 
@@ -107,7 +110,7 @@ def from_caffe(blobs: Mapping[str, Sequence[np.ndarray]], source: str) -> Detect
     blocks = [name for name in given if name.startswith("res4") and name.endswith("_branch2a.0")]
     lettered = "res4b_branch2a.0" in given
     depth = _depth(_block_number(name, lettered) + 1 for name in blocks)
-    sizes = DetectorSizes(depth, _rows(given, "cls_score.0", 1601), _rows(given, "attr_score.0", 401))
+    sizes = _sizes(given, depth, {f"{layer}.0": layer for layer in SIZED_LAYERS})
     table = list(detector_table(sizes, lettered))
     _drop_leading_ones(given, {entry.caffe: entry.shape for entry in table})
     return _take(given, {entry.key: (entry.caffe, entry.shape) for entry in table}, sizes, source)
@@ -121,10 +124,10 @@ def from_state(given: Mapping[str, Tensor], source: str) -> DetectorWeights:
     own = "rpn.objectness.weight" in given
     stage = "backbone.layer3." if own else "backbone.res4."
     depth = _depth(int(number) + 1 for k in given if k.startswith(stage) and (number := k.split(".")[2]).isdigit())
-    prefix = "" if own else "roi_heads.box_predictor."
-    attributes = "attr_score" if own else "attr_linear2"
-    classes = _rows(given, f"{prefix}cls_score.weight", 1601)
-    sizes = DetectorSizes(depth, classes, _rows(given, f"{prefix}{attributes}.weight", 401))
+    heads = {f"{layer}.weight": layer for layer in SIZED_LAYERS}
+    if not own:
+        heads = {e.port: heads[e.key] for e in detector_table(DetectorSizes()) if e.key in heads}
+    sizes = _sizes(given, depth, heads)
     names = {e.key: (e.key if own else e.port, e.shape) for e in detector_table(sizes)}
     return _take(dict(given), names, sizes, source)
 
@@ -164,24 +167,22 @@ def detector_table(sizes: DetectorSizes, lettered: bool = False) -> Iterator[Ent
         leaves |= {"running_mean": f"bn{rest}.0", "running_var": f"bn{rest}.1"}
         for leaf, blob in leaves.items():
             yield Entry(f"{norm}.{leaf}", blob, f"{port}.norm.{leaf}", shape[:1])
-    rpn, heads = "proposal_generator.rpn_head", "roi_heads.box_predictor"
-    anchors, classes, attributes = NUM_ANCHORS, sizes.num_classes, sizes.num_attributes
-    trunk = 256 * EXPANSION
-    yield from _with_bias("rpn.conv", "rpn_conv/3x3", f"{rpn}.conv", (RPN_CHANNELS, trunk, 3, 3))
-    yield from _with_bias(
-        "rpn.objectness", "rpn_cls_score", f"{rpn}.objectness_logits", (2 * anchors, RPN_CHANNELS, 1, 1)
+    rpn, box = "proposal_generator.rpn_head", "roi_heads.box_predictor"
+    classes, feature_map = sizes.num_classes, 256 * EXPANSION
+    weights = (
+        ("rpn.conv", "rpn_conv/3x3", f"{rpn}.conv", (RPN_CHANNELS, feature_map, 3, 3)),
+        ("rpn.objectness", "rpn_cls_score", f"{rpn}.objectness_logits", (2 * NUM_ANCHORS, RPN_CHANNELS, 1, 1)),
+        ("rpn.deltas", "rpn_bbox_pred", f"{rpn}.anchor_deltas", (4 * NUM_ANCHORS, RPN_CHANNELS, 1, 1)),
+        ("cls_score", "cls_score", f"{box}.cls_score", (classes, FEATURE)),
+        ("bbox_pred", "bbox_pred", f"{box}.bbox_pred", (4 * classes, FEATURE)),
+        ("cls_embedding", "cls_embedding", f"{box}.cls_embed", (classes, sizes.embedding_dim)),
+        ("fc_attr", "fc_attr", f"{box}.attr_linear1", (sizes.hidden_dim, FEATURE + sizes.embedding_dim)),
+        ("attr_score", "attr_score", f"{box}.attr_linear2", (sizes.num_attributes, sizes.hidden_dim)),
     )
-    yield from _with_bias("rpn.deltas", "rpn_bbox_pred", f"{rpn}.anchor_deltas", (4 * anchors, RPN_CHANNELS, 1, 1))
-    yield from _with_bias("cls_score", "cls_score", f"{heads}.cls_score", (classes, FEATURE))
-    yield from _with_bias("bbox_pred", "bbox_pred", f"{heads}.bbox_pred", (4 * classes, FEATURE))
-    yield Entry("cls_embedding.weight", "cls_embedding.0", f"{heads}.cls_embed.weight", (classes, EMBEDDING))
-    yield from _with_bias("fc_attr", "fc_attr", f"{heads}.attr_linear1", (ATTRIBUTE_CHANNELS, FEATURE + EMBEDDING))
-    yield from _with_bias("attr_score", "attr_score", f"{heads}.attr_linear2", (attributes, ATTRIBUTE_CHANNELS))
-
-
-def _with_bias(key: str, caffe: str, port: str, shape: tuple[int, ...]) -> Iterator[Entry]:
-    yield Entry(f"{key}.weight", f"{caffe}.0", f"{port}.weight", shape)
-    yield Entry(f"{key}.bias", f"{caffe}.1", f"{port}.bias", shape[:1])
+    for key, caffe, port, shape in weights:
+        yield Entry(f"{key}.weight", f"{caffe}.0", f"{port}.weight", shape)
+        if key != "cls_embedding":
+            yield Entry(f"{key}.bias", f"{caffe}.1", f"{port}.bias", shape[:1])
 
 
 def _convolutions(num_layers: int, lettered: bool) -> Iterator[tuple[str, str, str, str, tuple[int, ...]]]:
@@ -223,9 +224,17 @@ def _depth(blocks: Iterator[int]) -> int:
     return next((depth for depth in sorted(BLOCKS) if BLOCKS[depth][2] >= num_blocks), max(BLOCKS))
 
 
-def _rows(given: Mapping[str, Tensor], name: str, default: int) -> int:
-    """Rows of a matrix, which may have leading dimensions of 1."""
-    return given[name].shape[-2] if name in given and given[name].ndim > 1 else default
+def _sizes(given: Mapping[str, Tensor], num_layers: int, heads: Mapping[str, str]) -> DetectorSizes:
+    """The sizes of a file. heads: {name of a matrix in the file: its layer}; one that is missing has the usual size."""
+    shapes = {layer: given[name].shape[-2:] for name, layer in heads.items() if name in given and given[name].ndim > 1}
+    usual = DetectorSizes()
+    return DetectorSizes(
+        num_layers,
+        num_classes=shapes["cls_score"][0] if "cls_score" in shapes else usual.num_classes,
+        num_attributes=shapes["attr_score"][0] if "attr_score" in shapes else usual.num_attributes,
+        embedding_dim=shapes["cls_embedding"][1] if "cls_embedding" in shapes else usual.embedding_dim,
+        hidden_dim=shapes["fc_attr"][0] if "fc_attr" in shapes else usual.hidden_dim,
+    )
 
 
 def _caffe_tensors(blobs: Mapping[str, Sequence[np.ndarray]], source: str) -> State:

@@ -94,8 +94,8 @@ def test_names(key, caffe, port):
 
 
 @pytest.mark.parametrize("layers", [50, 101, 152])
-def test_the_depth_and_the_classes_are_read_from_the_file(layers):
-    sizes = DetectorSizes(layers, num_classes=3, num_attributes=2)
+def test_the_sizes_are_read_from_the_file(layers):
+    sizes = DetectorSizes(layers, num_classes=3, num_attributes=2, embedding_dim=6, hidden_dim=4)
     state = numbered(sizes)
     for weights in (
         from_caffe(as_caffe(state, sizes), "f"),
