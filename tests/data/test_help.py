@@ -7,7 +7,16 @@ import pytest
 
 from tests.paths import ROOT
 
-DATA = ("captions_download", "captions_files", "captions_own", "extract_features", "random_backbone", "scenes")
+DATA = (
+    "captions_download",
+    "captions_files",
+    "captions_own",
+    "convert_detector",
+    "extract_features",
+    "random_backbone",
+    "random_detector",
+    "scenes",
+)
 COMMANDS = [*(f"data.{name}" for name in DATA), "viz.attention", "viz.serve", "common.doctor", "common.export"]
 
 
