@@ -11,8 +11,9 @@ A read touches only the bytes of its image. Features stay lazy (see `common.regi
                     image_features.bin      dtype [N, 2048]
                     mean_features.bin       float32 [N, 2048], the mean of the features of each image
                     class_scores.bin        dtype [rows, classes]
+                    attribute_scores.bin    dtype [rows, attributes]
 
-The last four are optional. The means are there where features are and image features are not.
+The last five are optional. The means are there where features are and image features are not.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from common.errors import RegionError
 from common.files.atomic import new_folder
 from common.regions.arguments import DTYPES
 from common.regions.lazy_features import FeatureFile, LazyFeatures
-from common.regions.regions import Regions, RegionStore, check_shapes
+from common.regions.regions import Regions, RegionStore, check_finite_boxes, check_shapes
 
 FORMAT = 1
 _FILES = {
@@ -39,6 +40,7 @@ _FILES = {
     "features": "features.bin",
     "image_feature": "image_features.bin",
     "class_scores": "class_scores.bin",
+    "attribute_scores": "attribute_scores.bin",
     "mean": "mean_features.bin",
 }
 _PER_IMAGE = ("image_feature", "mean")
@@ -77,9 +79,11 @@ class PackedRegions(RegionStore):
         regions = Regions(
             boxes=self._read("boxes", slice(start, stop)),
             class_scores=self._read_optional("class_scores", slice(start, stop)),
+            attribute_scores=self._read_optional("attribute_scores", slice(start, stop)),
             width=width,
             height=height,
         )
+        check_finite_boxes(regions.boxes, f"{self.path}: {name}")
         if with_features:
             if "features" in self._lazy:
                 regions.features = LazyFeatures(
@@ -141,7 +145,7 @@ def pack(
 ) -> PackedRegions:
     """Writes all images of `source` as a packed store, which appears under its name when it is complete.
 
-    out: a folder ending in `.packed`. dtype: "float32" (exact) or "float16", of features and class scores; boxes stay
+    out: a folder ending in `.packed`. dtype: "float32" (exact) or "float16", of features and scores; boxes stay
     float32. info: kept in meta.json. overwrite: replace a store that exists.
     Raises RegionError naming an image that is damaged, lacks the first one's fields or does not fit into float16;
     FileExistsError if `out` exists.
@@ -194,7 +198,7 @@ def _stored_arrays(regions: Regions, name: str, dtype: np.dtype) -> dict[str, np
     """The arrays of one image by the key of their file. Raises RegionError naming the image."""
     check_shapes(regions, name)
     arrays = {"boxes": regions.boxes.numpy().astype("<f4")}
-    for key in ("features", "image_feature", "class_scores"):
+    for key in ("features", "image_feature", "class_scores", "attribute_scores"):
         if (value := getattr(regions, key)) is not None:
             arrays[key] = _cast(value.numpy(), dtype, f"{name}: {key}")
     if "features" in arrays and "image_feature" not in arrays:

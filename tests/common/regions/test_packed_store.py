@@ -80,3 +80,13 @@ def test_truncated_packed_store_is_named(folder: Path) -> None:
     (path / "features.bin").write_bytes(data[:-4])
     with pytest.raises(RegionError, match=r"features\.bin: 49148 bytes, the index says 49152"):
         PackedRegions(path)
+
+
+def test_a_stored_box_that_is_not_finite_is_named(folder: Path) -> None:
+    path = Path(as_packed(folder).path)
+    with (path / "boxes.bin").open("r+b") as boxes:  # image 10 has the first two boxes
+        boxes.seek(4 * 4)
+        boxes.write(b"\x00\x00\xc0\x7f")
+    with pytest.raises(RegionError, match=r"regions\.packed: 10: box 2 of 2 is not finite: \[nan"):
+        PackedRegions(path).regions(10, with_features=False)
+    assert PackedRegions(path).regions(9).boxes.isfinite().all()
