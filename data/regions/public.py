@@ -281,8 +281,8 @@ class NpzImages(PublicImages):
     def _image_size(self, name: str, where: str) -> tuple[int, int]:
         if self._image_files is None:
             raise RegionError(
-                f"{where}: boxes are fractions of the image and its size is not stored; add --images DIR, the folder of "
-                "the image files"
+                f"{where}: boxes are fractions of the image and its size is not stored; add --images DIR, the folder "
+                "of the image files"
             )
         if name not in self._image_files:
             raise RegionError(f"{where}: no image {name} among the {len(self._image_files)} files of --images")
