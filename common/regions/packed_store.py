@@ -35,7 +35,7 @@ from torch import Tensor
 from common.errors import RegionError
 from common.files.atomic import new_folder
 from common.regions.arguments import DTYPES
-from common.regions.lazy_features import FeatureFile, LazyFeatures
+from common.regions.lazy_features import FeatureFile, LazyFeatures, read_features
 from common.regions.regions import Regions, RegionStore, check_finite_boxes, check_shapes
 
 FORMAT = 1
@@ -302,10 +302,10 @@ def _stored_arrays(regions: Regions, name: str, dtype: str) -> dict[str, np.ndar
         if value is not None:
             _check_range(value.numpy(), dtype, f"{name}: {key}")
             arrays[key] = _little_endian(value, dtype)
-    if "features" in arrays and "image_feature" not in arrays:
+    if regions.features is not None and regions.image_feature is None:
         # Stands for the whole image. Of the features as they are stored, so that reading them gives the same mean.
-        mean = torch.from_numpy(arrays["features"].astype(np.float32, copy=False)).mean(0)
-        arrays["mean"] = _little_endian(mean, "float32")
+        stored = read_features(regions.features).to(getattr(torch, dtype)).float()
+        arrays["mean"] = _little_endian(stored.mean(0), "float32")
     return arrays
 
 

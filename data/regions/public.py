@@ -152,7 +152,8 @@ def _image_id(line: bytes, where: str) -> str:
         text = image_id.decode("utf-8")
     except UnicodeDecodeError:
         text = ""
-    if not text or len(text) > 500:
+    # --unpack names files by the id.
+    if not text or len(text) > 250 or not text.isprintable() or "/" in text:
         raise RegionError(f"{where}: no image id in the first column, got {image_id[:40]!r}")
     return text
 

@@ -155,6 +155,7 @@ WITHOUT_END = r" \(it has no line end; is the file cut off\?\)"
         (lambda row: lines([*row, ""]), ": 7 columns"),
         (lambda row: "some text\n", ": 1 columns"),
         (changed(0, ""), ": no image id"),
+        (changed(0, "../../a"), ": no image id in the first column, got b'../../a'"),
         (changed(4, "AAAAA"), ": boxes: no base64 text of 5 characters"),
         (changed(4, "AAAA"), ": boxes has 3 bytes, num_boxes 2 means 2 x 4 float32 = 32 bytes"),
         (changed(3, "3"), ": boxes has 32 bytes, num_boxes 3 means 3 x 4 float32 = 48 bytes"),
