@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks import loading, parts
+    from benchmarks import loading, packing, parts
     from benchmarks.measure import device_name, matmul_peak
     from benchmarks.steps import HEADER, SPLIT_HEADER, WORKLOADS, measure, rows, split_rows
     from common.files.atomic import write_text
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "loader": (["", "regions from", "samples/s", "x JSON"], lambda: loading.measure_loader(args.rounds)),
         "pixels": (["step", "how", "ms", "same values"], lambda: loading.measure_pixels(args.rounds)),
         "start": (["what", "seconds", "GiB"], loading.measure_start),
+        "packing": (packing.HEADER, lambda: packing.measure_packing(args.rounds)),
     }
     unknown = set(args.suite or []) - {*WORKLOADS, *others}
     if unknown:

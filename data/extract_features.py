@@ -3,6 +3,7 @@
     python -m data.extract_features --images DIR --boxes coco:INSTANCES.json --weights RESNET.model --out DIR [--packed]
     python -m data.extract_features --check STORE [--images DIR] [--boxes coco:INSTANCES.json]
     python -m data.extract_features --pack STORE --out NAME.packed [--dtype float16]
+    python -m data.extract_features --pack FILE.tsv|DIR --out NAME.packed [--dtype float16] [--images DIR]
     python -m data.extract_features --unpack NAME.packed --out DIR
 
 The same command continues a stopped run: images with a valid region file are skipped. An image that cannot be read is
@@ -35,14 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from data.regions.extract import run_check, run_extract, run_pack, run_unpack  # torch is slow to import
+    from data.regions.extract import run_check, run_extract, run_unpack  # torch is slow to import
+    from data.regions.pack import run_pack
 
     if args.check:
         return run_check(args.check, args.images, args.boxes)
     if not args.out:
         raise ValueError("--out is missing")
     if args.pack:
-        run_pack(args.pack, args.out, args.dtype)
+        run_pack(args.pack, args.out, args.dtype, args.images)
         return 0
     if args.unpack:
         run_unpack(args.unpack, args.out)
@@ -82,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", metavar="STORE", help="validate a folder, zip or packed store")
-    mode.add_argument("--pack", metavar="STORE", help="convert a folder or zip of JSON to a packed store")
+    mode.add_argument("--pack", metavar="STORE", help="convert JSON, TSV or .npz files to a packed store")
     mode.add_argument("--unpack", metavar="STORE", help="convert a packed store to a folder of JSON")
     parser.add_argument("--images", help="folder of images, or ARCHIVE.zip@/FOLDER")
     parser.add_argument("--boxes", help=f"where boxes come from: {SOURCES}")

@@ -231,6 +231,8 @@ class ConceptualCaptions(CaptionDataset):
         # By the highest score, that of the background too, as in the release (original 5.3).
         order = torch.from_numpy(np.argsort(scores.max(dim=1).values.numpy())[::-1].copy())
         regions.boxes, regions.class_scores = regions.boxes[order], scores[order]
+        if regions.attribute_scores is not None:
+            regions.attribute_scores = regions.attribute_scores[order]
         if regions.features is not None:
             regions.features = select_features(regions.features, order)
         return regions

@@ -77,10 +77,18 @@ def find_proposals(
     boxes = clip(decode(grid_anchors(*prob.shape[2:], prob.device), moves), *size)
     large = (boxes[:, 2:] - boxes[:, :2] + 1 >= 16 * torch.tensor(scale, dtype=torch.float32).item()).all(dim=1)
     boxes, scores = boxes[large], scores[large]
-    order = scores.argsort(descending=True, stable=True)[:num_candidates]
+    order = _ranking(scores)[:num_candidates]
+    order = order[_ranking(scores[order])]  # the original sorts again for NMS, which moves equal scores
     boxes, scores = boxes[order], scores[order]
     kept = suppress(boxes, scores)[:num_kept]
     return Proposals(boxes[kept], scores[kept])
+
+
+def _ranking(scores: Tensor) -> Tensor:
+    """int64 indices of scores [N] from the best to the worst. Equal scores have the order of NumPy's default sort,
+    reversed, as in the original: it decides which of two boxes survives."""
+    order = scores.cpu().numpy().argsort()[::-1]
+    return torch.from_numpy(order.copy()).to(scores.device)
 
 
 def suppress(boxes: Tensor, scores: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def check(
 
 def _faults(regions: Regions, size: tuple[int, int] | None) -> list[str]:
     messages = []
-    for key in ("boxes", "features", "image_feature", "class_scores"):
+    for key in ("boxes", "features", "image_feature", "class_scores", "attribute_scores"):
         tensor = getattr(regions, key)
         if tensor is not None and not torch.isfinite(tensor).all():
             messages.append(f"{key} has {int((~torch.isfinite(tensor)).sum())} values that are not finite")
@@ -65,6 +65,7 @@ def _faults(regions: Regions, size: tuple[int, int] | None) -> list[str]:
     if width and height and bool(((x1 < 0) | (y1 < 0) | (x2 > width) | (y2 > height)).any()):
         messages.append(f"a box lies outside the {width} x {height} image")
     # Pretraining drops the target of a region whose scores do not sum to 1 within 0.1 (original 7.8).
-    if regions.class_scores is not None and bool(((regions.class_scores.sum(1) - 1).abs() >= 0.1).any()):
-        messages.append("class scores of a box do not sum to 1")
+    for what, scores in (("class", regions.class_scores), ("attribute", regions.attribute_scores)):
+        if scores is not None and bool(((scores.sum(1) - 1).abs() >= 0.1).any()):
+            messages.append(f"{what} scores of a box do not sum to 1")
     return messages

@@ -18,7 +18,7 @@ from common.errors import RegionError
 from common.files.archives import exists, list_files, read_bytes
 from common.files.atomic import atomic_write, new_folder
 from common.regions.lazy_features import read_features
-from common.regions.regions import FEATURE_DIM, Regions, RegionStore, check_shapes
+from common.regions.regions import FEATURE_DIM, Regions, RegionStore, check_finite_boxes, check_shapes
 
 
 class JsonRegions(RegionStore):
@@ -53,7 +53,7 @@ def read_region_json(data: bytes, name: str, with_features: bool = True) -> Regi
     """Parses one JSON file. The tensors own their memory, so they can be written to.
 
     name: of the file, for errors. with_features: False leaves features and image_feature undecoded (None).
-    Raises RegionError naming the file, the key and the lengths that disagree.
+    Raises RegionError naming the file, the key and the lengths that disagree, and for boxes that are not finite.
     """
     try:
         record = json.loads(data)
@@ -65,12 +65,14 @@ def read_region_json(data: bytes, name: str, with_features: bool = True) -> Regi
     boxes = _decode(record, "boxes", name, count, 4)
     if boxes is None:
         raise RegionError(f"{name}: no key 'boxes'")
+    check_finite_boxes(boxes, name)
     image_feature = _decode(record, "image_box_feature", name, 1, FEATURE_DIM) if with_features else None
     return Regions(
         boxes=boxes,
         features=_decode(record, "features", name, count, FEATURE_DIM) if with_features else None,
         image_feature=None if image_feature is None else image_feature[0],
         class_scores=_decode(record, "classes", name, count, None),
+        attribute_scores=_decode(record, "attrs", name, count, None),
         width=record.get("image_w"),
         height=record.get("image_h"),
     )
@@ -90,6 +92,7 @@ def write_region_json(regions: Regions, name: str) -> bytes:
         ("features", None if regions.features is None else read_features(regions.features)),
         ("image_box_feature", regions.image_feature),
         ("classes", regions.class_scores),
+        ("attrs", regions.attribute_scores),
     ):
         if tensor is not None:
             record[key] = _encode(tensor)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from common.errors import RegionError
 
-_COCO = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})")
+_COCO = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{12})", re.IGNORECASE)
 
 
 class Names(Protocol):
@@ -29,7 +29,11 @@ def file_stem(image_file: str | PurePath) -> str:
 
 def region_name(image_file: str | PurePath) -> str:
     """Returns the name of an image. image_file: path or file name, with its ending."""
-    stem = file_stem(image_file)
+    return name_of_stem(file_stem(image_file))
+
+
+def name_of_stem(stem: str) -> str:
+    """Returns the name of an image from its stem, or from the id that a file of features gives it."""
     match = _COCO.fullmatch(stem)
     return str(int(match[1])) if match else stem
 

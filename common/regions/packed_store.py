@@ -4,6 +4,7 @@ A read touches only the bytes of its image. Features stay lazy (see `common.regi
 
     <name>.packed/  meta.json               format, dtype, counts, widths, origin
                     names.npy               bytes [N], sorted, searched by bisection
+                    order.npy               int64 [N]: the name at i is that of image order[i]; absent: of image i
                     offsets.npy             int64 [N + 1]: image i has rows offsets[i] .. offsets[i + 1] - 1
                     sizes.npy               int32 [N, 2] width, height; 0 where unknown
                     boxes.bin               float32 [rows, 4]
@@ -11,14 +12,18 @@ A read touches only the bytes of its image. Features stay lazy (see `common.regi
                     image_features.bin      dtype [N, 2048]
                     mean_features.bin       float32 [N, 2048], the mean of the features of each image
                     class_scores.bin        dtype [rows, classes]
+                    attribute_scores.bin    dtype [rows, attributes]
 
-The last four are optional. The means are there where features are and image features are not.
+The last five are optional. The means are there where features are and image features are not. A store with order.npy
+has format 2, because a program that knows format 1 alone would read other images from it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,15 +35,17 @@ from torch import Tensor
 from common.errors import RegionError
 from common.files.atomic import new_folder
 from common.regions.arguments import DTYPES
-from common.regions.lazy_features import FeatureFile, LazyFeatures
-from common.regions.regions import Regions, RegionStore, check_shapes
+from common.regions.lazy_features import FeatureFile, LazyFeatures, read_features
+from common.regions.regions import Regions, RegionStore, check_finite_boxes, check_shapes
 
 FORMAT = 1
+ORDERED_FORMAT = 2  # with order.npy
 _FILES = {
     "boxes": "boxes.bin",
     "features": "features.bin",
     "image_feature": "image_features.bin",
     "class_scores": "class_scores.bin",
+    "attribute_scores": "attribute_scores.bin",
     "mean": "mean_features.bin",
 }
 _PER_IMAGE = ("image_feature", "mean")
@@ -55,8 +62,10 @@ class PackedRegions(RegionStore):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.meta: dict[str, Any] = json.loads((Path(path) / "meta.json").read_text())
-        if self.meta["format"] != FORMAT:
-            raise RegionError(f"{path}: packed format {self.meta['format']}, this program reads {FORMAT}")
+        if self.meta["format"] not in (FORMAT, ORDERED_FORMAT):
+            raise RegionError(
+                f"{path}: packed format {self.meta['format']}, this program reads {FORMAT} and {ORDERED_FORMAT}"
+            )
         for key, shape in self._shapes().items():
             file = Path(path) / _FILES[key]
             wanted = shape[0] * shape[1] * np.dtype(self._dtype(key)).itemsize
@@ -77,9 +86,11 @@ class PackedRegions(RegionStore):
         regions = Regions(
             boxes=self._read("boxes", slice(start, stop)),
             class_scores=self._read_optional("class_scores", slice(start, stop)),
+            attribute_scores=self._read_optional("attribute_scores", slice(start, stop)),
             width=width,
             height=height,
         )
+        check_finite_boxes(regions.boxes, f"{self.path}: {name}")
         if with_features:
             if "features" in self._lazy:
                 regions.features = LazyFeatures(
@@ -101,7 +112,7 @@ class PackedRegions(RegionStore):
     @cached_property
     def _maps(self) -> dict[str, np.ndarray]:
         folder = Path(self.path)
-        names = ("names", "offsets", "sizes")
+        names = ["names", "offsets", "sizes"] + ["order"] * (self.meta["format"] == ORDERED_FORMAT)
         # As plain arrays: each part of a memmap is made a memmap too, which makes indexing slow.
         maps = {key: np.load(folder / f"{key}.npy", mmap_mode="r").view(np.ndarray) for key in names}
         for key, shape in self._shapes().items():
@@ -121,8 +132,10 @@ class PackedRegions(RegionStore):
         names, key = self._maps["names"], str(name).encode()
         if len(key) > names.itemsize:
             return None  # numpy would widen (copy) all names to compare them
-        image = int(np.searchsorted(names, np.bytes_(key)))
-        return image if image < len(names) and names[image] == key else None
+        place = int(np.searchsorted(names, np.bytes_(key)))
+        if place == len(names) or names[place] != key:
+            return None
+        return int(self._maps["order"][place]) if "order" in self._maps else place
 
     def _read(self, key: str, rows: slice | int) -> Tensor:
         """float32 copy of some rows of a file."""
@@ -141,71 +154,172 @@ def pack(
 ) -> PackedRegions:
     """Writes all images of `source` as a packed store, which appears under its name when it is complete.
 
-    out: a folder ending in `.packed`. dtype: "float32" (exact) or "float16", of features and class scores; boxes stay
+    out: a folder ending in `.packed`. dtype: "float32" (exact) or "float16", of features and scores; boxes stay
     float32. info: kept in meta.json. overwrite: replace a store that exists.
     Raises RegionError naming an image that is damaged, lacks the first one's fields or does not fit into float16;
     FileExistsError if `out` exists.
+    """
+    names = sorted(source.names(), key=str.encode)
+    if not names:
+        raise RegionError(f"{source.path}: nothing to pack")
+    with packed_writer(out, dtype, info, overwrite) as writer:
+        for name in names:
+            writer.add(name, source.regions(name).in_memory())
+    return PackedRegions(out)
+
+
+@contextmanager
+def packed_writer(
+    out: str | Path, dtype: str = "float32", info: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> Iterator[PackedWriter]:
+    """Opens a writer of a packed store, which appears under its name if the block succeeds. Nothing is left otherwise.
+
+    out, dtype, info, overwrite: as in `pack`. Raises FileExistsError if `out` exists, RegionError if no image was
+    added, and OSError naming the file that could not be written (a full disk).
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")
     if not str(out).endswith(".packed"):
         raise ValueError(f"a packed store's name ends in .packed, got {out}")
-    names = sorted(source.names(), key=str.encode)
-    if not names:
-        raise RegionError(f"{source.path}: nothing to pack")
     with new_folder(out, overwrite) as folder:
-        offsets, sizes, columns = _pack_arrays(source, names, folder, np.dtype(dtype).newbyteorder("<"))
-        np.save(folder / "names.npy", np.array([name.encode() for name in names]))
-        np.save(folder / "offsets.npy", np.array(offsets, dtype=np.int64))
-        np.save(folder / "sizes.npy", np.array(sizes, dtype=np.int32))
-        meta = {"format": FORMAT, "dtype": dtype, "count": len(names), "rows": offsets[-1], "columns": columns}
-        meta["info"] = dict(info or {})
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-    return PackedRegions(out)
+        writer = PackedWriter(folder, dtype)
+        try:
+            yield writer
+            if not writer.count:
+                raise RegionError(f"{out}: nothing to pack")
+        finally:
+            writer.close()
+        writer.write_index(dict(info or {}))
 
 
-def _pack_arrays(
-    source: RegionStore, names: list[str], folder: Path, dtype: np.dtype
-) -> tuple[list[int], list[tuple[int, int]], dict[str, int]]:
-    """Appends every image to the .bin files. Returns the offsets, the sizes and the width of each file's rows."""
-    offsets, sizes, columns = [0], [], {"boxes": 4}
-    files: dict[str, BinaryIO] = {}
+class PackedWriter:
+    """Writes a packed store into an empty folder, image by image in any order of names. `packed_writer` opens one.
+
+    Images are appended to the files as they come. Memory holds their names and places alone.
+    """
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self.folder, self.dtype = folder, dtype
+        self._names: dict[str, None] = {}
+        self._offsets, self._sizes = array("q", [0]), array("i")
+        self._columns: dict[str, int] = {"boxes": 4}
+        self._files: dict[str, BinaryIO] = {}
+
+    @property
+    def count(self) -> int:
+        """The number of images so far."""
+        return len(self._names)
+
+    @property
+    def rows(self) -> int:
+        """The number of boxes so far."""
+        return self._offsets[-1]
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The width of the rows of each file, by field of `Regions`; "mean" is that of mean_features.bin."""
+        return dict(self._columns)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, name: str, regions: Regions) -> None:
+        """Appends one image. name: of its regions. regions: with features in memory.
+
+        Raises RegionError naming the image if it was added before, has values that are not finite, lacks the fields of
+        the first one or does not fit into float16.
+        """
+        if name in self:
+            raise RegionError(f"{name}: two images have this name")
+        arrays = _stored_arrays(regions, name, self.dtype)
+        widths = {key: values.shape[-1] for key, values in arrays.items()}
+        if not self._files:
+            self._columns = widths
+            self._files = {key: (self.folder / _FILES[key]).open("wb") for key in widths}
+        if widths != self._columns:
+            raise RegionError(f"{name}: fields {widths}, but image {next(iter(self._names))} has {self._columns}")
+        for key, values in arrays.items():
+            with _named_errors(self.folder / _FILES[key]):
+                self._files[key].write(values.data)
+        self._names[name] = None
+        self._offsets.append(self.rows + len(regions.boxes))
+        self._sizes.extend((regions.width or 0, regions.height or 0))
+
+    def close(self) -> None:
+        """Closes the files of the images. Raises OSError naming the file that could not be written."""
+        files, self._files = self._files, {}
+        try:
+            for key, file in files.items():
+                with _named_errors(self.folder / _FILES[key]):
+                    file.flush()
+        finally:
+            for file in files.values():
+                with suppress(OSError):  # the error of flush() above is on its way
+                    file.close()
+
+    def write_index(self, info: dict[str, Any]) -> None:
+        """Writes the index files and meta.json. info: kept there."""
+        stored = np.array([name.encode() for name in self._names])
+        order = np.argsort(stored, kind="stable")
+        ordered = bool((order != np.arange(len(order))).any())
+        index = {
+            "names": stored[order],
+            "offsets": np.array(self._offsets, dtype=np.int64),
+            "sizes": np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
+        }
+        if ordered:
+            index["order"] = order.astype(np.int64)
+        for key, values in index.items():
+            with _named_errors(self.folder / f"{key}.npy"):
+                np.save(self.folder / f"{key}.npy", values)
+        meta = {
+            "format": ORDERED_FORMAT if ordered else FORMAT,
+            "dtype": self.dtype,
+            "count": self.count,
+            "rows": self.rows,
+            "columns": self._columns,
+            "info": info,
+        }
+        with _named_errors(self.folder / "meta.json"):
+            (self.folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Adds the file's path to an OSError of the block, which has none where a disk is full."""
     try:
-        for name in names:
-            regions = source.regions(name).in_memory()
-            arrays = _stored_arrays(regions, name, dtype)
-            widths = {key: array.shape[-1] for key, array in arrays.items()}
-            if not files:
-                columns = widths
-                files = {key: (folder / _FILES[key]).open("wb") for key in widths}
-            if widths != columns:
-                raise RegionError(f"{name}: fields {widths}, but image {names[0]} has {columns}")
-            for key, array in arrays.items():
-                files[key].write(array.tobytes())
-            offsets.append(offsets[-1] + len(regions.boxes))
-            sizes.append((regions.width or 0, regions.height or 0))
-    finally:
-        for file in files.values():
-            file.close()
-    return offsets, sizes, columns
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _stored_arrays(regions: Regions, name: str, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """The arrays of one image by the key of their file. Raises RegionError naming the image."""
+def _stored_arrays(regions: Regions, name: str, dtype: str) -> dict[str, np.ndarray]:
+    """The arrays of one image by the key of their file, contiguous. Raises RegionError naming the image."""
     check_shapes(regions, name)
-    arrays = {"boxes": regions.boxes.numpy().astype("<f4")}
-    for key in ("features", "image_feature", "class_scores"):
-        if (value := getattr(regions, key)) is not None:
-            arrays[key] = _cast(value.numpy(), dtype, f"{name}: {key}")
-    if "features" in arrays and "image_feature" not in arrays:
+    arrays = {"boxes": _little_endian(regions.boxes, "float32")}
+    for key in ("features", "image_feature", "class_scores", "attribute_scores"):
+        value: Tensor | None = getattr(regions, key)
+        if value is not None:
+            _check_range(value.numpy(), dtype, f"{name}: {key}")
+            arrays[key] = _little_endian(value, dtype)
+    if regions.features is not None and regions.image_feature is None:
         # Stands for the whole image. Of the features as they are stored, so that reading them gives the same mean.
-        mean = torch.from_numpy(arrays["features"].astype(np.float32)).mean(0)
-        arrays["mean"] = mean.numpy().astype("<f4")
+        stored = read_features(regions.features).to(getattr(torch, dtype)).float()
+        arrays["mean"] = _little_endian(stored.mean(0), "float32")
     return arrays
 
 
-def _cast(values: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+def _little_endian(values: Tensor, dtype: str) -> np.ndarray:
+    # PyTorch converts to float16 several times as fast as NumPy does, to the same numbers.
+    converted = values.to(getattr(torch, dtype)).contiguous().numpy()
+    return converted.astype(converted.dtype.newbyteorder("<"), copy=False)
+
+
+def _check_range(values: np.ndarray, dtype: str, what: str) -> None:
     limit = np.finfo(dtype).max
-    if np.abs(values).max() > limit:
-        raise RegionError(f"{what} goes up to {np.abs(values).max():g}, beyond {dtype.name} ({limit:g})")
-    return values.astype(dtype)
+    low, high = values.min(), values.max()  # NaN if any value is
+    if -limit <= low and high <= limit:
+        return
+    if not np.isfinite(values).all():
+        raise RegionError(f"{what} has {int((~np.isfinite(values)).sum())} values that are not finite")
+    raise RegionError(f"{what} goes up to {max(-low, high):g}, beyond {dtype} ({limit:g})")

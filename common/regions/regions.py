@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Regions:
     image_feature: float32 [2048] of the whole image, or None.
     class_scores: float32 [R, classes] (Visual Genome: 1601), softmax with background in column 0, or None.
     width, height: pixels of the original image, None where the file does not state them.
+    attribute_scores: float32 [R, attributes] (Visual Genome: 401), softmax with "no attribute" in column 0, or None.
     """
 
     boxes: Tensor
@@ -34,6 +36,7 @@ class Regions:
     class_scores: Tensor | None = None
     width: int | None = None
     height: int | None = None
+    attribute_scores: Tensor | None = None
 
     def in_memory(self) -> Regions:
         """These regions with their features as a tensor, read if they are lazy."""
@@ -56,7 +59,10 @@ def with_image_box(
 
 
 def check_shapes(regions: Regions, name: str) -> None:
-    """Raises RegionError unless every field has the shape that `Regions` documents. name: of the image, for errors."""
+    """Raises RegionError unless every field has the shape that `Regions` documents and boxes are finite.
+
+    name: of the image, for errors.
+    """
     count = len(regions.boxes)
     if count < 1 or tuple(regions.boxes.shape) != (count, 4):
         raise RegionError(f"{name}: boxes must be [R, 4] with R >= 1, got {list(regions.boxes.shape)}")
@@ -64,9 +70,22 @@ def check_shapes(regions: Regions, name: str) -> None:
         value = getattr(regions, key)
         if value is not None and tuple(value.shape) != wanted:
             raise RegionError(f"{name}: {key} must be {list(wanted)}, got {list(value.shape)}")
-    scores = regions.class_scores
-    if scores is not None and (scores.ndim != 2 or len(scores) != count):
-        raise RegionError(f"{name}: class_scores must be [{count}, classes], got {list(scores.shape)}")
+    for key, columns in (("class_scores", "classes"), ("attribute_scores", "attributes")):
+        scores = getattr(regions, key)
+        if scores is not None and (scores.ndim != 2 or len(scores) != count):
+            raise RegionError(f"{name}: {key} must be [{count}, {columns}], got {list(scores.shape)}")
+    check_finite_boxes(regions.boxes, name)
+
+
+def check_finite_boxes(boxes: Tensor, name: str) -> None:
+    """Raises RegionError for boxes [R, 4] with NaN or infinity: torchvision's RoIAlign crashes the process on NaN.
+
+    name: of the image, for errors.
+    """
+    finite = np.isfinite(boxes.numpy())  # NumPy takes a fifth of the time that PyTorch takes for so few numbers
+    if not finite.all():
+        number = int(np.argmin(finite.all(axis=1)))
+        raise RegionError(f"{name}: box {number + 1} of {len(boxes)} is not finite: {boxes[number].tolist()}")
 
 
 class RegionStore(ABC):

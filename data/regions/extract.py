@@ -212,11 +212,6 @@ def run_check(path: str, images: str | None, boxes: str | None) -> int:
     return 1 if problems else 0
 
 
-def run_pack(path: str, out: str, dtype: str) -> None:
-    store = pack(open_regions(path), out, dtype)
-    print(f"{out}: {store.meta['count']} images, {store.meta['rows']} boxes, {dtype}")
-
-
 def run_unpack(path: str, out: str) -> None:
     print(f"{out}: {len(unpack(open_regions(path), out).names())} files")
 

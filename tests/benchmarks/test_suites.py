@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import steps
 from benchmarks.loading import IMAGES, QUESTIONS, _loader, write_world
+from benchmarks.packing import HEADER, measure_packing
 from benchmarks.plots import draw
 from benchmarks.steps import SPLIT_HEADER, Step, of_one_image, split, split_rows
 from common.config import load_config
@@ -95,3 +96,16 @@ def test_a_plot_is_a_image(tmp_path):
     pytest.importorskip("matplotlib")
     draw("words", {"fp32": {10: 1.0, 20: 2.0}}, "a machine", tmp_path / "words.png")
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_packing_measures_every_form():
+    rows = {row[0]: row[1:] for row in measure_packing(rounds=1, images=3)}
+    assert [*rows] == [
+        "copy of the file",
+        "pack, float32",
+        "pack, float16",
+        "read JSON",
+        "read packed, float32",
+        "read packed, float16",
+    ]
+    assert all(len(row) + 1 == len(HEADER) and int(row[0]) > 0 for row in rows.values())

@@ -11,7 +11,7 @@ from common.regions.json_store import JsonRegions
 from common.regions.packed_store import pack
 from common.regions.regions import FEATURE_DIM, Regions, RegionStore
 
-KEYS = ("boxes", "features", "image_feature", "class_scores")
+KEYS = ("boxes", "features", "image_feature", "class_scores", "attribute_scores")
 
 
 def make(count: int = 3, seed: int = 0, classes: int = 5) -> Regions:
@@ -22,6 +22,7 @@ def make(count: int = 3, seed: int = 0, classes: int = 5) -> Regions:
         features=torch.rand(count, FEATURE_DIM, generator=generator),
         image_feature=torch.rand(FEATURE_DIM, generator=generator),
         class_scores=torch.rand(count, classes, generator=generator).softmax(1),
+        attribute_scores=torch.rand(count, 4, generator=generator).softmax(1),
         width=64,
         height=48,
     )

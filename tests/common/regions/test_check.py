@@ -21,6 +21,7 @@ def test_check_finds_each_fault(folder: Path) -> None:
     bad.features[0, :3] = float("nan")  # type: ignore[index]
     bad.boxes[1] = torch.tensor([5.0, 5, 70, 20])
     bad.class_scores[0] *= 0.5  # type: ignore[index]
+    bad.attribute_scores[1] *= 0.5  # type: ignore[index]
     save_regions(folder, "581", bad)
     found = [str(problem) for problem in check(store, [9, 10, 581, 77], {"9": (60, 48)})]
     assert found[0] == "9: image size (64, 48) in the file, expected (60, 48)"
@@ -29,6 +30,7 @@ def test_check_finds_each_fault(folder: Path) -> None:
         "581: features has 3 values that are not finite",
         "581: a box lies outside the 64 x 48 image",
         "581: class scores of a box do not sum to 1",
+        "581: attribute scores of a box do not sum to 1",
         "77: missing",
     ]
 

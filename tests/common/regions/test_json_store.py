@@ -18,16 +18,17 @@ from tests.common.regions.stores import assert_same, make
 
 def test_json_is_the_published_format() -> None:
     boxes = np.array([[1, 2, 3, 4], [5, 6, 7, 8.5]], dtype="<f4")
-    record = {"image_id": 9, "image_w": 20, "image_h": 10, "num_boxes": 2, "attrs": "ignored"}
+    record = {"image_id": 9, "image_w": 20, "image_h": 10, "num_boxes": 2}
     record["boxes"] = base64.encodebytes(boxes.tobytes()).decode()  # with line ends
     regions = read_region_json(json.dumps(record).encode(), "9.json")
     assert regions.boxes.tolist() == boxes.tolist()
     assert (regions.width, regions.height) == (20, 10)
-    assert regions.features is None and regions.image_feature is None and regions.class_scores is None
+    for key in ("features", "image_feature", "class_scores", "attribute_scores"):
+        assert getattr(regions, key) is None
 
     written = json.loads(write_region_json(make(2), "9"))
     assert list(written) == [
-        "image_id", "num_boxes", "image_w", "image_h", "boxes", "features", "image_box_feature", "classes",
+        "image_id", "num_boxes", "image_w", "image_h", "boxes", "features", "image_box_feature", "classes", "attrs",
     ]  # fmt: skip
     assert written["image_id"] == 9 and written["num_boxes"] == 2
     assert len(base64.b64decode(written["features"])) == 2 * 2048 * 4
@@ -43,7 +44,7 @@ def test_json_round_trip_is_exact_and_writable() -> None:
 def test_without_features_nothing_but_features_is_dropped() -> None:
     got = read_region_json(write_region_json(make(), "a"), "a", with_features=False)
     assert got.features is None and got.image_feature is None
-    assert got.class_scores is not None
+    assert got.class_scores is not None and got.attribute_scores is not None
 
 
 def damaged(**changes: Any) -> bytes:
@@ -67,6 +68,8 @@ def damaged(**changes: Any) -> bytes:
         ),
         (damaged(image_box_feature=""), r"image_box_feature has 0 bytes, wanted 1 x 2048"),
         (damaged(classes="AAAA"), r"classes has 3 bytes, wanted 3 rows of float32"),
+        (damaged(attrs="AAAA"), r"attrs has 3 bytes, wanted 3 rows of float32"),
+        (damaged(boxes=base64.b64encode(b"\x00\x00\xc0\x7f" * 12).decode()), r"x\.json: box 1 of 3 is not finite"),
     ],
 )
 def test_damaged_json_is_named(data: bytes, message: str) -> None:

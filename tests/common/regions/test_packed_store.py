@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 
 from common.errors import RegionError
 from common.regions.json_store import JsonRegions, save_regions, unpack
-from common.regions.packed_store import PackedRegions, pack
+from common.regions.lazy_features import mean_feature
+from common.regions.packed_store import PackedRegions, pack, packed_writer
 from common.regions.regions import FEATURE_DIM, Regions
 from tests.common.regions.stores import as_packed, assert_same, make
 
@@ -80,3 +83,57 @@ def test_truncated_packed_store_is_named(folder: Path) -> None:
     (path / "features.bin").write_bytes(data[:-4])
     with pytest.raises(RegionError, match=r"features\.bin: 49148 bytes, the index says 49152"):
         PackedRegions(path)
+
+
+def test_a_stored_box_that_is_not_finite_is_named(folder: Path) -> None:
+    path = Path(as_packed(folder).path)
+    with (path / "boxes.bin").open("r+b") as boxes:  # image 10 has the first two boxes
+        boxes.seek(4 * 4)
+        boxes.write(b"\x00\x00\xc0\x7f")
+    with pytest.raises(RegionError, match=r"regions\.packed: 10: box 2 of 2 is not finite: \[nan"):
+        PackedRegions(path).regions(10, with_features=False)
+    assert PackedRegions(path).regions(9).boxes.isfinite().all()
+
+
+def test_images_may_come_in_any_order(folder: Path) -> None:
+    source = JsonRegions(folder)
+    with packed_writer(f"{folder}.packed", "float32") as writer:
+        for name in ("9", "581", "10"):
+            writer.add(name, source.regions(name))
+        assert (writer.count, writer.rows) == (3, 6)
+    store = PackedRegions(f"{folder}.packed")
+    assert store.names() == ["10", "581", "9"]
+    for name in store.names():
+        assert_same(store.regions(name), source.regions(name))
+        features = store.regions(name).features
+        torch.testing.assert_close(mean_feature(features), source.regions(name).features.mean(0))  # type: ignore[arg-type, union-attr]
+    assert "58" not in store and "99" not in store
+    assert store.meta["format"] == 2  # a program without order.npy refuses it
+    assert pack(source, f"{folder}-sorted.packed").meta["format"] == 1
+
+
+def test_a_writer_refuses_and_leaves_nothing(folder: Path) -> None:
+    def writing_fails(error: type[Exception], match: str, *images: tuple[str, Regions]) -> None:
+        with pytest.raises(error, match=match), packed_writer(f"{folder}.packed") as writer:
+            for name, regions in images:
+                writer.add(name, regions)
+        assert [p.name for p in folder.parent.iterdir()] == ["regions"]
+
+    writing_fails(RegionError, "a: two images have this name", ("a", make()), ("a", make()))
+    writing_fails(RegionError, "nothing to pack")
+    broken = make()
+    broken.features[1, 5] = float("nan")  # type: ignore[index]
+    writing_fails(RegionError, "b: features has 1 values that are not finite", ("a", make()), ("b", broken))
+
+
+def test_a_full_disk_names_the_file(folder: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an OSError
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        with pytest.raises(OSError, match=r"features\.bin"):
+            as_packed(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [p.name for p in folder.parent.iterdir()] == ["regions"]

@@ -44,6 +44,8 @@ def test_in_memory(folder: Path) -> None:
         ("features", torch.zeros(2, FEATURE_DIM), r"x: features must be \[3, 2048\], got \[2, 2048\]"),
         ("image_feature", torch.zeros(5), r"x: image_feature must be \[2048\], got \[5\]"),
         ("class_scores", torch.zeros(2, 5), r"x: class_scores must be \[3, classes\], got \[2, 5\]"),
+        ("attribute_scores", torch.zeros(3), r"x: attribute_scores must be \[3, attributes\], got \[3\]"),
+        ("boxes", torch.tensor([[0.0, 0, 1, 1]] * 2 + [[0, float("nan"), 1, 1]]), "x: box 3 of 3 is not finite"),
     ],
 )
 def test_wrong_shapes_are_named(field: str, value: torch.Tensor, message: str) -> None:
