@@ -47,6 +47,7 @@ def test_the_file_of_the_visual_genome_detector(tmp_path: Path, capsys):
     assert "RANDOM weights, seed 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_boxes_of_the_visual_genome_detector(state):
     pytest.importorskip("common.detect.detector", reason="the detector is not here")
     from common.detect.detector import Detector
@@ -61,6 +62,7 @@ def test_boxes_of_the_visual_genome_detector(state):
     assert found.objectness.std() > 0.005
 
 
+@pytest.mark.slow
 def test_boxes_of_the_torchvision_detector(tmp_path: Path):
     assert main(["--out", str(tmp_path / "a.pth"), "--kind", "torchvision"]) == 0
     regions = build_source(f"detector:{tmp_path / 'a.pth'}").boxes(ImageEntry("a", "a.jpg"), image())
