@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from common.detect.weights import DetectorSizes
 
-CLASS_GAIN, ATTRIBUTE_GAIN = 16.0, 4.0  # of the scores: the larger, the more boxes have a class of high probability
+CLASS_GAIN, ATTRIBUTE_GAIN = 16.0, 16.0  # of the scores: the larger, the more boxes have a class of high probability
 SPREAD = 3.0  # standard deviation of torchvision's class scores between boxes
 
 
@@ -62,16 +62,31 @@ def random_state(sizes: DetectorSizes, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = {entry.key: _random(entry.key, entry.shape, generator) for entry in detector_table(sizes)}
     for leaf in ("weight", "bias"):
+        state[f"rpn.objectness.{leaf}"] *= 0.3  # otherwise the best proposals all have nearly 1
         state[f"rpn.deltas.{leaf}"] *= 0.2
         state[f"cls_score.{leaf}"] *= CLASS_GAIN
         state[f"attr_score.{leaf}"] *= ATTRIBUTE_GAIN
-    state["cls_score.bias"] -= state["cls_score.weight"] @ _mean_feature(state, sizes.num_layers, generator)
+    _centre_scores(state, _features(state, sizes.num_layers, generator))
     counters = [key.replace("running_mean", "num_batches_tracked") for key in state if key.endswith("running_mean")]
     return state | {key: torch.tensor(0) for key in counters}
 
 
-def _mean_feature(state: Mapping[str, Tensor], num_layers: int, generator: Generator) -> Tensor:
-    """The mean pool5 of boxes in an image of noise. Features are positive: without it, one class has most boxes."""
+def _centre_scores(state: Mapping[str, Tensor], features: Tensor) -> None:
+    """Change biases so that every class and attribute has the mean score 0 over these features [R, 2048].
+
+    Features are positive: otherwise one class has most boxes.
+    """
+    import torch
+
+    weight, bias = state["cls_score.weight"], state["cls_score.bias"]
+    bias -= weight @ features.mean(0)
+    label = state["cls_embedding.weight"][(features @ weight.T + bias).argmax(1)]
+    hidden = torch.relu(torch.cat([features, label], 1) @ state["fc_attr.weight"].T + state["fc_attr.bias"])
+    state["attr_score.bias"].sub_(state["attr_score.weight"] @ hidden.mean(0))
+
+
+def _features(state: Mapping[str, Tensor], num_layers: int, generator: Generator) -> Tensor:
+    """The pool5 features [9, 2048] of boxes in an image of noise."""
     import torch
     from torchvision.ops import roi_pool
 
@@ -85,7 +100,7 @@ def _mean_feature(state: Mapping[str, Tensor], num_layers: int, generator: Gener
     with torch.no_grad():
         features = trunk(255 * _noise(generator) - 117)  # (1, 1024, 20, 27)
         boxes = torch.tensor([[0, x, y, x + 150, y + 150] for x in (0, 135, 270) for y in (0, 80, 160)])
-        return head(roi_pool(features, boxes.float(), 14, 1 / 16)).mean((0, 2, 3))
+        return head(roi_pool(features, boxes.float(), 14, 1 / 16)).mean((2, 3))
 
 
 def _noise(generator: Generator) -> Tensor:

@@ -47,6 +47,7 @@ def test_the_file_of_the_visual_genome_detector(tmp_path: Path, capsys):
     assert "RANDOM weights, seed 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_boxes_of_the_visual_genome_detector(state):
     pytest.importorskip("common.detect.detector", reason="the detector is not here")
     from common.detect.detector import Detector
@@ -57,9 +58,11 @@ def test_boxes_of_the_visual_genome_detector(state):
     (found,) = Detector(network.eval())([image()])
     assert 10 <= len(found.boxes) <= 100
     assert len(set(found.class_scores[:, 1:].argmax(1).tolist())) > 3
-    assert found.objectness.std() > 0.01
+    assert len(set(found.attribute_scores.argmax(1).tolist())) > 1
+    assert found.objectness.std() > 0.005
 
 
+@pytest.mark.slow
 def test_boxes_of_the_torchvision_detector(tmp_path: Path):
     assert main(["--out", str(tmp_path / "a.pth"), "--kind", "torchvision"]) == 0
     regions = build_source(f"detector:{tmp_path / 'a.pth'}").boxes(ImageEntry("a", "a.jpg"), image())
