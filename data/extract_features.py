@@ -7,9 +7,9 @@
     python -m data.extract_features --images DIR --boxes vg:DETECTOR --out DIR --shard 1/2
 
 The same command continues a stopped run: images with a valid region file are skipped. At the start every file that is
-there is read in full (about 2 MB at 100 boxes). --shard i/n lets n runs share one folder; --limit counts first. A second
-run on the same images is refused. An image that cannot be read is
-reported and left out, and the exit code is 1. `<out>.info.json` records the settings and the outcome.
+there is read in full (about 2 MB at 100 boxes). --shard i/n lets n runs share one folder; --limit counts first. A
+second run on the same images is refused. An image that cannot be read is reported and left out, and the exit code is 1.
+`<out>.info.json` records the settings and the outcome.
 """
 
 from __future__ import annotations

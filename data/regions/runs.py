@@ -206,7 +206,8 @@ def _holder(path: Path) -> str:
 def _close_in_child() -> None:
     """Workers of a loader are forks. A worker that outlives a killed run must not keep its lock."""
     for file in _held:
-        os.close(file.fileno())
+        file.close()
+    _held.clear()
 
 
 os.register_at_fork(after_in_child=_close_in_child)
