@@ -7,6 +7,7 @@ Files beside the folder: `<out>.info.json` (settings and failures), `<out>.lock`
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -76,8 +77,8 @@ def run_in(
         if lock is None:
             raise ConfigError(f"{out}: another run has these images in work: {_holder(path)}")
         try:
-            _check_identity(base, identity)
             _remove_leftovers(out, {entry.name for entry in mine} if shard.count > 1 else None)
+            _check_identity(base, identity)
         except BaseException:
             _release(lock, path)
             raise
@@ -135,6 +136,9 @@ def _write_info(base: str, info: Mapping[str, Any]) -> None:
 
 def _remove_leftovers(out: str, names: set[str] | None) -> None:
     """Removes temporary files of `save_regions`. names: only those of these images; other shards may be writing."""
+    info = Path(f"{out.rstrip('/')}.info.json")
+    for leftover in info.parent.glob(f".{glob.escape(info.name)}.*.tmp"):  # written under the guard only
+        leftover.unlink()
     if not os.path.isdir(out):
         return
     for file in os.listdir(out):

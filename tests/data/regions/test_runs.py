@@ -18,19 +18,21 @@ from common.regions.box_sources import BoxSource, ImageEntry
 from common.regions.json_store import JsonRegions, save_regions
 from common.regions.regions import Regions
 from data.extract_features import main
+from data.regions import extract as extraction
 from data.regions.extract import extract
 from data.regions.runs import Shard, record_failures, run_in
 
 ENTRIES = [ImageEntry(name, f"{name}.jpg") for name in "dbace"]
 GRAY = Image.new("RGB", (64, 48), (128, 128, 128))
 
-# Runs the program with a stub encoder; a signal reaches the process at the N-th call of a function.
+# Runs the program with a stub encoder, once for each WHERE:N:SIGNAL, in a forked process that gets the signal at the
+# N-th call of a function. Prints the exit codes, negative for a signal. One process imports torch for all.
 PROGRAM = """
 import os, sys, torch
 from data import extract_features
 from data.regions import extract
 import common.files.atomic
-where, number, signum, *arguments = sys.argv[1:]
+points, *arguments = sys.argv[1:]
 calls = {"encode": 0, "replace": 0}
 def count(name):
     calls[name] += 1
@@ -46,7 +48,12 @@ def counted(source, target):
     replace(source, target)
 os.replace = counted
 extract.build_encoder = lambda network, device: encode
-sys.exit(extract_features.main(arguments))
+for point in points.split(","):
+    where, number, signum = point.split(":")
+    child = os.fork()
+    if not child:
+        sys.exit(extract_features.main(arguments))
+    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -58,10 +65,13 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def program(where: str, number: int, signum: int, images: Path, out: Path) -> subprocess.CompletedProcess[str]:
+def program(images: Path, out: Path, *points: str) -> tuple[list[int], str]:
+    """Returns the exit codes and what was written to stderr."""
     arguments = ["--images", str(images), "--boxes", "grid:1x2", "--out", str(out), "--random-weights"]
-    command = [sys.executable, "-c", PROGRAM, where, str(number), str(int(signum)), *arguments, "--workers", "1"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PROGRAM, ",".join(points), *arguments, "--workers", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    codes = [int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("exit ")]
+    return codes, result.stderr
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,22 +79,36 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_loses_only_the_image_in_work(images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    for where, number in (("replace", 1), ("encode", 2), ("replace", 3)):  # before the info file, then in the images
-        result = program(where, number, signal.SIGKILL, images, out)
-        assert result.returncode == -signal.SIGKILL, result.stderr
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    points = "replace:1:9", "encode:2:9", "replace:2:9"  # at the info file, with b in work, and before c has its name
+    codes, errors = program(images, out, *points)
+    assert codes == [-signal.SIGKILL] * 3, errors
     assert any(name.endswith(".tmp") for name in contents(out))
-    assert sorted(name for name in contents(out) if name.endswith(".json")) == ["a.json", "b.json", "c.json"]
-    assert program("encode", 0, 0, images, out).returncode == 0
-    assert program("encode", 0, 0, images, tmp_path / "whole").returncode == 0
-    assert contents(out) == contents(tmp_path / "whole")
-    assert not [path for path in tmp_path.iterdir() if "of" in path.name]
+    done = sorted(name for name in contents(out) if name.endswith(".json"))
+    assert done == ["a.json", "b.json"]
+    assert main_with_stub(images, out) == main_with_stub(images, whole) == 0
+    assert contents(out) == contents(whole)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith((".", "out"))) == [
+        "out",
+        "out.info.json",
+        "out.lock",
+    ]
+
+
+def main_with_stub(images: Path, out: Path) -> int:
+    def build(network: extraction.Network, device: str) -> extraction.Encode:
+        return lambda images, boxes: [torch.nn.functional.pad(b, (0, 2044)) for b in boxes]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "build_encoder", build)
+        arguments = ["--images", str(images), "--boxes", "grid:1x2", "--out", str(out), "--random-weights"]
+        return main([*arguments, "--workers", "0"])
 
 
 def test_sigterm_ends_with_one_line_about_going_on(images: Path, tmp_path: Path) -> None:
-    result = program("encode", 2, signal.SIGTERM, images, tmp_path / "out")
-    assert result.returncode == 143
-    assert "stopped by SIGTERM; the same command goes on" in result.stderr and "Traceback" not in result.stderr
+    codes, errors = program(images, tmp_path / "out", "encode:2:15")
+    assert codes == [143]
+    assert "stopped by SIGTERM; the same command goes on" in errors and "Traceback" not in errors
     assert list(contents(tmp_path / "out")) == ["a.json"]
 
 
@@ -116,9 +140,9 @@ def test_runs_that_could_do_an_image_twice_are_refused(
 ) -> None:
     out = str(tmp_path / "out")
     with run_in(out, first, ENTRIES, {}):
-        with pytest.raises(ConfigError, match=rf"{message}.*host .*, pid {os.getpid()}, since 2") as error:
-            with run_in(out, second, entries, {}):
-                pass
+        match = rf"{message}.*host .*, pid {os.getpid()}, since 2"
+        with pytest.raises(ConfigError, match=match) as error, run_in(out, second, entries, {}):
+            pass
         assert "\n" not in str(error.value)
     with run_in(out, second, entries, {}):
         pass
