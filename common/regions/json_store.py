@@ -32,7 +32,7 @@ class JsonRegions(RegionStore):
             raise RegionError(str(error)) from error
 
     def names(self) -> list[str]:
-        return sorted(file.removesuffix(".json") for file in list_files(self._folder, (".json",)))
+        return sorted(file.removesuffix(".json") for file in list_files(self._folder, (".json",)) if file[0] != ".")
 
     def __contains__(self, name: str | int) -> bool:
         return exists(self._file(name))

@@ -19,25 +19,29 @@ from tqdm import tqdm
 
 from common.data.transforms import Transform
 from common.detect.sources import build_source
-from common.errors import ImageError, RegionError
+from common.errors import ConfigError, ImageError, RegionError
+from common.files.archives import read_bytes
 from common.files.images import load_image
 from common.nn.fast_rcnn import FastRCNN
 from common.predict.region_features import RegionFeatureExtractor
 from common.regions.arguments import DetectorLimits
-from common.regions.box_sources import BoxSource, ImageEntry
+from common.regions.box_sources import BoxSource, ImageEntry, ModuleBoxes
 from common.regions.check import check
 from common.regions.json_store import JsonRegions, save_regions, unpack
 from common.regions.names import stored_name
 from common.regions.open import open_regions
 from common.regions.packed_store import pack
-from common.regions.regions import Regions, check_shapes
+from common.regions.regions import FEATURE_DIM, Regions, check_shapes
 from common.weights.build import FAST
 from common.weights.foreign import load_backbone
+from data.regions.runs import Shard, record_failures, run_in
 
 logger = logging.getLogger(__name__)
 
 PIXEL_MEANS = (102.9801, 115.9465, 122.7717)  # BGR, of the weights that all shipped configurations use
 PIXEL_STDS = (1.0, 1.0, 1.0)
+
+KINDS_WITH_FEATURES = ("vg", "regions")  # box sources that can bring the features of their boxes
 
 Encode = Callable[[Sequence[Image.Image], Sequence[Tensor]], list[Tensor]]
 
@@ -54,7 +58,7 @@ class Outcome:
 def extract(
     entries: Sequence[ImageEntry],
     source: BoxSource,
-    encode: Encode,
+    encode: Encode | None,
     out: str | Path,
     batch_size: int = 1,
     workers: int = 0,
@@ -63,24 +67,35 @@ def extract(
 
     A file has the boxes and class scores of the source, their features, and the feature of the whole image
     (image_box_feature). Images that cannot be read or have unusable boxes are in Outcome.failed.
+
+    encode: None takes the features of the source and adds no image feature. Raises ConfigError for a source without.
     """
     Path(out).mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
     done = JsonRegions(out)
     todo = []
-    for entry in entries:
-        (outcome.skipped.append(entry.name) if _is_valid(done, entry) else todo.append(entry))
+    for entry in tqdm(entries, unit="image", desc="files that are there", disable=None):
+        valid = _is_valid(done, entry, encode is not None)
+        (outcome.skipped.append(entry.name) if valid else todo.append(entry))
     loader = DataLoader(_Images(todo), batch_size=None, num_workers=workers)
     with tqdm(total=len(todo), unit="image", desc="features") as progress:
         for chunk in _chunks(_with_boxes(loader, todo, source, outcome, progress), batch_size):
             names, images, regions = zip(*chunk, strict=True)
-            features = encode(images, [torch.cat([_whole(r), r.boxes]) for r in regions])
-            for name, entry, rows in zip(names, regions, features, strict=True):
-                entry.image_feature, entry.features = rows[0], rows[1:]
+            if encode is not None:
+                _set_features(encode, images, regions)
+            for name, entry in zip(names, regions, strict=True):
+                if entry.features is None:
+                    raise ConfigError(f"the box source has no features of {name}: --weights is needed")
                 save_regions(out, name, entry)
                 outcome.written.append(name)
                 progress.update()
     return outcome
+
+
+def _set_features(encode: Encode, images: Sequence[Image.Image], regions: Sequence[Regions]) -> None:
+    features = encode(images, [torch.cat([_whole(r), r.boxes]) for r in regions])
+    for entry, rows in zip(regions, features, strict=True):
+        entry.image_feature, entry.features = rows[0], rows[1:]
 
 
 class _Images(Dataset):
@@ -107,15 +122,27 @@ def _with_boxes(
         try:
             if isinstance(image, str):
                 raise ImageError(image)
-            regions = source.boxes(entry, image)
+            regions = _boxes(source, entry, image)
             regions.width, regions.height = image.size
             check_shapes(regions, entry.name)
-        except (ImageError, RegionError) as error:
+        except (ImageError, RegionError, OSError) as error:
             progress.write(f"FAILED {entry.name}: {error}")
             outcome.failed[entry.name] = str(error)
             progress.update()
         else:
             yield entry.name, image, regions
+
+
+def _boxes(source: BoxSource, entry: ImageEntry, image: Image.Image) -> Regions:
+    """Any error of a user's module is an error of this image; running out of memory is not."""
+    try:
+        return source.boxes(entry, image)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(source, ModuleBoxes):
+            raise RegionError(f"{type(error).__name__}: {error}") from error
+        raise
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -134,14 +161,22 @@ def _whole(regions: Regions) -> Tensor:
     return torch.tensor([[0.0, 0.0, regions.width - 1, regions.height - 1]])
 
 
-def _is_valid(store: JsonRegions, entry: ImageEntry) -> bool:
-    """Returns whether the image has a complete region file. Reads all of it, because an interrupted copy of a folder
-    leaves files that are cut off."""
+def _is_valid(store: JsonRegions, entry: ImageEntry, with_image_feature: bool) -> bool:
+    """Returns whether the image has a complete region file.
+
+    Reads all of it, because an interrupted copy of a folder leaves files that are cut off. Compares the lengths of the
+    base64 texts with the number of boxes and decodes none.
+    """
     try:
-        regions = store.regions(stored_name(store, entry.path, entry.name))
-    except (FileNotFoundError, RegionError):
+        name = stored_name(store, entry.path, entry.name)
+        record = json.loads(read_bytes(f"{store.path}/{name}.json"))
+        count = record["num_boxes"]
+        lengths = {"boxes": count * 4, "features": count * FEATURE_DIM}
+        if with_image_feature:
+            lengths["image_box_feature"] = FEATURE_DIM
+        return count >= 1 and all(len(record[key]) == 4 * -(-4 * n // 3) for key, n in lengths.items())
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return regions.features is not None and regions.image_feature is not None
 
 
 # Runs of the command line
@@ -165,7 +200,8 @@ class Network:
 class Settings:
     """One extraction. images: a folder, or "<archive>.zip@/<folder>". boxes: as in `common.regions.arguments.SOURCES`.
     out: folder of the JSON files. batch: images in a forward pass. limit: number of images, None for all. packed: write
-    <out>.packed at the end, with features of `dtype`. device: None takes a GPU if there is one."""
+    <out>.packed at the end, with features of `dtype`. device: None takes a GPU if there is one. shard: part of the
+    images (after `limit`)."""
 
     images: str
     boxes: str
@@ -178,6 +214,13 @@ class Settings:
     packed: bool = False
     dtype: str = "float32"
     device: str | None = None
+    shard: Shard = Shard()
+
+    @property
+    def source_features(self) -> bool:
+        """Whether the features are those of the box source."""
+        kind = self.boxes.partition(":")[0]
+        return kind in KINDS_WITH_FEATURES and not self.network.weights and not self.network.random_weights
 
     def identity(self) -> dict[str, Any]:
         """What decides the values of a feature, and must not change between runs into one folder."""
@@ -192,9 +235,13 @@ class Settings:
             "scales": list(network.scales),
             "precision": network.precision,
         }
-        if kind == "detector":
+        if self.source_features:
+            identity = {"boxes": kind, "features": "of the source", "precision": network.precision}
+            if kind == "regions":
+                identity["regions"] = os.path.abspath(path)
+        if kind in ("detector", "vg"):
             limits = self.limits
-            identity["detector"] = [_digest(path), limits.min_boxes, limits.max_boxes, limits.threshold]
+            identity[kind] = [_digest(path), limits.min_boxes, limits.max_boxes, limits.threshold]
         return identity
 
 
@@ -220,34 +267,46 @@ def run_extract(settings: Settings) -> int:
     """Extracts, prints and records the outcome; packs if asked and no image failed.
 
     Returns the exit status: 1 if images failed, else 0. Raises FileNotFoundError without images or weights, and
-    ValueError if an earlier run into this folder had other settings.
+    ConfigError if an earlier run into this folder had other settings or another run has these images in work.
     """
     out = settings.out
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    source = build_source(settings.boxes, settings.limits, device)
+    own = settings.source_features
+    source = build_source(settings.boxes, settings.limits, device, with_features=own)
     entries = source.entries(settings.images)[: settings.limit]
     if not entries:
         raise FileNotFoundError(f"no images in {settings.images}")
     identity = settings.identity()
-    info_file = Path(f"{out.rstrip('/')}.info.json")
-    _check_identity(info_file, identity, out)
-    encode = build_encoder(settings.network, device)
-    info_file.parent.mkdir(parents=True, exist_ok=True)
-    info_file.write_text(json.dumps({"settings": identity}, indent=1))
-    outcome = extract(entries, source, encode, out, settings.batch, settings.workers)
-    info_file.write_text(json.dumps({"settings": identity, "failed": outcome.failed}, indent=1))
+    encode = None if own else build_encoder(settings.network, device)
+    with run_in(out, settings.shard, entries, identity) as mine:
+        outcome = extract(mine, source, encode, out, settings.batch, settings.workers)
+        record_failures(out, mine, outcome.failed)
+        _print_outcome(out, outcome)
+        _pack_outcome(settings, entries, outcome, identity)
+    return 1 if outcome.failed else 0
+
+
+def _print_outcome(out: str, outcome: Outcome) -> None:
     written, skipped, failed = len(outcome.written), len(outcome.skipped), len(outcome.failed)
     print(f"{out}: {written} written, {skipped} already there, {failed} failed")
     for name, message in outcome.failed.items():
         print(f"FAILED {name}: {message}")
+
+
+def _pack_outcome(
+    settings: Settings, entries: Sequence[ImageEntry], outcome: Outcome, identity: dict[str, Any]
+) -> None:
+    out = settings.out
     packed = f"{out.rstrip('/')}.packed"
-    if settings.packed and not outcome.failed:
-        pack(JsonRegions(out), packed, settings.dtype, identity, overwrite=True)
-    elif settings.packed:
+    store = JsonRegions(out)
+    if settings.packed and outcome.failed:
         print("not packed because of the failures; --pack packs what is there")
+    elif settings.packed and settings.shard.count > 1 and not all(entry.name in store for entry in entries):
+        print(f"not packed because images of other shards are missing; --pack {out} --out {packed} is the last step")
+    elif settings.packed:
+        pack(store, packed, settings.dtype, identity, overwrite=True)
     elif outcome.written and os.path.exists(packed):
         print(f"WARNING: {packed} is older than these files and is read in their place; --packed renews it")
-    return 1 if outcome.failed else 0
 
 
 def build_encoder(network: Network, device: str) -> RegionFeatureExtractor:
@@ -265,17 +324,6 @@ def build_encoder(network: Network, device: str) -> RegionFeatureExtractor:
         print("WARNING: RANDOM WEIGHTS. These features mean nothing; they are for tests of the pipeline only.")
     transform = Transform(network.scales, PIXEL_MEANS, PIXEL_STDS)
     return RegionFeatureExtractor(model, transform, device, getattr(torch, network.precision))
-
-
-def _check_identity(info_file: Path, identity: dict[str, Any], out: str) -> None:
-    """Raises ValueError if `out` holds features of other settings, which a resumed run would mix with its own."""
-    if info_file.exists():
-        before = json.loads(info_file.read_text())["settings"]
-        if before != identity:
-            changed = {key: (before.get(key), value) for key, value in identity.items() if before.get(key) != value}
-            raise ValueError(f"{out} was made with other settings (was, now): {changed}; choose another --out")
-    elif os.path.isdir(out) and JsonRegions(out).names():
-        raise ValueError(f"{out} has region files but no {info_file.name}: not made here; choose another --out")
 
 
 def _digest(path: str | None) -> str | None:
