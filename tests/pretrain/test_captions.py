@@ -50,9 +50,11 @@ class TestSamples:
         scores = torch.tensor([[0.3, 0.4, 0.3], [0.9, 0.1, 0.0], [0.0, 0.3, 0.7]])
         boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20], [1, 2, 3, 4]])
         features = torch.arange(3.0)[:, None].expand(3, 2048).contiguous()
-        save_regions(own / "train_frcnn", "00000000", Regions(boxes, features, None, scores, 96, 48))
+        attributes = torch.eye(3)
+        save_regions(own / "train_frcnn", "00000000", Regions(boxes, features, None, scores, 96, 48, attributes))
         dataset = captions(own, num_classes=3)
         assert dataset.regions(0).features[:, 0].tolist() == [1, 2, 0]
+        assert dataset.regions(0).attribute_scores.argmax(1).tolist() == [1, 2, 0]
         sample = dataset.sample(0, random.Random(seed_with(dataset, 0, lambda s: not s.targets["mvrc_mask"].any())))
         assert sample.im_info.tolist() == pytest.approx([80, 40, 80 / 96, 40 / 48])
         assert sample.boxes[0].tolist() == [0, 0, 79, 39]
