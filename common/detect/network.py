@@ -103,6 +103,4 @@ class VisualGenomeDetector(nn.Module):
             scores = self.cls_score(features)  # (R, classes)
             label = self.cls_embedding(scores.argmax(dim=1))  # (R, 256), of the background too
             hidden = F.relu(self.fc_attr(torch.cat([features, label], dim=1)))  # (R, 512)
-            return RegionScores(
-                scores.softmax(dim=1), self.attr_score(hidden).softmax(dim=1), self.bbox_pred(features)
-            )
+            return RegionScores(scores.softmax(dim=1), self.attr_score(hidden).softmax(dim=1), self.bbox_pred(features))

@@ -61,9 +61,7 @@ class TorchvisionBoxes(BoxSource):
         boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
         limits = self._limits
         boxes, scores = boxes.cpu(), scores.cpu()
-        keep = select_boxes(
-            class_confidence(boxes, scores), limits.min_boxes, limits.max_boxes, limits.threshold
-        )
+        keep = select_boxes(class_confidence(boxes, scores), limits.min_boxes, limits.max_boxes, limits.threshold)
         return Regions(boxes[keep], class_scores=scores[keep])
 
 
