@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", nargs="+", metavar="NAME", help="what to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, help="of a batch, instead of the workload's")
+    parser.add_argument("--images", type=int, default=1, help="of the suite detector")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--device", default=None)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks import loading, packing, parts
+    from benchmarks import detector, loading, packing, parts
     from benchmarks.measure import device_name, matmul_peak
     from benchmarks.steps import HEADER, SPLIT_HEADER, WORKLOADS, measure, rows, split_rows
     from common.files.atomic import write_text
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tower": (
             ["part", "step", "what", "seconds", "x torchvision"],
             lambda: parts.measure_tower(args.rounds, device, args.precision),
+        ),
+        "detector": (
+            detector.HEADER,
+            lambda: detector.measure_detector(args.rounds, device, args.precision, args.images),
         ),
         "loader": (["", "regions from", "samples/s", "x JSON"], lambda: loading.measure_loader(args.rounds)),
         "pixels": (["step", "how", "ms", "same values"], lambda: loading.measure_pixels(args.rounds)),

@@ -74,8 +74,9 @@ def find_proposals(
     """
     scores = prob[0, NUM_ANCHORS:].permute(1, 2, 0).reshape(-1)  # (h * w * 12,)
     moves = deltas[0].permute(1, 2, 0).reshape(-1, 4)
-    boxes = clip(decode(grid_anchors(*prob.shape[2:], prob.device), moves), *size)
-    large = (boxes[:, 2:] - boxes[:, :2] + 1 >= 16 * torch.tensor(scale, dtype=torch.float32).item()).all(dim=1)
+    height, width = prob.shape[2:]
+    boxes = clip(decode(grid_anchors(height, width, prob.device), moves), *size)
+    large = (boxes[:, 2:] - boxes[:, :2] + 1 >= 16 * scale).all(dim=1)
     boxes, scores = boxes[large], scores[large]
     order = _ranking(scores)[:num_candidates]
     order = order[_ranking(scores[order])]  # the original sorts again for NMS, which moves equal scores
@@ -99,4 +100,5 @@ def suppress(boxes: Tensor, scores: Tensor) -> Tensor:
     """
     if boxes.numel() == 0:  # torchvision's CUDA NMS accepts no empty input in every version
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
-    return nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, math.nextafter(NMS_THRESHOLD, 0))
+    below = torch.nextafter(torch.tensor(NMS_THRESHOLD), torch.tensor(0.0)).item()  # IoUs are float32
+    return nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, below)

@@ -166,16 +166,14 @@ def test_no_case_is_a_failure(copy, capsys, tmp_path):
 
 def test_a_group_without_adapter_is_skipped_with_the_reason(copy, capsys):
     """That is no success: without a case that passes, the exit status is 1."""
-    for group in ("Q_new", "L_detector"):
-        (copy / group).mkdir()
-        (copy / group / "case.json").write_text("{}")
+    (copy / "Q_new").mkdir()
+    (copy / "Q_new" / "case.json").write_text("{}")
     assert main([str(copy), "--only", "E_*/adamw*"]) == 0
     assert main([str(copy), "--only", "*/case"]) == 1
     lines = capsys.readouterr().out.splitlines()[2:]
     assert lines == [
-        "SKIP L_detector/case  no adapter yet: group L belongs to the detector",
         "SKIP Q_new/case  no adapter yet: group Q_new is unknown",
-        "0 passed, 0 failed, 2 skipped",
+        "0 passed, 0 failed, 1 skipped",
     ]
 
 

@@ -5,6 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
+from common.nn.cpu.resnet import FastResNetC4
 from common.nn.resnet import Bottleneck, FrozenBatchNorm2d, ResNetC4, build_c5
 
 
@@ -90,3 +91,12 @@ def test_without_freezing_the_statistics_move():
     block = Bottleneck(8, 2, 1, 1, False, nn.BatchNorm2d).train()
     block(torch.randn(4, 8, 3, 3))
     assert block.bn1.num_batches_tracked == 1 and block.bn1.weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", [ResNetC4, FastResNetC4])
+def test_the_stem_pools_as_caffe(kind):
+    """Eight columns become four in both: of 0-2, 2-4, 4-6, 6-7, not of 0-1, 1-3, 3-5, 5-7."""
+    columns = torch.arange(8.0).expand(1, 64, 8, 8)
+    assert kind(50, caffe_pool=True).stem_pool(columns)[0, 0, 0].tolist() == [2, 4, 6, 7]
+    assert kind(50).stem_pool(columns)[0, 0, 0].tolist() == [1, 3, 5, 7]
+    assert list(kind(50, caffe_pool=True).state_dict()) == list(kind(50).state_dict())
