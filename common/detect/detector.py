@@ -40,7 +40,7 @@ class Detector:
     def __call__(self, images: Sequence[Image.Image]) -> list[Detections]:
         """The boxes of RGB images of any sizes.
 
-        Raises UserError for an image that is too narrow.
+        Raises ImageError for an image that is too narrow.
         """
         return [self._detect(image) for image in images]
 
@@ -48,7 +48,7 @@ class Detector:
     def region_features(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[Tensor]:
         """Region features, float32 [R, 2048] on the CPU, of given boxes [R, 4] xyxy in pixels of the image as stored.
 
-        Raises UserError for an image that is too narrow.
+        Raises ImageError for an image that is too narrow.
         """
         found = []
         for image, of_image in zip(images, boxes, strict=True):

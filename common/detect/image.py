@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import ImageError
 
 BGR_MEANS = (102.9801, 115.9465, 122.7717)
 SHORTER_SIDE, LONGER_SIDE = 600, 1000
@@ -26,7 +26,7 @@ class NetworkInput(NamedTuple):
 def network_input(image: Image.Image) -> NetworkInput:
     """The input of one image, which is taken as stored: EXIF turns are not applied.
 
-    Raises UserError for an image that is too narrow.
+    Raises ImageError for an image that is too narrow.
     """
     return scaled_input(np.asarray(image.convert("RGB"))[:, :, ::-1])
 
@@ -37,7 +37,7 @@ def scaled_input(bgr: np.ndarray) -> NetworkInput:
     scale = input_scale(height, width)
     h, w = round(height * scale), round(width * scale)  # Python rounds half to even, as the original does
     if min(h, w) < _LEAST_SIDE:
-        raise UserError(f"image of {width}x{height} pixels: the detector's input would be {w}x{h}, too narrow for it")
+        raise ImageError(f"image of {width}x{height} pixels: the detector's input would be {w}x{h}, too narrow for it")
     pixels = torch.from_numpy((bgr - np.array(BGR_MEANS)).astype(np.float32))  # (H, W, 3), subtracted in float64
     pixels = pixels.permute(2, 0, 1)[None]
     # interpolate() would pass on either the sizes or the scale. The original has sizes that are rounded and coordinates

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 DTYPES = ("float32", "float16")  # of the features in a packed store
 SOURCES = (
-    "coco:INSTANCES.json  vcr:ANNOTATIONS.jsonl  json:FILE.json  regions:STORE  detector:WEIGHTS.pth  "
+    "coco:INSTANCES.json  vcr:ANNOTATIONS.jsonl  json:FILE.json  regions:STORE  vg:DETECTOR  detector:WEIGHTS.pth  "
     "grid:ROWSxCOLUMNS  module:NAME (its function find_boxes)"
 )
 

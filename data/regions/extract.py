@@ -272,7 +272,8 @@ def run_extract(settings: Settings) -> int:
     out = settings.out
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     own = settings.source_features
-    source = build_source(settings.boxes, settings.limits, device, with_features=own)
+    precision = getattr(torch, settings.network.precision)
+    source = build_source(settings.boxes, settings.limits, device, with_features=own, precision=precision)
     entries = source.entries(settings.images)[: settings.limit]
     if not entries:
         raise FileNotFoundError(f"no images in {settings.images}")
@@ -313,8 +314,8 @@ def build_encoder(network: Network, device: str) -> RegionFeatureExtractor:
     """Builds the FastRCNN with its weights. Raises FileNotFoundError for missing weights."""
     if not network.random_weights and not (network.weights and os.path.isfile(network.weights)):
         raise FileNotFoundError(
-            f"no ResNet weights at {network.weights}: get them (model/README.md), or try the program with "
-            "--random-weights"
+            f"no ResNet weights at {network.weights}: model/pretrained_model/PREPARE_PRETRAINED_MODELS.md lists where "
+            "they were published; --random-weights tries the program without them"
         )
     torch.manual_seed(0)  # random weights are the same ones when a run is resumed
     model = FastRCNN(network.layers, dilated_c5=network.dilated_c5, stride_in_1x1=network.stride_in_1x1, parts=FAST)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from common.detect.image import BGR_MEANS, input_scale, network_input, scaled_input
-from common.errors import UserError
+from common.errors import ImageError
 
 
 @pytest.mark.parametrize(
@@ -44,5 +44,5 @@ def test_coordinates_come_from_the_scale_itself():
 
 
 def test_an_image_that_is_too_narrow_is_an_error_with_its_size():
-    with pytest.raises(UserError, match="2000x3"):
+    with pytest.raises(ImageError, match="2000x3"):
         network_input(Image.new("RGB", (2000, 3)))
