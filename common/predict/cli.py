@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from common.cli import guarded
 from common.predict.fields import Field
+from common.regions.arguments import DEFAULT_LIMITS, SOURCES, DetectorLimits, add_detector_arguments, detector_limits
 
 if TYPE_CHECKING:
     from common.predict.prediction import Prediction
@@ -39,12 +40,22 @@ class PredictorOptions:
     boxes: str | None
     encoder: str | None
     labels: str | None
+    limits: DetectorLimits = DEFAULT_LIMITS
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, task: str | None) -> PredictorOptions:
         """args: parsed by a parser with `add_predictor_arguments`. task: None for the task of the checkpoint."""
         return cls(
-            args.ckpt, task, args.cfg, args.set, args.device, args.precision, args.boxes, args.encoder, args.labels
+            args.ckpt,
+            task,
+            args.cfg,
+            args.set,
+            args.device,
+            args.precision,
+            args.boxes,
+            args.encoder,
+            args.labels,
+            detector_limits(args),
         )
 
     def load(self) -> Predictor:
@@ -63,9 +74,12 @@ def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = Tr
     parser.add_argument(
         "--boxes",
         metavar="SOURCE",
-        help="where boxes come from: regions:STORE, json:FILE, detector:FILE, grid:4x4, ...",
+        help=f"where boxes come from: {SOURCES}",
     )
-    parser.add_argument("--encoder", metavar="SOURCE", help="what computes region features: resnet:FILE or module:NAME")
+    add_detector_arguments(parser)
+    parser.add_argument(
+        "--encoder", metavar="SOURCE", help="what computes region features: vg:DETECTOR, resnet:FILE or module:NAME"
+    )
     parser.add_argument("--labels", metavar="FILE", help="names of the region classes of pretraining, one a line")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")

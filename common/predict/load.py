@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.config import Config, config_from_dict, load_config, replace
 from common.config.derived import backbone_path
 from common.data.build import build_transform
-from common.detect.sources import build_source
+from common.detect.detector import Detector
+from common.detect.sources import VisualGenomeBoxes, build_detector, build_source
 from common.errors import CheckpointError, ConfigError
 from common.predict.predictor import Predictor
-from common.predict.region_features import RegionFeatureExtractor
+from common.predict.region_features import DetectorFeatures, RegionFeatureExtractor
 from common.predict.user_images import Extractor, ModuleFeatureExtractor, UserImages
+from common.regions.arguments import DEFAULT_LIMITS, DetectorLimits
 from common.regions.box_sources import BoxSource
 from common.task import load_task
 from common.weights import checkpoint
@@ -43,6 +43,7 @@ def load_predictor(
     boxes: str | BoxSource | None = None,
     encoder: str | None = None,
     labels: str | Path | None = None,
+    limits: DetectorLimits = DEFAULT_LIMITS,
 ) -> Predictor:
     """The predictor of a checkpoint.
 
@@ -50,8 +51,9 @@ def load_predictor(
     config keys, "KEY=VALUE", such as the place of a vocabulary that has moved. device: auto, cpu, cuda or cuda:N.
     precision: auto, fp32, bf16 or fp16.
     boxes: the source of boxes for images without boxes (common.regions.arguments.SOURCES).
-    encoder: what computes region features for a model of precomputed features, resnet:FILE or module:NAME; default:
-    NETWORK.REGION_ENCODER.
+    encoder: what computes region features for a model of precomputed features: vg:FILE, resnet:FILE or module:NAME.
+    Default: NETWORK.REGION_ENCODER, or the Visual Genome detector where the boxes come from it.
+    limits: which boxes of a detector are kept.
     labels: text file with the names of the region classes, one a line, for the region head of pretraining.
     Raises CheckpointError, ConfigError and FileNotFoundError.
     """
@@ -68,7 +70,7 @@ def load_predictor(
         raise ConfigError(f"{found.name} has no predictor")
     state = content["state_dict"] if isinstance(content, dict) and "state_dict" in content else read_tensors(path)
     loaded = restore(found, config, state, path)
-    return build_predictor(found.predictor, loaded, config, boxes, encoder, labels)
+    return build_predictor(found.predictor, loaded, config, boxes, encoder, labels, limits)
 
 
 def build_predictor(
@@ -78,16 +80,30 @@ def build_predictor(
     boxes: str | BoxSource | None = None,
     encoder: str | None = None,
     labels: str | Path | None = None,
+    limits: DetectorLimits = DEFAULT_LIMITS,
 ) -> Predictor:
     """The predictor of a model that is loaded already; arguments as in `load_predictor`."""
     chosen = encoder or cfg.NETWORK.REGION_ENCODER
     if not encoder and chosen.startswith("module:") and not chosen.startswith("module:data."):
         raise ConfigError(f"NETWORK.REGION_ENCODER {chosen!r}: a config may name modules of data/ only")
-    extractor = _build_extractor(loaded, cfg, chosen, kind.fixed_padding)
+    if not chosen and isinstance(boxes, str) and boxes.startswith("vg:"):
+        chosen = boxes
+
+    @cache  # a detector that finds boxes and computes features is loaded once
+    def detector(path: str) -> Detector:
+        return build_detector(path, limits, loaded.device, loaded.precision.dtype)
+
+    extractor = _build_extractor(loaded, cfg, chosen, kind.fixed_padding, detector)
     of_module = isinstance(extractor, ModuleFeatureExtractor)
     module = importlib.import_module(chosen.removeprefix("module:")) if of_module else None
-    default = chosen if hasattr(module, "find_boxes") else None
-    source = boxes if isinstance(boxes, BoxSource) else _build_source(boxes or default, cfg, loaded.device)
+    source = boxes if isinstance(boxes, BoxSource) else None
+    spec = chosen if boxes is None and hasattr(module, "find_boxes") else boxes
+    if isinstance(spec, str):
+        precomputed = cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED
+        if spec.startswith("vg:"):
+            source = VisualGenomeBoxes(detector(spec.removeprefix("vg:")), precomputed and spec == chosen)
+        else:
+            source = build_source(spec, limits, str(loaded.device), with_features=precomputed)
     return kind(loaded, cfg, UserImages(extractor, source), _read_labels(labels, module))
 
 
@@ -106,26 +122,21 @@ def _config_of(task: str, content: Any, path: Path, cfg: str | Path | None, over
     return replace(config_from_dict(task, content["config"]), overrides)
 
 
-def _build_source(spec: str | None, cfg: Config, device: torch.device) -> BoxSource | None:
-    if spec is None:
-        return None
-    try:
-        return build_source(spec, device=str(device), with_features=cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def _build_extractor(
+    loaded: Loaded, cfg: Config, spec: str, fixed_padding: bool, detector: Callable[[str], Detector]
+) -> Extractor | None:
+    """The CNN of the model; for a model of precomputed features, the extractor that `spec` names.
 
-
-def _build_extractor(loaded: Loaded, cfg: Config, spec: str, fixed_padding: bool) -> Extractor | None:
-    """The CNN of the model; for a model of precomputed features, the extractor that `spec` names."""
+    detector: loads the Visual Genome detector of a file.
+    """
     transform = build_transform(cfg, fixed_padding=fixed_padding)
     if not cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
         own = getattr(loaded.model, "image_feature_extractor", None)
         return own and RegionFeatureExtractor(own, transform, loaded.device, loaded.precision.dtype)
     if spec.startswith("module:"):
-        try:
-            return ModuleFeatureExtractor(spec.removeprefix("module:"))
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return ModuleFeatureExtractor(spec.removeprefix("module:"))
+    if spec.startswith("vg:"):
+        return DetectorFeatures(detector(spec.removeprefix("vg:")))
     file = spec.removeprefix("resnet:") or backbone_path(cfg) or ""
 
     @cache  # with features from a store the CNN is never built
@@ -133,7 +144,8 @@ def _build_extractor(loaded: Loaded, cfg: Config, spec: str, fixed_padding: bool
         if not Path(file).is_file():
             raise ConfigError(
                 f"this model takes region features, and there is no CNN at {file or 'NETWORK.IMAGE_PRETRAINED'} to "
-                "compute them: give encoder resnet:FILE, or boxes regions:STORE with a store that has features"
+                "compute them: give boxes vg:FILE (the Visual Genome detector), boxes regions:STORE with a store that "
+                "has features, or encoder resnet:FILE"
             )
         model = build_fast_rcnn(replace(cfg, {"NETWORK.IMAGE_FEAT_PRECOMPUTED": False}))
         load_backbone(model, file)

@@ -12,9 +12,33 @@ from torch import Tensor
 
 from common.data.collate import pad_stack
 from common.data.transforms import Transform, TransformResult, blank_pixels
+from common.detect.detector import Detector
+from common.errors import InputError
 from common.nn.fast_rcnn import FastRCNN
 
 NEVER = random.Random(0)  # a Transform draws a number for its flip; with flip_prob 0 the number does not matter
+
+
+class DetectorFeatures:
+    """Computes region features with the Visual Genome detector (original 12.8), for models that were trained on them.
+
+    Takes neither masks nor blanked boxes.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        boxes: Sequence[Tensor],
+        masks: Sequence[Tensor] | None = None,
+        blanked: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Features float32 [R_i, 2048] of each image, on the CPU. Raises InputError for masks and blanked boxes."""
+        if masks or blanked:
+            raise InputError("region features of a detector: masks and blanked boxes are not supported")
+        return self._detector.region_features(images, boxes)
 
 
 class RegionFeatureExtractor:

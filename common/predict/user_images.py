@@ -20,8 +20,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from common.boxes import FEATURE_DIM
-from common.errors import BoxError, ImageError, RegionError
+from common.errors import BoxError, ConfigError, ImageError, RegionError
 from common.files.images import decode_image, load_image
+from common.predict.region_features import DetectorFeatures
 from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
 from common.regions.lazy_features import read_features
 from common.regions.names import region_name
@@ -129,12 +130,18 @@ class UserImages:
     def stored_whole_feature(self, image: UserImage, boxes: Tensor) -> Tensor | None:
         """The feature [2048] of the whole image from a source with features, else None.
 
-        A source without a feature of the whole image stands for it by the mean over the features of boxes [R, 4].
+        Without a stored feature of the whole image, the mean over the features of boxes [R, 4] takes its place (without
+        boxes, of those of the source), as in training. This holds for the features of a detector too.
         """
-        if image.found is None or image.found.features is None:
+        found = image.found
+        has_features = found is not None and found.features is not None
+        if found is not None and found.image_feature is not None:
+            return found.image_feature
+        if found is not None and has_features and not len(boxes):
+            boxes = found.boxes
+        if not len(boxes) or not (has_features or isinstance(self.extractor, DetectorFeatures)):
             return None
-        stored = image.found.image_feature
-        return self.region_features(image, boxes).mean(0) if stored is None else stored
+        return self.region_features(image, boxes).mean(0)
 
     def _find(self, image: UserImage) -> None:
         """Ask the source for the regions of an image, once, and keep the features that it has."""
@@ -210,14 +217,14 @@ def whole_box(image: UserImage) -> Tensor:
 class ModuleFeatureExtractor:
     """Region features from the function `region_features(image, boxes)` of a Python module: an array [R, 2048].
 
-    Takes neither masks nor blanked boxes. Raises ValueError if there is no such module or function.
+    Takes neither masks nor blanked boxes. Raises ConfigError if there is no such module or function.
     """
 
     def __init__(self, module: str) -> None:
         try:
             self._features = importlib.import_module(module).region_features
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"encoder module:{module}: {error}") from error
+            raise ConfigError(f"encoder module:{module}: {error}") from error
 
     def __call__(
         self,

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from common.boxes import clip_boxes
-from common.errors import DataError, RegionError
+from common.errors import ConfigError, DataError, RegionError
 from common.files.archives import list_files, read_bytes
 from common.files.images import IMAGE_SUFFIXES
 from common.files.json_files import list_under, read_json
@@ -287,7 +287,7 @@ class GridBoxes(BoxSource):
 
     def __init__(self, rows: int, columns: int) -> None:
         if rows < 1 or columns < 1:
-            raise ValueError(f"a grid needs at least one row and column, got {rows} x {columns}")
+            raise ConfigError(f"a grid needs at least one row and column, got {rows} x {columns}")
         self._rows, self._columns = rows, columns
 
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
@@ -303,7 +303,7 @@ class GridBoxes(BoxSource):
 class ModuleBoxes(BoxSource):
     """The boxes that `find_boxes(image)` of a Python module returns: an array [R, 4] for an RGB image.
 
-    Raises ValueError for a module that cannot be imported or has no such function.
+    Raises ConfigError for a module that cannot be imported or has no such function.
     """
 
     of_stored_pixels = False
@@ -312,7 +312,7 @@ class ModuleBoxes(BoxSource):
         try:
             self._find = importlib.import_module(module).find_boxes
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"box source module:{module}: {error}") from error
+            raise ConfigError(f"box source module:{module}: {error}") from error
 
     def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
         return Regions(torch.as_tensor(self._find(image), dtype=torch.float32).reshape(-1, 4))
