@@ -36,13 +36,12 @@ def class_confidence(boxes: Tensor, scores: Tensor, pixel: float = 0) -> Tensor:
     overlaps = _pack(_overlaps(boxes.cpu().numpy(), pixel))  # (P, words)
     suppressed = np.zeros((len(by_class), overlaps.shape[1]), np.int64)  # (classes, words), a bit for each proposal
     order = _ranking(by_class)  # (P, classes)
-    word, bit = order // _WORD + np.arange(len(by_class)) * overlaps.shape[1], order % _WORD
+    first_word = np.arange(len(by_class)) * overlaps.shape[1]  # of each class
     # All classes at once, from the best proposal of each class to the worst.
-    for rank in range(len(order)):
-        is_suppressed = (suppressed.reshape(-1).take(word[rank]) >> bit[rank]) & 1  # (classes,)
-        suppressed |= (
-            overlaps.take(order[rank], axis=0) & (is_suppressed - 1)[:, None]
-        )  # 0 - 1 has all bits, 1 - 1 none
+    for best in order:  # (classes,)
+        word, bit = best // _WORD + first_word, best % _WORD
+        is_suppressed = (suppressed.reshape(-1).take(word) >> bit) & 1  # (classes,)
+        suppressed |= overlaps.take(best, axis=0) & (is_suppressed - 1)[:, None]  # 0 - 1 has all bits, 1 - 1 none
     survivors = np.where(_unpack(suppressed, len(order)), np.float32(0), by_class)
     return torch.from_numpy(survivors.max(axis=0, initial=0))
 
