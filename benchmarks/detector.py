@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
-from torchvision.ops import nms, roi_pool
+from torchvision.ops import box_iou, nms, roi_pool
 from torchvision.transforms.functional import to_tensor
 
 from benchmarks.measure import interleaved, medians, synchronise
+from common.boxes import iou
 from common.detect.detector import Detector
 from common.detect.image import network_input
 from common.detect.network import ROI_SIZE, VisualGenomeDetector
@@ -104,7 +105,7 @@ def stages(model: VisualGenomeDetector, dtype: torch.dtype, device: torch.device
             with timed("trunk"):
                 maps = model.backbone(pixels.to(device))
             with timed("RPN and NMS"):
-                boxes = model.propose(maps, (SIZE[1], SIZE[0]), scale).boxes
+                boxes = model.propose(maps, SIZE, scale).boxes
             with timed("RoI pooling"):
                 roi_pool(maps.float(), [boxes], ROI_SIZE, 1 / STRIDE)
             with timed("RoI pooling and head"):
@@ -112,7 +113,7 @@ def stages(model: VisualGenomeDetector, dtype: torch.dtype, device: torch.device
         with timed("classes and attributes"):
             scores = model.classify(features)
         with timed("selection"):
-            class_confidence(boxes / scale, scores.classes, pixel=1)
+            class_confidence(iou(boxes / scale, boxes / scale), scores.classes)
     return seconds
 
 
@@ -123,7 +124,7 @@ def class_nms(rounds: int) -> dict[str, float]:
     boxes = torch.cat([low, low + torch.rand(PROPOSALS, 2, generator=random) * 400], dim=1)
     scores = torch.randn(PROPOSALS, 1601, generator=random).softmax(dim=1)
     runs: dict[str, Callable[[], Any]] = {
-        "class-wise NMS, all classes at once": lambda: class_confidence(boxes, scores),
+        "class-wise NMS, all classes at once": lambda: class_confidence(box_iou(boxes, boxes), scores),
         "class-wise NMS, a loop over classes": lambda: class_by_class(boxes, scores),
     }
     return medians(interleaved(runs, max(rounds, 3), torch.device("cpu")))

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.boxes import clip_boxes, iou
 from common.detect.detections import Detections
 from common.detect.image import NetworkInput, network_input
 from common.detect.network import VisualGenomeDetector
-from common.detect.proposals import clip, decode
+from common.detect.proposals import decode
 from common.detect.selection import class_confidence, select_boxes
 from common.regions.arguments import DEFAULT_LIMITS, DetectorLimits
 
@@ -64,12 +65,12 @@ class Detector:
         height, width = source.pixels.shape[2:]
         with self._autocast():
             feature_map = self.network.backbone(source.pixels.to(self.device))  # (1, 1024, h / 16, w / 16)
-            proposals = self.network.propose(feature_map, (height, width), source.scale)
+            proposals = self.network.propose(feature_map, (width, height), source.scale)
             features = self.network.pool(feature_map, proposals.boxes)  # (P, 2048)
         scores = self.network.classify(features)
         boxes = proposals.boxes / source.scale  # (P, 4)
         limits = self.limits
-        confidence = class_confidence(boxes, scores.classes, pixel=1)
+        confidence = class_confidence(iou(boxes, boxes), scores.classes)
         keep = select_boxes(confidence, limits.min_boxes, limits.max_boxes, limits.threshold)
         on_device = keep.to(self.device)
         classes, boxes = scores.classes[on_device], boxes[on_device]
@@ -95,4 +96,4 @@ def refine(boxes: Tensor, classes: Tensor, deltas: Tensor, height: int, width: i
     """
     best = classes[:, 1:].argmax(dim=1) + 1  # (R,)
     moves = deltas.unflatten(1, (-1, 4))[torch.arange(len(boxes), device=boxes.device), best]  # (R, 4)
-    return clip(decode(boxes, moves), height, width)
+    return clip_boxes(decode(boxes, moves), width, height)

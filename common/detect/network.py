@@ -80,7 +80,7 @@ class VisualGenomeDetector(nn.Module):
         self.attr_score = nn.Linear(hidden_dim, num_attributes)
 
     def propose(self, feature_map: Tensor, size: tuple[int, int], scale: float) -> Proposals:
-        """The proposals of an image. feature_map: `backbone` of its network input, whose height and width are `size`.
+        """The proposals of an image. feature_map: `backbone` of its network input, whose width and height are `size`.
 
         scale: pixels of the network input for one pixel of the image.
         """

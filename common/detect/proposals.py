@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from common.boxes import clip_boxes
+
 STRIDE = 16  # pixels of the network input for one cell of the feature map
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 SCALES = (4, 8, 16, 32)
@@ -58,24 +60,18 @@ def decode(boxes: Tensor, deltas: Tensor) -> Tensor:
     return torch.cat([centres - half, centres + half], dim=1)
 
 
-def clip(boxes: Tensor, height: float, width: float) -> Tensor:
-    """Boxes [N, 4] with corners inside [0, width - 1] x [0, height - 1]."""
-    most = boxes.new_tensor([width - 1, height - 1] * 2)
-    return boxes.clamp(min=0).minimum(most)
-
-
 def find_proposals(
     prob: Tensor, deltas: Tensor, size: tuple[int, int], scale: float, num_candidates: int = 6000, num_kept: int = 300
 ) -> Proposals:
     """The best boxes of one image.
 
-    prob: float32 [1, 24, h, w], background in the channels 0..11. deltas: float32 [1, 48, h, w]. size: height and width
+    prob: float32 [1, 24, h, w], background in the channels 0..11. deltas: float32 [1, 48, h, w]. size: width and height
     of the network input. scale: of the network input. num_candidates: boxes that enter NMS.
     """
     scores = prob[0, NUM_ANCHORS:].permute(1, 2, 0).reshape(-1)  # (h * w * 12,)
     moves = deltas[0].permute(1, 2, 0).reshape(-1, 4)
     height, width = prob.shape[2:]
-    boxes = clip(decode(grid_anchors(height, width, prob.device), moves), *size)
+    boxes = clip_boxes(decode(grid_anchors(height, width, prob.device), moves), *size)
     large = (boxes[:, 2:] - boxes[:, :2] + 1 >= 16 * scale).all(dim=1)
     boxes, scores = boxes[large], scores[large]
     order = _ranking(scores)[:num_candidates]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_tensor
 
 from common.detect.detector import Detector
@@ -96,7 +97,9 @@ class TorchvisionBoxes(BoxSource):
         boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
         limits = self._limits
         boxes, scores = boxes.cpu(), scores.cpu()
-        keep = select_boxes(class_confidence(boxes, scores), limits.min_boxes, limits.max_boxes, limits.threshold)
+        keep = select_boxes(
+            class_confidence(box_iou(boxes, boxes), scores), limits.min_boxes, limits.max_boxes, limits.threshold
+        )
         return Regions(boxes[keep], class_scores=scores[keep])
 
 

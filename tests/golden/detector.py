@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.boxes import iou
 from common.detect.image import scaled_input
 from common.detect.network import VisualGenomeDetector
 from common.detect.proposals import base_anchors, find_proposals
@@ -55,7 +56,7 @@ def _caffemodel(case: Case, report: Report) -> None:
 def _proposals(case: Case, report: Report) -> None:
     height, width, scale = case.array("in.info").tolist()
     prob, deltas = (torch.from_numpy(case.array(f"in.{name}")) for name in ("prob", "deltas"))
-    boxes, scores = find_proposals(prob, deltas, (int(height), int(width)), scale)
+    boxes, scores = find_proposals(prob, deltas, (int(width), int(height)), scale)
     want = torch.from_numpy(case.array("out.boxes"))
     report.equal("out.scores", scores[:, None], case.array("out.scores"))
     if boxes.shape == want.shape:
@@ -78,7 +79,7 @@ def _selection(case: Case, report: Report) -> None:
     boxes, prob = (torch.from_numpy(case.array(f"in.{name}")) for name in ("boxes", "prob"))
     boxes = boxes / case.json["scale"]
     report.close("out.boxes", boxes, case.array("out.boxes"), **PIXEL)
-    confidence = class_confidence(boxes, prob, pixel=1)
+    confidence = class_confidence(iou(boxes, boxes), prob)
     report.equal("out.confidence", confidence.double(), case.array("out.confidence"))
     prefix = "out.keep_"
     for name in (name for name in case.arrays if name.startswith(prefix)):
@@ -101,7 +102,7 @@ def _network(case: Case, report: Report) -> None:
     for name, (got, tolerance) in maps.items():
         report.close(name, _strided(got, case.json["strides"][name]), case.array(f"out.{name}_strided"), **tolerance)
     height, width = pixels.shape[2:]
-    proposals = network.propose(feature_map, (height, width), scale)
+    proposals = network.propose(feature_map, (width, height), scale)
     features = network.pool(feature_map, proposals.boxes)
     scores = network.classify(features)
     got, want = _matched(report, "proposals", proposals.boxes, case.array("out.proposals"))
@@ -113,7 +114,7 @@ def _network(case: Case, report: Report) -> None:
         report.close(name, _strided(value[got], case.json["strides"][name]), stored, **tolerance)
     _compare_classes(case, report, scores.classes[got], want)
     boxes = proposals.boxes / scale
-    confidence = class_confidence(boxes, scores.classes, pixel=1)
+    confidence = class_confidence(iou(boxes, boxes), scores.classes)
     _compare_kept(case, report, boxes, confidence, features, (got, want))
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.detect.proposals import base_anchors, clip, decode, find_proposals, grid_anchors, suppress
+from common.detect.proposals import base_anchors, decode, find_proposals, grid_anchors, suppress
 
 
 def test_the_twelve_anchors():
@@ -30,10 +30,6 @@ def test_decoding_widens_a_box_by_one():
     assert decode(box, torch.tensor([[0.5, -0.25, 0, 0]])).tolist() == [[15, 15, 25, 35]]
     doubled = decode(box, torch.tensor([[0, 0, math.log(2), 0]]))
     assert doubled[0].tolist() == pytest.approx([5, 20, 25, 40])
-
-
-def test_clipping_leaves_the_last_pixel():
-    assert clip(torch.tensor([[-5.0, -1, 200, 99.5]]), 100, 150).tolist() == [[0, 0, 149, 99]]
 
 
 def test_boxes_contain_their_last_pixel_in_nms():
