@@ -8,8 +8,8 @@ The caption is a text or a list of words. An image with several captions has sev
 Output, a folder for DATASET_PATH: `<split>_image/<8 digits>.jpg` (a copy of each image, named by its first line,
 counted from 0), `<split>.json`, `<split>_frcnn.json`, and with --boxes the region files `<split>_boxes/<8 digits>.json`
 with boxes and class scores. data.extract_features then makes `<split>_frcnn` with features; the command is printed at
-the end. Training from pixels needs no features: --complete writes the region files to `<split>_frcnn`. The same command
-continues a stopped run.
+the end. Training from pixels needs no features: --complete writes the region files to `<split>_frcnn`. So it
+does for --boxes vg:DETECTOR, whose region files have features. The same command continues a stopped run.
 
 Exit status: 0; 1 if images were left out (--skip-bad); 2 for an error in the input.
 """
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_detector_arguments(parser)
     parser.add_argument("--device", help="of a detector (default: cuda if there is a GPU)")
-    parser.add_argument("--complete", action="store_true", help="region files need no features: write <split>_frcnn")
+    parser.add_argument("--complete", action="store_true", help="region files need no further features: write <split>_frcnn")
     parser.add_argument("--link", action="store_true", help="hard links in place of copies of the images")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="even if there were more records before")

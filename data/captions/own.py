@@ -114,7 +114,7 @@ def box_source(spec: str, pairs: Sequence[Pair], limits: DetectorLimits, device:
     source cannot tell apart.
     """
     if spec.startswith("vcr:"):
-        raise ValueError("--boxes vcr: is for the images of VCR; take coco:, json:, regions:, detector: or grid:")
+        raise ValueError("--boxes vcr: is for the images of VCR; take coco:, json:, regions:, vg:, detector: or grid:")
     source = build_source(spec, limits, device, with_features=True, with_classes=True)
     if isinstance(source, (CocoBoxes, StoredBoxes, JsonBoxes)):
         _check_names(pairs, source)
