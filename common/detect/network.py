@@ -65,7 +65,7 @@ class VisualGenomeDetector(nn.Module):
         num_attributes: int = 401,
         embedding_dim: int = 256,
         hidden_dim: int = 512,
-        roi_chunk: int = 32,
+        roi_chunk: int = 64,
         parts: Parts = PLAIN,
     ) -> None:
         super().__init__()
