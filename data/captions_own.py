@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_detector_arguments(parser)
     parser.add_argument("--device", help="of a detector (default: cuda if there is a GPU)")
-    parser.add_argument("--complete", action="store_true", help="region files need no further features: write <split>_frcnn")
+    parser.add_argument("--complete", action="store_true", help="region files need no further features: <split>_frcnn")
     parser.add_argument("--link", action="store_true", help="hard links in place of copies of the images")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="even if there were more records before")

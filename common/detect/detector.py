@@ -20,8 +20,8 @@ from common.regions.arguments import DEFAULT_LIMITS, DetectorLimits
 class Detector:
     """A network with weights on a device.
 
-    Images pass through the network one after another. In a batch they would need padding, which changes the features
-    near their edges.
+    Images pass through the network one after another (original 12.3). In a batch they would need padding, which changes
+    the features near their edges. The RoIs of one image already fill a device: the RoI head has 1.8 of the 2 TFLOP.
 
     limits: which boxes are kept. precision: torch.float32, or torch.bfloat16 for convolutions in bf16. Boxes,
     probabilities and the heads behind the region features are computed in float32 in both.

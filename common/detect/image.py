@@ -1,4 +1,4 @@
-"""The detector's input: an image in float32, without its means, scaled."""
+"""The detector's input: an image in float32, without its means, scaled (original 12.1 and 12.2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NetworkInput(NamedTuple):
 
 
 def network_input(image: Image.Image) -> NetworkInput:
-    """The input of one image, which is taken as stored: EXIF turns are not applied.
+    """The input of one image, used as it is: no EXIF orientation is applied.
 
     Raises ImageError for an image that is too narrow.
     """

@@ -48,7 +48,7 @@ class ProposalNetwork(nn.Module):
 
 
 class VisualGenomeDetector(nn.Module):
-    """The network for one image at a time.
+    """The network for one image at a time (original 12.4 and 12.6 to 12.9).
 
     num_layers: ResNet depth 50, 101 or 152. num_proposals: boxes of an image. num_candidates: boxes that enter the NMS
     before. num_classes, num_attributes: with background and "no attribute". embedding_dim: of the class in the

@@ -1,4 +1,4 @@
-"""Proposals of the region proposal network, with the box arithmetic of the original.
+"""Proposals of the region proposal network, with its box arithmetic (original 12.5 to 12.7).
 
 A box x1, y1, x2, y2 contains its last pixel: its width is x2 - x1 + 1.
 """

@@ -1,4 +1,5 @@
-"""Weight files of the Visual Genome detector: Caffe models, MILVLG's PyTorch port, and safetensors made of either.
+"""Weight files of the Visual Genome detector: Caffe models, MILVLG's PyTorch port, and safetensors made of either
+(original 12.12 and 12.13).
 
 Every form is mapped to the state dict of VisualGenomeDetector by one table, `detector_table`.
 """
