@@ -1,7 +1,8 @@
 "use strict";
 /* The live page. `state` holds the image, its boxes, and the last question with its answers (`baseline`). `gone` holds the
-   words and boxes that the user took away under "What if?". `labels` has what the source of boxes found, by the box: a
-   box that the user moved has no label. Boxes are sent as they came, because features are known by the box. They are xyxy in pixels of the image. */
+   words and boxes that the user took away under "What if?". Boxes are xyxy in pixels of the image, and are sent as they
+   came, because features are known by the exact box. `labels`: what the source of boxes found, by box; a box that the
+   user moved has none. */
 (() => {
   const { element, percent, placeTexts, textSize } = VLBertViewer;
   const $ = id => document.getElementById(id);
@@ -49,20 +50,26 @@
     const order = state.boxes.map((_, i) => i).sort((a, b) => area(state.boxes[b]) - area(state.boxes[a]));
     const texts = placeTexts(state.boxes.map((box, i) => ({ box, name: String(i + 1), label: labelOf(box) })),
       width, height, textSize(width, height));
-    for (const i of order) svg.append(drawnBox(i, texts[i]));
+    for (const i of order) svg.append(drawnBox(i));
+    svg.append(element("svg:g", { class: "texts", "aria-hidden": "true" }, ...texts.map(drawnText)));  // above all edges
     svg.addEventListener("pointerdown", startDrawing);
     $("stage").replaceChildren(svg);
   }
 
-  function drawnBox(i, { x, y, text }) {
+  function drawnText({ x, y, text }, i) {
+    const font = textSize(state.image.width, state.image.height);
+    return element("svg:text", { x, y, "font-size": font, "stroke-width": font / 5, "data-text": i,
+      class: state.gone.boxes.has(i) ? "absent" : "" }, text);
+  }
+
+  function drawnBox(i) {
     const [x1, y1, x2, y2] = state.boxes[i], unit = textSize(state.image.width, state.image.height);
     const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
     const handle = element("svg:rect", { class: "handle", x: x2 - unit / 2, y: y2 - unit / 2, width: unit, height: unit });
     const node = element("svg:g", { class: `drawn ${state.gone.boxes.has(i) ? "absent" : ""}`, tabindex: 0, role: "button",
       "data-box": i, "aria-label": boxTitle(i, state.boxes[i]) },
       element("svg:title", {}, boxTitle(i, state.boxes[i])), element("svg:rect", { ...place, class: "edge" }),
-      element("svg:rect", { ...place, class: "face" }), handle,
-      element("svg:text", { x, y, "font-size": unit, "stroke-width": unit / 5 }, text));
+      element("svg:rect", { ...place, class: "face" }), handle);
     node.addEventListener("pointerdown", e => startMoving(e, i, e.target === handle));
     node.addEventListener("keydown", e => keyOnBox(e, i));
     return node;

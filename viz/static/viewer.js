@@ -89,12 +89,22 @@ const VLBertViewer = (() => {
     return node;
   }
 
-  /* The texts on boxes: [{ box, name, label }] to [{ x, y, text }] in pixels of the image. Every box has its name; the
-     label follows it where that covers no other text, at the top of the box or at its bottom. Large boxes come first. */
+  const ruler = document.createElement("canvas").getContext("2d");
+
+  /* Width of a text on a box, with its outline. */
+  function textWidth(text, font) {
+    ruler.font = "650 100px system-ui, sans-serif";
+    return (ruler.measureText(text).width / 100 + .2) * font;
+  }
+
+  /* The texts on boxes: [{ box, name, label }] to [{ x, y, text, nameX, nameY }] in pixels of the image. Every box
+     has its name; the label follows it where that covers no other text, at the top of the box or at its bottom. Large
+     boxes come first. nameX, nameY: the place of the name alone. */
   function placeTexts(items, width, height, font) {
-    const spot = (x, y, text) => ({ x, y, text, right: x + .56 * font * text.length, top: y - .9 * font, bottom: y + .3 * font });
+    const spot = (x, y, text) => ({ x, y, text, right: x + textWidth(text, font), top: y - .9 * font, bottom: y + .3 * font });
     const apart = (a, b) => a.right <= b.x || b.right <= a.x || a.bottom <= b.top || b.bottom <= a.top;
     const spots = items.map(({ box: [x1, y1], name }) => spot(x1 + font * .25, Math.min(y1 + font, height - font * .3), name));
+    const names = [...spots];
     const area = ({ box: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
     const order = items.map((_, i) => i).sort((a, b) => area(items[b]) - area(items[a]));
     for (const i of order.filter(i => items[i].label)) {
@@ -103,7 +113,7 @@ const VLBertViewer = (() => {
       const fits = s => s.x >= 0 && spots.every((other, k) => k === i || apart(s, other));
       spots[i] = [long(at.y), long(Math.min(y2, height) - font * .3)].find(fits) ?? at;
     }
-    return spots;
+    return spots.map((s, i) => ({ x: s.x, y: s.y, text: s.text, nameX: names[i].x, nameY: names[i].y }));
   }
 
   /* Size of the texts on boxes, in pixels of the image. They are larger, in relation to the image, on a narrow screen. */
@@ -157,18 +167,19 @@ const VLBertViewer = (() => {
       const texts = placeTexts(slots.map(i => ({ box: this.capture.boxes[this.capture.slots[i].box],
         name: this.boxName(i), label: live ? this.boxLabel(i) : "" })), width, height, font);
       slots.forEach((i, k) => {
-        const slot = this.capture.slots[i], [x1, y1, x2, y2] = this.capture.boxes[slot.box], { x, y, text } = texts[k];
+        const slot = this.capture.slots[i], [x1, y1, x2, y2] = this.capture.boxes[slot.box];
         const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
         const face = element("svg:rect", { ...place, class: "face" });
-        const label = element("svg:text", { x, y, "font-size": font, "stroke-width": font / 5 });
+        const label = element("svg:text", { "font-size": font, "stroke-width": font / 5 });
         const name = slot.kind === "image" ? "whole image" : `box ${slot.text} ${this.boxLabel(i)}`.trim();
         const node = element("svg:g", live ? { class: "box", tabindex: -1, role: "button", "data-slot": i,
           "aria-label": name, ...this.handlers(i) } : { class: "box", "data-slot": i },
-          element("svg:rect", { ...place, class: "edge" }), face, label);
-        boxes.push({ node, face, label, text, slot: i });
+          element("svg:rect", { ...place, class: "edge" }), face);
+        boxes.push({ node, face, label, text: texts[k], slot: i });
         svg.append(node);
       });
       boxes.sort((a, b) => a.slot - b.slot);
+      svg.append(element("svg:g", { class: "texts", "aria-hidden": "true" }, ...boxes.map(b => b.label)));  // above all edges
       return svg;
     }
 
@@ -314,7 +325,9 @@ const VLBertViewer = (() => {
         face.style.fill = `rgba(var(--glow), ${name === "image" ? 0 : 0.5 * strength(w)})`;
         face.style.stroke = strength(w) > 0.1 ? "rgb(var(--glow))" : "";
         face.style.strokeWidth = `${1.5 + 4.5 * strength(w)}px`;
-        label.textContent = all ? `${name} ${percent(w)}` : text;
+        label.textContent = all ? `${name} ${percent(w)}` : text.text;
+        label.setAttribute("x", all ? text.nameX : text.x);
+        label.setAttribute("y", all ? text.nameY : text.y);
         this.mark(node, all, w, i === slot);
       }
       for (const { node, number, slot: i } of words) {
