@@ -65,3 +65,13 @@ def test_packages_are_neither_ignored_nor_left_out():
     if ignored.returncode == 128:
         pytest.skip(f"no git repository: {ignored.stderr.strip()}")
     assert ignored.stdout == ""
+
+
+def test_data_files_of_packages_are_shipped():
+    """viz/static and the names of classes: setuptools leaves out what no pattern of package-data names."""
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    shipped = {
+        file for name, globs in patterns.items() for g in globs for file in (ROOT / name.replace(".", "/")).glob(g)
+    }
+    needed = {f for folder in ("viz/static", "common/regions/visual_genome") for f in (ROOT / folder).iterdir()}
+    assert needed and needed <= shipped

@@ -53,7 +53,7 @@ def report_prediction(
     asked = parse_fields(fields) | {predictor.text_field: text}
     prediction = predictor(image_path, boxes=boxes, attention=True, **asked)
     image = predictor.images.open(image_path)
-    title = f"{image.name}: {text}"
+    title = f"{Path(image_path).name}: {text}"
     capture = make_capture(prediction, image.pixels, title, predictor.task, predictor.source.name, text)
     _write_report(capture, output)
 
@@ -110,8 +110,9 @@ def read_map(path: Path, image_path: str | None) -> dict[str, Any]:
         raise DataError(f"{beside}: not what vis_attention_maps.py writes: {error!r}") from error
     if attention.shape[2:] != (len(slots), len(slots)):
         raise DataError(f"{path}: {list(attention.shape)}, but {beside} has {len(slots)} slots")
-    image = load_image(image_path or about["image"]["path"])
-    return make_capture(prediction, image, f"{path.stem}: {about['text']}", "pretrain", path.name, about["text"])
+    image_path = image_path or about["image"]["path"]
+    title = f"{Path(image_path).name}: {about['text']}"
+    return make_capture(prediction, load_image(image_path), title, "pretrain", path.name, about["text"])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 format     1
 title, task, model, text     shown as they are
 image      {"src": data URI, "width", "height"} in pixels of the image; src is null if the page has the image
-boxes      [R, 4] xyxy in pixels of the image; names: of each
+boxes      [R, 4] xyxy in pixels of the image; names, labels: of each, "" for a box without a label
 slots      the sequence of the encoder: {"kind", "text", "word", "box"}, see common.inference.Slot
 layers, heads, size          of the attention, size = number of slots
 attention  base64 of uint16, little-endian, [layers, heads, size, size]: round(65535 * weight); axis 2 is the slot
@@ -48,6 +48,7 @@ def make_capture(
         "image": {"src": data_uri(image) if image is not None else None, "width": width, "height": height},
         "boxes": [[round(x, 2) for x in box] for box in prediction.boxes],
         "names": prediction.names,
+        "labels": prediction.labels or [""] * len(prediction.boxes),
         "slots": [vars(slot) for slot in prediction.slots],
         "layers": layers,
         "heads": heads,

@@ -148,25 +148,32 @@ class Service:
         }
 
     def add(self, data: bytes) -> dict[str, Any]:
-        """Keep an upload. Returns its name and size, and boxes if there is a source of boxes."""
+        """Keep an upload. Returns its name and size, and boxes with labels if there is a source of boxes.
+
+        The boxes are not rounded: features are known for exactly these boxes.
+        """
+        import torch
+
         from common.predict.predictor import INPUT_ERRORS
 
         png = read_image(data)
         name = self.gallery.add(png)
-        boxes: list[list[float]] = []
+        boxes = torch.zeros(0, 4)
         with self.turnstile:
             image = self.predictor.images.open(png)
             if self.predictor.images.source is not None:
                 try:
-                    boxes = self.predictor.images.regions(image).boxes.tolist()
+                    boxes = self.predictor.images.regions(image).boxes[:MAX_BOXES]
                 except INPUT_ERRORS as error:
                     log.info("no boxes: %s", error)
+            labels = self.predictor.images.labels(image, boxes)
         size = image.pixels.size
         return {
             "image": name,
             "width": size[0],
             "height": size[1],
-            "boxes": [[round(x, 1) for x in b] for b in boxes[:MAX_BOXES]],
+            "boxes": boxes.tolist(),
+            "labels": labels,
         }
 
     def ask(self, body: Any) -> dict[str, Any]:

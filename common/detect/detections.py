@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from common.regions.class_names import region_labels
+from common.regions.regions import Regions
+
 
 @dataclass
 class Detections:
@@ -24,6 +27,13 @@ class Detections:
     objectness: Tensor
     confidence: Tensor
     refined_boxes: Tensor
+
+    @property
+    def labels(self) -> list[str]:
+        """The best class and attribute of each box for display, such as "brown dog 0.87"."""
+        return region_labels(
+            Regions(self.boxes, class_scores=self.class_scores, attribute_scores=self.attribute_scores)
+        )
 
     def __len__(self) -> int:
         return len(self.boxes)

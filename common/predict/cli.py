@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONVERTERS: dict[str, Any] = {"text": str, "texts": str, "number": int, "numbers": int, "json": json.loads}
 
+SHOWN_LABELS = 10  # boxes whose labels the text output has
+
 Item = dict[str, Any]  # one input: "image", the fields of the task, maybe "boxes" and "id"
 
 
@@ -183,8 +185,14 @@ def _text(item: Mapping[str, Any], answer: Prediction | Exception) -> str:
     for a in answer.answers:
         mask = f"[MASK] {a['mask'] + 1}: " if "mask" in a else ""
         box = f"  {[round(x, 1) for x in a['box']]}" if "box" in a else ""
+        if "box" in a and answer.labels and (label := answer.labels[a["index"]]):
+            box += f"  {label}"
         lines.append(f"  {100 * a['probability']:6.2f} %  {mask}{a['answer']}{box}")
     for region in answer.regions:
         best = ", ".join(f"{x['label']} {100 * x['probability']:.1f} %" for x in region["labels"])
         lines.append(f"  box {answer.names[region['box']]}: {best}")
+    labels = [f"{name} {label}" for name, label in zip(answer.names, answer.labels, strict=False) if label]
+    if labels and not any("box" in a for a in answer.answers):
+        more = f", and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
+        lines.append(f"  boxes: {', '.join(labels[:SHOWN_LABELS])}{more}")
     return "\n".join([*lines, *(f"  note: {note}" for note in answer.notes)])

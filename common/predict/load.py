@@ -25,6 +25,7 @@ from common.predict.region_features import DetectorFeatures, RegionFeatureExtrac
 from common.predict.user_images import Extractor, ModuleFeatureExtractor, UserImages
 from common.regions.arguments import DEFAULT_LIMITS, DetectorLimits
 from common.regions.box_sources import BoxSource
+from common.regions.class_names import object_names
 from common.task import load_task
 from common.weights import checkpoint
 from common.weights.build import build_fast_rcnn
@@ -54,7 +55,8 @@ def load_predictor(
     encoder: what computes region features for a model of precomputed features: vg:FILE, resnet:FILE or module:NAME.
     Default: NETWORK.REGION_ENCODER, or the Visual Genome detector where the boxes come from it.
     limits: which boxes of a detector are kept.
-    labels: text file with the names of the region classes, one a line, for the region head of pretraining.
+    labels: text file with the names of the region classes, one a line, for the region head of pretraining. Default:
+    those of the encoder's module, or of Visual Genome for 1601 classes.
     Raises CheckpointError, ConfigError and FileNotFoundError.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
@@ -104,7 +106,8 @@ def build_predictor(
             source = VisualGenomeBoxes(detector(spec.removeprefix("vg:")), precomputed and spec == chosen)
         else:
             source = build_source(spec, limits, str(loaded.device), with_features=precomputed)
-    return kind(loaded, cfg, UserImages(extractor, source), _read_labels(labels, module))
+    names = _read_labels(labels, module) or object_names(cfg.NETWORK.VLBERT.get("visual_region_classes", 0))
+    return kind(loaded, cfg, UserImages(extractor, source), names)
 
 
 def _task_of(content: Any, path: Path) -> str:

@@ -33,6 +33,8 @@ class Prediction:
     answers: best first, each with "answer" (a text), "probability" in [0, 1], and the keys that the task adds.
     boxes: [R, 4], xyxy in pixels of the image, in the order of the sequence. names: one for each box. The whole image
     is the first box if the model takes it as a region. size: width and height of the image in pixels.
+    labels: what the source of boxes found in each box, such as "brown dog 0.87"; "" for the whole image, for a box of
+    the user that the source did not find, and where nothing is known.
     regions: classes that pretraining's region head predicts, {"box": index in boxes, "labels": [...]}.
     slots: the S positions of the sequence. attention: float32 [layers, heads, S, S], where axis 2 attends to axis 3 and
     sums to 1, or None. hidden_states: float32 [layers, S, H], the outputs of layers 1..n, or None.
@@ -44,14 +46,15 @@ class Prediction:
     names: list[str]
     size: tuple[int, int]
     slots: list[Slot] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     regions: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     attention: Tensor | None = None
     hidden_states: Tensor | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: answers and boxes, and regions and notes if there are any; no tensors."""
-        more = {"regions": self.regions, "notes": self.notes}
+        """The JSON form: answers and boxes, and labels, regions and notes if there are any; no tensors."""
+        more = {"labels": self.labels if any(self.labels) else [], "regions": self.regions, "notes": self.notes}
         return {"answers": self.answers, "boxes": self.boxes, **{k: v for k, v in more.items() if v}}
 
 
@@ -61,7 +64,8 @@ class Prepared:
 
     size: width and height of the image in pixels. boxes: [R, 4] of the sequence, xyxy in pixels of the image. names:
     one for each box. tokens: ids of the text sequences, one sequence, or one for each choice. asked: values of the
-    task's fields. notes: hints for the user. group: inputs share a batch only if their groups are equal.
+    task's fields. notes: hints for the user. group: inputs share a batch only if their groups are equal. labels: as in
+    Prediction.
     """
 
     sample: Sample
@@ -72,10 +76,13 @@ class Prepared:
     asked: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     group: Any = None
+    labels: list[str] = field(default_factory=list)
 
     def prediction(self, answers: list[dict[str, Any]]) -> Prediction:
         """The prediction with these answers for this input; slots are still missing."""
-        return Prediction(answers, self.boxes.tolist(), self.names, self.size, notes=list(self.notes))
+        return Prediction(
+            answers, self.boxes.tolist(), self.names, self.size, labels=self.labels, notes=list(self.notes)
+        )
 
 
 def sequence_slots(pieces: Sequence[str], names: Sequence[str]) -> list[Slot]:

@@ -82,7 +82,11 @@ class Predictor(ABC):
         """Check one input and make its sample. Raises the errors of __call__."""
         asked = {k: v for k, v in item.items() if k not in ("image", "boxes", "id") and v is not None}
         self._check_fields(item, asked)
-        return self.build(self.images.open(item["image"]), item.get("boxes"), asked)
+        image = self.images.open(item["image"])
+        prepared = self.build(image, item.get("boxes"), asked)
+        found = self.images.labels(image, prepared.boxes)
+        prepared.labels = ["" if n == "image" else f for n, f in zip(prepared.names, found, strict=True)]
+        return prepared
 
     @torch.inference_mode()
     def run(

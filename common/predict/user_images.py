@@ -24,6 +24,7 @@ from common.errors import BoxError, ConfigError, ImageError, RegionError
 from common.files.images import decode_image, load_image
 from common.predict.region_features import DetectorFeatures
 from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
+from common.regions.class_names import region_labels
 from common.regions.lazy_features import read_features
 from common.regions.names import region_name
 from common.regions.regions import Regions
@@ -43,13 +44,15 @@ class UserImage:
     """An open image with its known boxes and features.
 
     pixels: RGB. name: by `region_name`, or a hash of the content. path: of the file; for messages. found: regions of
-    the box source, None before it was asked. features: [2048] of each box, by box, mask and blanked boxes.
+    the box source, None before it was asked. labels: of its boxes, by box. features: [2048] of each box, by box, mask
+    and blanked boxes.
     """
 
     pixels: Image.Image
     name: str
     path: str
     found: Regions | None = None
+    labels: dict[bytes, str] = field(default_factory=dict)
     features: dict[tuple[bytes, ...], Tensor] = field(default_factory=dict)
 
     @property
@@ -127,6 +130,13 @@ class UserImages:
             image.features |= {keys[i]: feature for i, feature in zip(new, computed, strict=True)}
         return torch.stack([image.features[key] for key in keys])
 
+    def labels(self, image: UserImage, boxes: Tensor) -> list[str]:
+        """The label of each of boxes [R, 4], as in Prediction: "" for boxes that the source did not find.
+
+        Does not ask the source. Of equal boxes, all have the label of the first.
+        """
+        return [image.labels.get(_box_key(box), "") for box in boxes]
+
     def stored_whole_feature(self, image: UserImage, boxes: Tensor) -> Tensor | None:
         """The feature [2048] of the whole image from a source with features, else None.
 
@@ -156,6 +166,8 @@ class UserImages:
         if found.features is not None:
             for box, feature in zip(found.boxes, read_features(found.features), strict=True):
                 image.features[_box_key(box), b"", b""] = feature
+        for box, label in zip(found.boxes, region_labels(found), strict=True):
+            image.labels.setdefault(_box_key(box), label)
         image.found = found
 
     def _read(self, image: ImageLike, key: Any) -> UserImage:

@@ -5,14 +5,18 @@ Needs Playwright and a Chromium, which `make test-browser` installs. Skipped wit
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.labelled import LABELS, labelled_predictor, save_labelled
 from tests.tiny import QUESTION
 from viz.capture import make_capture
 from viz.report import render_report
@@ -22,7 +26,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: n
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: nothing was tested in a browser")
 waitress = pytest.importorskip("waitress", reason="no waitress: the live page was not tested")
 
-from viz.serve import Service, create_app  # noqa: E402
+from viz.serve import Service, create_app, read_image  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -196,23 +200,34 @@ CONTRAST = """selectors => selectors.map(selector => {
 })"""
 
 
-@pytest.fixture(scope="module")
-def address(vqa_predictor) -> Iterator[str]:
-    server = waitress.create_server(create_app(Service(vqa_predictor)), host="127.0.0.1", port=0, threads=4)
+@contextmanager
+def served(service: Service) -> Iterator[str]:
+    """The address of the page of a service."""
+    server = waitress.create_server(create_app(service), host="127.0.0.1", port=0, threads=4)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.effective_port}/"
     server.close()
 
 
+@pytest.fixture(scope="module")
+def address(vqa_predictor) -> Iterator[str]:
+    with served(Service(vqa_predictor)) as found:
+        yield found
+
+
 @pytest.fixture
 def live(tab, address, image) -> playwright.Page:
     """The page with an image and its boxes."""
-    tab.goto(address)
-    tab.wait_for_selector("input[name=question]")
-    tab.set_input_files("#file", image)
-    tab.wait_for_selector(".drawn")
-    return tab
+    return with_image(tab, address, image)
+
+
+def with_image(page: playwright.Page, address: str, image) -> playwright.Page:
+    page.goto(address)
+    page.wait_for_selector("input[name=question]")
+    page.set_input_files("#file", image)
+    page.wait_for_selector(".drawn")
+    return page
 
 
 def ask(page: playwright.Page, text: str) -> dict[str, float]:
@@ -322,6 +337,108 @@ class TestLivePage:
         assert "10000 words" in live.inner_text("#message")
         assert len(ask(live, "<img src=x onerror=alert(1)> what color?")) == 5
         assert live.locator("#viewer img, #word-chips img").count() == 0
+
+
+NAMED = ["1 " + LABELS[0], "2 " + LABELS[1], "3", "4 " + LABELS[3]]
+
+# Whether two texts on boxes cover each other, or one is cut by the image's edge.
+COVERED = """area => {
+  const rects = [...document.querySelectorAll(`${area} .texts text`)].map(t => t.getBoundingClientRect());
+  const image = document.querySelector(`${area} svg image`).getBoundingClientRect();
+  const cover = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom - 4 && b.top < a.bottom - 4;
+  return rects.some((a, i) => a.right > image.right + 1 || rects.some((b, k) => i < k && cover(a, b))); }"""
+
+
+@pytest.fixture(scope="module")
+def labelled(vqa_ckpt, image, tmp_path_factory):
+    """A predictor with a store of LABELS, and the image's PNG, which the store has under the name of its bytes."""
+    folder, png = tmp_path_factory.mktemp("labelled"), read_image(image.read_bytes())
+    (folder / "upload.png").write_bytes(png)
+    save_labelled(folder / "store", folder / "upload.png", hashlib.sha256(png).hexdigest()[:12])
+    return labelled_predictor(vqa_ckpt, folder / "store"), png
+
+
+class TestLabels:
+    """Names of classes and attributes on boxes."""
+
+    @pytest.fixture
+    def page(self, tab, labelled, image) -> Iterator[playwright.Page]:
+        with served(Service(labelled[0])) as address:
+            yield with_image(tab, address, image)
+
+    @pytest.fixture
+    def report(self, tab, labelled, image, tmp_path) -> playwright.Page:
+        predictor, png = labelled
+        capture = make_capture(predictor(png, question=QUESTION, attention=True), Image.open(image), "a report")
+        (tmp_path / "report.html").write_text(render_report([capture]))
+        tab.goto((tmp_path / "report.html").as_uri())
+        return tab
+
+    def test_on_the_page_beside_the_numbers_and_in_the_chips(self, page):
+        assert texts(page, "#stage .texts text") == NAMED
+        ask(page, QUESTION)
+        assert texts(page, "[data-chip]") == [f"box {name}" for name in NAMED]
+        assert texts(page, "#viewer .texts text") == ["image", *NAMED]
+
+    def test_without_a_box_the_others_keep_theirs(self, page):
+        ask(page, QUESTION)
+        with page.expect_response("**/api/ask"):
+            page.click("[data-chip='0']")
+        page.wait_for_selector(".answer b")
+        assert texts(page, "#viewer .texts text") == ["image", *NAMED[1:]]
+        assert page.get_attribute("#stage [data-text='0']", "class") == "absent"
+
+    def test_a_moved_box_has_none(self, page):
+        page.focus("[data-box='1']")
+        page.keyboard.press("ArrowDown")
+        assert texts(page, "#stage .texts text") == [NAMED[0], "2", *NAMED[2:]]
+
+    def test_in_the_report(self, report):
+        assert texts(report, ".texts text") == ["image", *NAMED]
+        report.focus(".box[aria-label^='box 1 ']")
+        assert report.get_attribute(".box.selected", "aria-label") == f"box 1 {LABELS[0]}"
+        assert f"box 1 ({LABELS[0]})" in report.inner_text(".readout")
+        assert [t.split()[-1] for t in texts(report, ".texts text")] == ["%"] * 5  # the weights took their place
+
+    @pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, {"width": 390, "height": 844}])
+    def test_no_text_covers_another_one_or_is_cut(self, browser, tab, size):
+        """Thirty boxes with labels, so close together that not all of them fit."""
+        tab.set_viewport_size(size)
+        places = np.random.default_rng(0).uniform(0, 1, (30, 2)) ** 0.7
+        found = [[500 * x, 380 * y, 500 * x + 100, 380 * y + 90] for x, y in places]
+
+        class Crowded(Service):
+            def about(self) -> dict:
+                return {"task": "vqa", "model": "m", "device": "cpu", "text": "question", "fields": []}
+
+            def add(self, data: bytes) -> dict:
+                labels = [f"red dog {i / 30:.2f}" for i in range(30)]
+                return {"image": self.gallery.add(data), "width": 640, "height": 480, "boxes": found, "labels": labels}
+
+        with served(Crowded(None)) as address:
+            tab.goto(address)
+            until(tab, "document.querySelector('#about').textContent")
+            png = read_image(gray_png())
+            tab.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png})
+            tab.wait_for_selector(".drawn")
+            shown = [t for t in texts(tab, "#stage .texts text") if "dog" in t]
+            assert 3 < len(shown) < 30
+            tab.eval_on_selector_all("#stage .texts text", KEEP_LABELS)
+            assert not tab.evaluate(COVERED, "#stage")
+
+
+# Numbers cover each other where boxes start at the same place; labels must not.
+KEEP_LABELS = "nodes => nodes.filter(n => !n.textContent.includes(' ')).forEach(n => n.remove())"
+
+
+def gray_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (640, 480), "gray").save(file, "PNG")
+    return file.getvalue()
+
+
+def texts(page: playwright.Page, selector: str) -> list[str]:
+    return page.eval_on_selector_all(selector, "nodes => nodes.map(n => n.textContent)")
 
 
 class TestOtherTasks:

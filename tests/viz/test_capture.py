@@ -75,5 +75,6 @@ def test_the_command_writes_a_report(vqa_ckpt, image, tmp_path, capsys):
     assert (capture["layers"], capture["heads"], capture["task"]) == (2, 2, "vqa")
     assert [s["text"] for s in capture["slots"][:2]] == ["[CLS]", "what"] and capture["slots"][-1]["kind"] == "end"
     assert capture["image"]["src"].startswith("data:image/jpeg;base64,")
+    assert capture["title"] == f"{image.name}: {QUESTION}" and set(capture["labels"]) == {""}
     assert main([*arguments, "--text", "  "]) == 1
     assert main([*arguments, "--text", "a", "--field", "nothing"]) == 1

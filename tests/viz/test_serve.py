@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import threading
@@ -14,6 +15,7 @@ from PIL import Image
 
 pytest.importorskip("flask", reason="flask is not installed: the live page was not tested")
 
+from tests.labelled import LABELS, labelled_predictor, save_labelled
 from tests.tiny import QUESTION
 from viz.serve import MAX_IMAGES, Gallery, RequestError, Service, Turnstile, create_app, read_image
 
@@ -76,6 +78,34 @@ class TestAnswers:
         assert page.status_code == 200 and "default-src 'self'" in page.headers["Content-Security-Policy"]
         for name in ("viewer.js", "viewer.css", "page.js", "page.css"):
             assert f"static/{name}" in page.text and client.get(f"/static/{name}").status_code == 200
+
+
+class TestBoxesOfAStore:
+    """The store has an upload under the name that the predictor gives its bytes."""
+
+    @pytest.fixture
+    def labelled(self, vqa_ckpt, image, tmp_path) -> Service:
+        png = read_image(image.read_bytes())
+        (tmp_path / "upload.png").write_bytes(png)
+        save_labelled(tmp_path / "store", tmp_path / "upload.png", hashlib.sha256(png).hexdigest()[:12])
+        return Service(labelled_predictor(vqa_ckpt, tmp_path / "store"))
+
+    def test_they_come_with_labels(self, labelled, image):
+        given = labelled.add(image.read_bytes())
+        assert len(given["boxes"]) == 4 and given["labels"] == LABELS
+
+    def test_asking_about_them_finds_their_features(self, labelled, image):
+        client = create_app(labelled).test_client()
+        answers = client.post("/api/ask", json=question(client, image, attention=True)).get_json()
+        assert labelled.predictor.images.num_extracted == 0
+        assert answers["capture"]["labels"] == ["", *LABELS]
+
+    def test_a_moved_box_loses_its_label(self, labelled, image):
+        client = create_app(labelled).test_client()
+        body = question(client, image, attention=True)
+        body["boxes"][1][0] += 1
+        capture = client.post("/api/ask", json=body).get_json()["capture"]
+        assert capture["labels"] == ["", LABELS[0], "", *LABELS[2:]]
 
 
 class TestUploads:

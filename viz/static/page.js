@@ -1,10 +1,12 @@
 "use strict";
 /* The live page. `state` holds the image, its boxes, and the last question with its answers (`baseline`). `gone` holds the
-   words and boxes that the user took away under "What if?". Boxes are xyxy in pixels of the image. */
+   words and boxes that the user took away under "What if?". Boxes are xyxy in pixels of the image, and are sent as they
+   came, because features are known by the exact box. `labels`: what the source of boxes found, by box; a box that the
+   user moved has none. */
 (() => {
-  const { element, percent } = VLBertViewer;
+  const { element, percent, placeTexts, textSize } = VLBertViewer;
   const $ = id => document.getElementById(id);
-  const state = { about: null, image: null, boxes: [], baseline: null, gone: { words: new Set(), boxes: new Set() }, turn: 0 };
+  const state = { about: null, image: null, boxes: [], labels: new Map(), baseline: null, gone: { words: new Set(), boxes: new Set() }, turn: 0 };
   const MIN_BOX = 4;
 
   async function call(path, options) {
@@ -24,7 +26,8 @@
     $("stage").replaceChildren(element("p", { class: "dim" }, "Reading the image …"));
     try {
       const found = await call("api/image", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
-      Object.assign(state, { image: found, boxes: found.boxes, baseline: null });
+      const labels = new Map(found.boxes.map((b, i) => [String(b), found.labels?.[i] ?? ""]));
+      Object.assign(state, { image: found, boxes: found.boxes, labels, baseline: null });
       forget();
     } catch (error) {
       state.image = null;
@@ -32,6 +35,10 @@
     }
     draw();
   }
+
+  function labelOf(box) { return state.labels.get(String(box)) || ""; }
+
+  function boxTitle(i, box) { return `box ${i + 1} ${labelOf(box)}`.trim(); }
 
   function draw() {
     for (const id of ["add-box", "clear-boxes"]) $(id).disabled = !state.image;
@@ -41,19 +48,28 @@
       element("svg:image", { href: `api/image/${name}`, width, height }));
     const area = b => (b[2] - b[0]) * (b[3] - b[1]);
     const order = state.boxes.map((_, i) => i).sort((a, b) => area(state.boxes[b]) - area(state.boxes[a]));
+    const texts = placeTexts(state.boxes.map((box, i) => ({ box, name: String(i + 1), label: labelOf(box) })),
+      width, height, textSize(width, height));
     for (const i of order) svg.append(drawnBox(i));
+    svg.append(element("svg:g", { class: "texts", "aria-hidden": "true" }, ...texts.map(drawnText)));  // above all edges
     svg.addEventListener("pointerdown", startDrawing);
     $("stage").replaceChildren(svg);
   }
 
+  function drawnText({ x, y, text }, i) {
+    const font = textSize(state.image.width, state.image.height);
+    return element("svg:text", { x, y, "font-size": font, "stroke-width": font / 5, "data-text": i,
+      class: state.gone.boxes.has(i) ? "absent" : "" }, text);
+  }
+
   function drawnBox(i) {
-    const [x1, y1, x2, y2] = state.boxes[i], unit = Math.max(state.image.width, state.image.height) / 40;
+    const [x1, y1, x2, y2] = state.boxes[i], unit = textSize(state.image.width, state.image.height);
     const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
     const handle = element("svg:rect", { class: "handle", x: x2 - unit / 2, y: y2 - unit / 2, width: unit, height: unit });
     const node = element("svg:g", { class: `drawn ${state.gone.boxes.has(i) ? "absent" : ""}`, tabindex: 0, role: "button",
-      "data-box": i, "aria-label": `box ${i + 1}` }, element("svg:rect", { ...place, class: "edge" }),
-      element("svg:rect", { ...place, class: "face" }),
-      element("svg:text", { x: x1 + unit / 4, y: y1 + unit, "font-size": unit, "stroke-width": unit / 5 }, String(i + 1)), handle);
+      "data-box": i, "aria-label": boxTitle(i, state.boxes[i]) },
+      element("svg:title", {}, boxTitle(i, state.boxes[i])), element("svg:rect", { ...place, class: "edge" }),
+      element("svg:rect", { ...place, class: "face" }), handle);
     node.addEventListener("pointerdown", e => startMoving(e, i, e.target === handle));
     node.addEventListener("keydown", e => keyOnBox(e, i));
     return node;
@@ -206,7 +222,8 @@
   }
 
   function bar(answer, before) {
-    const name = answer.mask === undefined ? answer.answer : `[MASK] ${answer.mask + 1}: ${answer.answer}`;
+    const answered = answer.box ? `${answer.answer} ${labelOf(answer.box)}`.trim() : answer.answer;
+    const name = answer.mask === undefined ? answered : `[MASK] ${answer.mask + 1}: ${answered}`;
     const track = element("div", { class: "bar" }, element("i", { style: `width: ${100 * answer.probability}%` }));
     const number = element("span", {}, percent(answer.probability));
     if (before !== undefined) {
@@ -244,7 +261,7 @@
       "aria-label": `without ${label}`, onclick: () => toggle(set, i) }, label);
     $("what-if").hidden = false;
     $("word-chips").replaceChildren(...words().map((w, i) => chip(state.gone.words, i, w, "data-word")));
-    $("box-chips").replaceChildren(...state.baseline.boxes.map((_, i) => chip(state.gone.boxes, i, `box ${i + 1}`, "data-chip")));
+    $("box-chips").replaceChildren(...state.baseline.boxes.map((b, i) => chip(state.gone.boxes, i, boxTitle(i, b), "data-chip")));
   }
 
   /* The fields for the kept boxes, with their new numbers; null if a text mentions a box that was taken away. */

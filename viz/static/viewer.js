@@ -89,6 +89,36 @@ const VLBertViewer = (() => {
     return node;
   }
 
+  const ruler = document.createElement("canvas").getContext("2d");
+
+  /* Width of a text on a box, with its outline. */
+  function textWidth(text, font) {
+    ruler.font = "650 100px system-ui, sans-serif";
+    return (ruler.measureText(text).width / 100 + .2) * font;
+  }
+
+  /* The texts on boxes: [{ box, name, label }] to [{ x, y, text, nameX, nameY }] in pixels of the image. Every box
+     has its name; the label follows it where that covers no other text, at the top of the box or at its bottom. Large
+     boxes come first. nameX, nameY: the place of the name alone. */
+  function placeTexts(items, width, height, font) {
+    const spot = (x, y, text) => ({ x, y, text, right: x + textWidth(text, font), top: y - .9 * font, bottom: y + .3 * font });
+    const apart = (a, b) => a.right <= b.x || b.right <= a.x || a.bottom <= b.top || b.bottom <= a.top;
+    const spots = items.map(({ box: [x1, y1], name }) => spot(x1 + font * .25, Math.min(y1 + font, height - font * .3), name));
+    const names = [...spots];
+    const area = ({ box: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
+    const order = items.map((_, i) => i).sort((a, b) => area(items[b]) - area(items[a]));
+    for (const i of order.filter(i => items[i].label)) {
+      const { box: [, , , y2], name, label } = items[i], at = spots[i], text = `${name} ${label}`;
+      const long = y => { const s = spot(at.x, y, text), over = Math.max(s.right - width, 0); return spot(s.x - over, y, text); };
+      const fits = s => s.x >= 0 && spots.every((other, k) => k === i || apart(s, other));
+      spots[i] = [long(at.y), long(Math.min(y2, height) - font * .3)].find(fits) ?? at;
+    }
+    return spots.map((s, i) => ({ x: s.x, y: s.y, text: s.text, nameX: names[i].x, nameY: names[i].y }));
+  }
+
+  /* Size of the texts on boxes, in pixels of the image. They are larger, in relation to the image, on a narrow screen. */
+  function textSize(width, height) { return Math.max(width, height) / (window.innerWidth < 600 ? 28 : 40); }
+
   const percent = w => `${(100 * w).toFixed(w < 0.0995 ? 1 : 0)} %`;
 
   class Viewer {
@@ -127,27 +157,29 @@ const VLBertViewer = (() => {
     }
 
     drawing(src, boxes, live) {
-      const { width, height } = this.capture.image, font = Math.max(width, height) / 34;
+      const { width, height } = this.capture.image, font = live ? textSize(width, height) : Math.max(width, height) / 34;
       const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "group",
         "aria-label": "image with its boxes" });
       if (src) svg.append(element("svg:image", { href: src, width, height, preserveAspectRatio: "none" }));
       // Large boxes first, so that small ones lie on top and can be reached.
       const area = i => { const [x1, y1, x2, y2] = this.capture.boxes[this.capture.slots[i].box]; return (x2 - x1) * (y2 - y1); };
       const slots = this.capture.slots.flatMap((s, i) => s.box === null ? [] : [i]).sort((a, b) => area(b) - area(a));
-      for (const i of slots) {
+      const texts = placeTexts(slots.map(i => ({ box: this.capture.boxes[this.capture.slots[i].box],
+        name: this.boxName(i), label: live ? this.boxLabel(i) : "" })), width, height, font);
+      slots.forEach((i, k) => {
         const slot = this.capture.slots[i], [x1, y1, x2, y2] = this.capture.boxes[slot.box];
         const place = { x: x1, y: y1, width: Math.max(x2 - x1, 1), height: Math.max(y2 - y1, 1) };
         const face = element("svg:rect", { ...place, class: "face" });
-        const label = element("svg:text", { x: x1 + font * .25, y: Math.min(y1 + font, height - 2), "font-size": font,
-          "stroke-width": font / 5 });
-        const name = slot.kind === "image" ? "whole image" : `box ${slot.text}`;
+        const label = element("svg:text", { "font-size": font, "stroke-width": font / 5 });
+        const name = slot.kind === "image" ? "whole image" : `box ${slot.text} ${this.boxLabel(i)}`.trim();
         const node = element("svg:g", live ? { class: "box", tabindex: -1, role: "button", "data-slot": i,
           "aria-label": name, ...this.handlers(i) } : { class: "box", "data-slot": i },
-          element("svg:rect", { ...place, class: "edge" }), face, label);
-        boxes.push({ node, face, label, slot: i });
+          element("svg:rect", { ...place, class: "edge" }), face);
+        boxes.push({ node, face, label, text: texts[k], slot: i });
         svg.append(node);
-      }
+      });
       boxes.sort((a, b) => a.slot - b.slot);
+      svg.append(element("svg:g", { class: "texts", "aria-hidden": "true" }, ...boxes.map(b => b.label)));  // above all edges
       return svg;
     }
 
@@ -287,13 +319,15 @@ const VLBertViewer = (() => {
       const all = slot === null ? null : this.weights.of(state, slot);
       const top = all ? Math.max(...all) : 0;
       const strength = w => this.scale === "raw" ? w : top > 0 ? w / top : 0;
-      for (const { node, face, label, slot: i } of boxes) {
-        const w = all ? all[i] : 0, name = this.capture.slots[i].kind === "image" ? "image" : this.capture.slots[i].text;
+      for (const { node, face, label, text, slot: i } of boxes) {
+        const w = all ? all[i] : 0, name = this.boxName(i);
         // Weak enough to keep the colours of the image visible. The box of the whole image is not tinted.
         face.style.fill = `rgba(var(--glow), ${name === "image" ? 0 : 0.5 * strength(w)})`;
         face.style.stroke = strength(w) > 0.1 ? "rgb(var(--glow))" : "";
         face.style.strokeWidth = `${1.5 + 4.5 * strength(w)}px`;
-        label.textContent = all ? `${name} ${percent(w)}` : name;
+        label.textContent = all ? `${name} ${percent(w)}` : text.text;
+        label.setAttribute("x", all ? text.nameX : text.x);
+        label.setAttribute("y", all ? text.nameY : text.y);
         this.mark(node, all, w, i === slot);
       }
       for (const { node, number, slot: i } of words) {
@@ -331,9 +365,15 @@ const VLBertViewer = (() => {
     }
 
     name(i) {
-      const slot = this.capture.slots[i];
-      return slot.kind === "image" ? "the whole image" : slot.kind === "region" ? `box ${slot.text}` : `“${slot.text}”`;
+      const slot = this.capture.slots[i], label = this.boxLabel(i);
+      if (slot.kind === "image") return "the whole image";
+      return slot.kind === "region" ? `box ${slot.text}${label && ` (${label})`}` : `“${slot.text}”`;
     }
+
+    boxName(i) { return this.capture.slots[i].kind === "image" ? "image" : this.capture.slots[i].text; }
+
+    /* What the source of boxes found in the box of a slot, "" if nothing is known. */
+    boxLabel(i) { return this.capture.labels?.[this.capture.slots[i].box] || ""; }
 
     where(state) {
       if (state.mode === "head") return `layer ${state.layer}, head ${state.head}`;
@@ -367,5 +407,5 @@ const VLBertViewer = (() => {
     }
   }
 
-  return { mount: (root, capture) => new Viewer(root, capture), Weights, element, percent };
+  return { mount: (root, capture) => new Viewer(root, capture), Weights, element, percent, placeTexts, textSize };
 })();

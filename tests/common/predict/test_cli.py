@@ -10,10 +10,12 @@ import sys
 
 import pytest
 
-from common.predict.cli import PredictorOptions, build_parser, predict_main
+from common.predict.cli import PredictorOptions, build_parser, predict_main, write_predictions
 from common.predict.load import load_predictor
+from common.predict.prediction import Prediction
 from common.regions.arguments import DetectorLimits
 from common.task import load_task
+from tests.labelled import LABELS, save_labelled
 from tests.tiny import QUESTION
 from vqa.fields import FIELDS
 
@@ -30,6 +32,34 @@ def test_one_question_as_text(vqa_ckpt, vqa_predictor, image, capsys):
     best = vqa_predictor(image, question=QUESTION).answers[0]
     assert lines[0] == str(image) and len(lines) == 3
     assert lines[1].split() == [f"{100 * best['probability']:.2f}", "%", *best["answer"].split()]
+
+
+def test_names_of_boxes_as_text(vqa_ckpt, image, tmp_path, capsys):
+    save_labelled(tmp_path / "store", image)
+    source = f"regions:{tmp_path / 'store'}"
+    assert run("--ckpt", vqa_ckpt, "--image", image, "--question", QUESTION, "--boxes", source, "--top-k", 1) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"  boxes: 1 {LABELS[0]}, 2 {LABELS[1]}, 4 {LABELS[3]}"
+
+
+def test_names_of_many_boxes_are_cut_and_referents_have_theirs(capsys):
+    class Named:
+        """Answers one item with a referent among twelve boxes, one without it."""
+
+        def many(self, items, batch_size, top_k):
+            names, labels = [str(i + 1) for i in range(12)], [f"cat 0.{i + 10}" for i in range(12)]
+            boxes = [[0.0, 0, i, i] for i in range(12)]
+            for answers in ([{"answer": "box 3", "probability": 1, "box": boxes[2], "index": 2}], []):
+                yield Prediction(answers, boxes, names, (20, 20), labels=labels)
+
+    class Options:
+        def load(self):
+            return Named()
+
+    assert write_predictions(Options(), [{"image": "a"}, {"image": "b"}], None, False, 2, 1) == 0
+    referent, plain = capsys.readouterr().out.split("\nb\n")
+    assert referent.endswith("box 3  [0.0, 0, 2, 2]  cat 0.12")
+    assert plain.startswith("  boxes: 1 cat 0.10, 2 cat 0.11,") and plain.endswith("10 cat 0.19, and 2 more\n")
 
 
 def test_one_question_as_json_with_boxes(vqa_ckpt, vqa_predictor, image, capsys):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from common.errors import BoxError, ImageError, InputError
 from common.predict.load import load_predictor
+from tests.labelled import LABELS, labelled_predictor, save_labelled
 from tests.tiny import QUESTION
 
 
@@ -62,3 +63,24 @@ def test_looking_inside_changes_no_answer(vqa_predictor, image):
     assert plain.attention is None and plain.hidden_states is None
     for a, b in zip(plain.answers, seen.answers, strict=True):
         assert a["answer"] == b["answer"] and abs(a["probability"] - b["probability"]) < 1e-5
+
+
+class TestLabels:
+    @pytest.fixture
+    def predictor(self, vqa_ckpt, image, tmp_path):
+        save_labelled(tmp_path / "store", image)
+        return labelled_predictor(vqa_ckpt, tmp_path / "store")
+
+    def test_one_for_each_box_of_the_source_and_none_for_the_whole_image(self, predictor, image):
+        prediction = predictor(image, question=QUESTION)
+        assert prediction.names[0] == "image" and prediction.labels == ["", *LABELS]
+        assert prediction.to_dict()["labels"] == prediction.labels
+
+    def test_a_box_of_the_user_has_none_unless_the_source_found_it(self, predictor, image):
+        found = predictor(image, question=QUESTION).boxes
+        moved = [found[1][0] + 1, *found[1][1:]]
+        assert predictor(image, question=QUESTION, boxes=[found[2], moved, found[0]]).labels == ["", LABELS[1], "", ""]
+
+    def test_without_names_the_json_has_no_labels(self, vqa_predictor, image):
+        prediction = vqa_predictor(image, question=QUESTION)
+        assert not any(prediction.labels) and "labels" not in prediction.to_dict()

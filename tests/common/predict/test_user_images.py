@@ -125,6 +125,29 @@ class TestFeatures:
         assert torch.equal(images.stored_whole_feature(image, boxes), torch.ones(2048))
 
 
+class TestLabels:
+    BOXES = torch.tensor([[1.0, 2, 8, 9], [3.3, 3, 12, 14], [1, 2, 8, 9]])
+
+    @pytest.fixture
+    def images(self, tmp_path) -> UserImages:
+        scores = torch.zeros(3, 91)
+        scores[0, 18], scores[1, 1], scores[2, 17] = 0.75, 0.5, 0.25
+        save_regions(tmp_path / "store", "a", Regions(self.BOXES, class_scores=scores))
+        noise().save(tmp_path / "a.png")
+        return UserImages(None, StoredBoxes(JsonRegions(tmp_path / "store")))
+
+    def test_only_boxes_of_the_source_have_one(self, images, tmp_path):
+        image = images.open(tmp_path / "a.png")
+        assert images.labels(image, self.BOXES) == ["", "", ""]  # the source was not asked yet
+        found = images.regions(image).boxes
+        given = torch.tensor([*found[[1, 0]].tolist(), [1.0, 2, 8, 10]])
+        assert images.labels(image, given) == ["person 0.50", "dog 0.75", ""]
+
+    def test_equal_boxes_have_the_label_of_the_first(self, images, tmp_path):
+        image = images.open(tmp_path / "a.png")
+        assert images.labels(image, images.regions(image).boxes) == ["dog 0.75", "person 0.50", "dog 0.75"]
+
+
 class TestBoxes:
     def test_of_the_source_only_where_none_are_given(self):
         images = UserImages(None, GridBoxes(2, 2))
