@@ -100,7 +100,7 @@ def test_own_images(cfg_path, tmp_path, capsys):
 
     page = tmp_path / "page.html"
     assert make_page(["--map", str(folder / "attention_probs/mine.npy"), "-o", str(page)]) == 0
-    assert "mine: a red box" in page.read_text()
+    assert "mine.png: a red box" in page.read_text()
 
     lines.write_text(json.dumps({"image": "nothing.png", "caption": "a"}) + "\n")
     assert run(cfg_path, "--input", str(lines))[0] == 1
