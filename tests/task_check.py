@@ -240,6 +240,12 @@ class TaskCheck:
         first = path.read_bytes()
         assert run_test(task, cfg, cfg_path, checkpoint.best_path(folder, cfg.MODEL_PREFIX)).path == path
         assert path.read_bytes() == first
+        shared = cfg_path.parent / "shared"
+        load_predictor(checkpoint.best_path(folder, cfg.MODEL_PREFIX), device="cpu").save_pretrained(shared)
+        again = run_test(task, cfg, cfg_path, shared, cfg_path.parent / "again").path
+        assert again.read_bytes() == first
+        [copy] = again.parent.glob("*_test_ckpt_*.safetensors")
+        assert copy.read_bytes() == (shared / "model.safetensors").read_bytes()
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_from_pixels_an_image_is_encoded_once_in_evaluation(self, task, cfg, monkeypatch, workers):

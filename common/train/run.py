@@ -100,6 +100,7 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     )
     try:
         resume(trainer, cfg)
+        trainer.made_with["seed"] = trainer.loader.base_seed  # a drawn seed is that of the first start
         trainer.fit()
     finally:
         writer.close()
