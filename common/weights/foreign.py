@@ -19,6 +19,7 @@ from common.config.derived import LANGUAGE_FILES, backbone_path, numbered_file
 from common.errors import CheckpointError, ConfigError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
+from common.weights.bert_config import warn_of_mismatches
 from common.weights.checkpoint import load_file
 from common.weights.model_folder import read_checkpoint, record_of
 from common.weights.safetensors_file import WEIGHTS, read_safetensors
@@ -325,6 +326,7 @@ def _language_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
     language_model = model.language_model
     if not isinstance(language_model, VisualLinguisticBert):
         raise TypeError(f"{type(model).__name__}.language_model is a {type(language_model).__name__}")
+    warn_of_mismatches(path, cfg)
     return load_language(language_model, read_tensors(path), str(path))
 
 
