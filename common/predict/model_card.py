@@ -83,7 +83,7 @@ def model_card(facts: Facts, files: Sequence[str]) -> str:
         "prediction.answers[0]",
         "```",
         "",
-        "The code is VL-BERT's repository. `--ckpt` of its commands and NETWORK.PARTIAL_PRETRAIN take the folder too.",
+        "`common` is in the repository of VL-BERT. Its `--ckpt` and NETWORK.PARTIAL_PRETRAIN take the folder too.",
         "",
         "## Files",
         "",
