@@ -58,7 +58,7 @@ def train(task_name: str, argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=f"Train VL-BERT for {task_name}.")
     add_config_arguments(parser)
     parser.add_argument("--log-dir", help="folder of the TensorBoard files (default: inside the run's folder)")
-    parser.add_argument("--partial-pretrain", metavar="FILE", help="overrides NETWORK.PARTIAL_PRETRAIN")
+    parser.add_argument("--partial-pretrain", metavar="FILE|DIR", help="overrides NETWORK.PARTIAL_PRETRAIN")
     parser.add_argument(
         "--dist", action="store_true", help="one of several processes, as scripts/launch.py starts them"
     )
@@ -124,7 +124,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ckpt", metavar="FILE", help="checkpoint (default: the best one of the config's training run)"
+        "--ckpt",
+        metavar="FILE|DIR",
+        help="checkpoint or model folder (default: the best one of the config's training run)",
     )
     parser.add_argument("--bs", type=int, metavar="N", help="overrides TEST.BATCH_IMAGES")
     parser.add_argument("--gpus", type=int, nargs="+", metavar="GPU", help="overrides GPUS")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Config
-from common.config.derived import LANGUAGE_FILES, numbered_file
+from common.config.derived import LANGUAGE_FILES, numbered_file, vocabulary_path
 from common.config.table import from_task
 
 SPLITS = ("TRAIN", "VAL", "TEST")
@@ -70,7 +70,7 @@ def weight_needs(cfg: Config) -> list[Need]:
     """Returns the needs of the vocabulary and of the weights that a run starts from."""
     network = cfg.NETWORK
     language = Path(network.BERT_MODEL_NAME)
-    found = [file_need(language / "vocab.txt", language.parent)]
+    found = [file_need(vocabulary_path(cfg), language.parent)]
     if network.BERT_PRETRAINED:
         found.append(file_need(numbered_file(network.BERT_PRETRAINED, network.BERT_PRETRAINED_EPOCH)))
     elif not (network.BERT_RANDOM_INIT or network.PARTIAL_PRETRAIN or network.VLBERT.get("from_scratch")):

@@ -6,7 +6,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,8 @@ class Task:
     made_up: how made-up samples of the task look. The default has text and regions and no targets: enough for an
     export; a model report and a forecast of memory need targets.
     deep_checks: (cfg, number of records to open) -> what `common.doctor --deep` checks beside the samples.
+    text_files: key of the config -> name, in a model folder, of a text file that the model needs beside the vocabulary,
+    such as a list of answers: one entry a line.
     loss_scale_range: smallest and largest dynamic fp16 loss scale (original 3.9).
     """
 
@@ -87,6 +89,7 @@ class Task:
     predictor: type[Any] | None = None
     made_up: MadeUp = field(default_factory=_text_and_regions)
     deep_checks: Callable[[Config, int], list[DeepCheck]] = lambda cfg, samples: []
+    text_files: Mapping[str, str] = field(default_factory=dict)
     loss_scale_range: tuple[float, float | None] = (1.0, None)
 
     def build_model(self, cfg: Config) -> nn.Module:

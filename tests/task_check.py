@@ -35,9 +35,9 @@ from common.train.run import predict, run_test, run_training
 from common.train.signals import Stopped
 from common.train.trainer import Trainer
 from common.weights import checkpoint
-from common.weights.foreign import load_partial
+from common.weights.foreign import load_initial_weights, load_partial
 from common.weights.loaded import Loaded
-from common.weights.restore import train_folder
+from common.weights.restore import load_trained, train_folder
 
 PIXELS = {
     "NETWORK.IMAGE_FEAT_PRECOMPUTED": False,
@@ -187,6 +187,22 @@ class TaskCheck:
                 width = expected[name].shape[1]  # an exported model keeps the padding
                 torch.testing.assert_close(torch.from_numpy(scores)[:, :width], expected[name], atol=1e-4, rtol=1e-3)
 
+    def test_a_model_folder_is_the_same_model(self, task, cfg, model, tmp_path):
+        """For a predictor, as a checkpoint of the config, and as PARTIAL_PRETRAIN."""
+        predictor = self.predictor(task, cfg, model, tmp_path)
+        predictor.save_pretrained(tmp_path / "folder")
+        again = load_predictor(tmp_path / "folder", device="cpu", boxes=self.box_source(task, cfg))
+        assert_same(again.model.state_dict(), model.state_dict())
+        for _, asked in self.questions(task, cfg):
+            assert again(**asked).to_dict() == predictor(**asked).to_dict()
+        assert_same(load_trained(task, cfg, Path("a.yaml"), tmp_path / "folder").model.state_dict(), model.state_dict())
+        other = task.build_model(cfg)
+        start = {"PARTIAL_PRETRAIN": str(tmp_path / "folder"), "PARTIAL_PRETRAIN_PREFIX_CHANGES": []}
+        started = replace(cfg, {f"NETWORK.{key}": value for key, value in start.items()})
+        report = load_initial_weights(other, started)[-1]
+        assert report.unused == [] and report.kept == []
+        assert_same(other.state_dict(), model.state_dict())
+
     def predictor(self, task, cfg, model, tmp_path):
         content = {"state_dict": model.state_dict(), "config": cfg.to_dict(), "task": task.name}
         checkpoint.save_file(tmp_path / "one.model", content)
@@ -224,6 +240,12 @@ class TaskCheck:
         first = path.read_bytes()
         assert run_test(task, cfg, cfg_path, checkpoint.best_path(folder, cfg.MODEL_PREFIX)).path == path
         assert path.read_bytes() == first
+        shared = cfg_path.parent / "shared"
+        load_predictor(checkpoint.best_path(folder, cfg.MODEL_PREFIX), device="cpu").save_pretrained(shared)
+        again = run_test(task, cfg, cfg_path, shared, cfg_path.parent / "again").path
+        assert again.read_bytes() == first
+        [copy] = again.parent.glob("*_test_ckpt_*.safetensors")
+        assert copy.read_bytes() == (shared / "model.safetensors").read_bytes()
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_from_pixels_an_image_is_encoded_once_in_evaluation(self, task, cfg, monkeypatch, workers):

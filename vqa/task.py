@@ -70,5 +70,6 @@ TASK = Task(
     after_loading=after_loading,
     predictor=VQAPredictor,
     made_up=MADE_UP,
+    text_files={"DATASET.ANSWER_VOCAB_FILE": "answers.txt"},
     loss_scale_range=(32.0, None),
 )

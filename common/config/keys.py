@@ -122,7 +122,7 @@ COMMON_KEYS = (
         ours=True,
     ),
     # weights to start from, regions
-    Key("NETWORK.PARTIAL_PRETRAIN", "str", "", "checkpoint to start from; empty is off"),
+    Key("NETWORK.PARTIAL_PRETRAIN", "str", "", "checkpoint or model folder to start from; empty is off"),
     Key("NETWORK.PARTIAL_PRETRAIN_PREFIX_CHANGES", "list of str", (), "rules old->new for its names; first match wins"),
     Key(
         "NETWORK.IMAGE_FEAT_PRECOMPUTED",

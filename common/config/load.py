@@ -1,6 +1,7 @@
 """Configuration: defaults, YAML files, `_BASE_` and overrides become one checked, frozen Config (original 1.1 to 1.6).
 
 Later sources replace earlier ones: defaults of the keys, `_BASE_` files, the file, overrides.
+The file of a model folder begins with `_TASK_`, the name of its task. `_FILES_` names files of that folder by key.
 """
 
 from __future__ import annotations
@@ -65,6 +66,20 @@ def config_from_dict(task: str, values: Mapping[str, Any]) -> Config:
     return draft.freeze()
 
 
+def read_model_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the task and the values of the config.yaml in a model folder. Values that name its files have its path.
+
+    Raises ConfigError where the file does not name its task, FileNotFoundError without the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file {path}: a model folder has one")
+    tree = _read_yaml(path)
+    task = _take_model_entries(tree, path)
+    if not task:
+        raise ConfigError(f"{path}: no _TASK_, which the config of a model folder begins with")
+    return task, tree
+
+
 def replace(cfg: Config, changes: Mapping[str, Any] | Sequence[str]) -> Config:
     """Returns a copy of `cfg` with dotted keys changed: replace(cfg, {"TEST.BATCH_IMAGES": 8}), or texts "KEY=VALUE".
 
@@ -105,13 +120,19 @@ class _Draft:
             named = f", named by _BASE_ in {below[-1]}" if below else ""
             raise FileNotFoundError(f"no configuration file {path}{named}")
         tree = _read_yaml(path)
+        task = _take_model_entries(tree, path)
+        if task not in ("", self.task):
+            raise ConfigError(f"{path}: a config of {task}, not of {self.task}")
         bases = tree.pop("_BASE_", [])
         bases = [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
             raise ConfigError(f"{path}: _BASE_ = {bases!r}: expected a path or a list of paths")
         for base in bases:
             self.merge_file(path.parent / base, (*below, path.resolve()))
+        given = len(self.given)
         self.merge(tree, str(path))
+        if task:  # a complete config has all keys, also those that have no effect
+            del self.given[given:]
 
     def override(self, overrides: Sequence[str] | Mapping[str, Any]) -> None:
         if isinstance(overrides, str):
@@ -219,6 +240,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(tree).__name__}")
     return tree
+
+
+def _take_model_entries(tree: dict[str, Any], path: Path) -> str:
+    """Removes `_TASK_` and `_FILES_` of a model folder, and puts the paths of its files in. Returns the task or ""."""
+    task, files = tree.pop("_TASK_", ""), tree.pop("_FILES_", {})
+    if not isinstance(task, str):
+        raise ConfigError(f"{path}: _TASK_ = {task!r}: expected the name of a task")
+    if not isinstance(files, dict) or not all(isinstance(x, str) for pair in files.items() for x in pair):
+        raise ConfigError(f"{path}: _FILES_ = {files!r}: expected a mapping of keys to names of files")
+    for key, value in files.items():
+        kind, colon, name = value.rpartition(":")  # a value may have the form resnet:FILE
+        if Path(name).name != name:
+            raise ConfigError(f"{path}: _FILES_: {key} = {value!r}: expected the name of a file in the same folder")
+        _put(tree, key.split("."), f"{kind}{colon}{path.parent / name}")
+    return task
 
 
 def _nested(parts: Sequence[str], value: Any) -> dict[str, Any]:

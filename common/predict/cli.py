@@ -68,7 +68,9 @@ class PredictorOptions:
 
 def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the arguments of PredictorOptions but `task`. required: whether --ckpt is."""
-    parser.add_argument("--ckpt", required=required, metavar="FILE", help="checkpoint; one of ours carries its config")
+    parser.add_argument(
+        "--ckpt", required=required, metavar="FILE|DIR", help="checkpoint or model folder; ours carry their config"
+    )
     parser.add_argument("--cfg", metavar="FILE", help="YAML of a checkpoint that carries none")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config"

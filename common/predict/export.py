@@ -57,7 +57,7 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
     Raises ConfigError for another suffix, and for a model that computes its features from pixels.
     """
     if path.suffix not in (".onnx", ".pt2"):
-        raise ConfigError(f"-o {path}: expected a name that ends in .onnx or .pt2")
+        raise ConfigError(f"-o {path}: expected a name that ends in .onnx or .pt2, or a folder: DIR/")
     if not predictor.cfg.NETWORK.IMAGE_FEAT_PRECOMPUTED:
         raise ConfigError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false: only models that take region features are exported")
     batch = example(predictor)

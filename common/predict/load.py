@@ -20,6 +20,7 @@ from common.data.build import build_transform
 from common.detect.detector import Detector
 from common.detect.sources import VisualGenomeBoxes, build_detector, build_source
 from common.errors import CheckpointError, ConfigError
+from common.predict.hub import download_folder
 from common.predict.predictor import Predictor
 from common.predict.region_features import DetectorFeatures, RegionFeatureExtractor
 from common.predict.user_images import Extractor, ModuleFeatureExtractor, UserImages
@@ -27,11 +28,12 @@ from common.regions.arguments import DEFAULT_LIMITS, DetectorLimits
 from common.regions.box_sources import BoxSource
 from common.regions.class_names import object_names
 from common.task import load_task
-from common.weights import checkpoint
 from common.weights.build import build_fast_rcnn
 from common.weights.foreign import load_backbone, read_tensors
 from common.weights.loaded import Loaded
+from common.weights.model_folder import CLASSES, read_checkpoint, record_of
 from common.weights.restore import restore
+from common.weights.text_files import check_text_files
 
 
 def load_predictor(
@@ -48,7 +50,8 @@ def load_predictor(
 ) -> Predictor:
     """The predictor of a checkpoint.
 
-    ckpt: a checkpoint of this project holds its config and task; for others give `task` and a YAML `cfg`. overrides:
+    ckpt: a checkpoint of this project, or a model folder, holds its config and task; for others give `task` and a YAML
+    `cfg`. overrides:
     config keys, "KEY=VALUE", such as the place of a vocabulary that has moved. device: auto, cpu, cuda or cuda:N.
     precision: auto, fp32, bf16 or fp16.
     boxes: the source of boxes for images without boxes (common.regions.arguments.SOURCES).
@@ -62,9 +65,12 @@ def load_predictor(
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
     path = Path(ckpt)
-    content = checkpoint.load_file(path)
+    content = read_checkpoint(path)
     found = load_task(task or _task_of(content, path))
     config = _config_of(found.name, content, path, cfg, overrides)
+    record = record_of(content)
+    check_text_files(record.get("text_files", {}), config, path)
+    stored = replace(config, {"NETWORK.REGION_ENCODER": encoder}) if (encoder or "").startswith("resnet:") else config
     config = replace(config, {"DEVICE": device.partition(":")[0], "TRAIN.PRECISION": precision})
     if ":" in device:
         config = replace(config, {"GPUS": device.partition(":")[2]})
@@ -72,7 +78,23 @@ def load_predictor(
         raise ConfigError(f"{found.name} has no predictor")
     state = content["state_dict"] if isinstance(content, dict) and "state_dict" in content else read_tensors(path)
     loaded = restore(found, config, state, path)
+    loaded.record, loaded.stored = record, stored
+    if labels is None and (path / CLASSES).is_file():
+        labels = path / CLASSES
     return build_predictor(found.predictor, loaded, config, boxes, encoder, labels, limits)
+
+
+def from_pretrained(
+    name: str | Path, revision: str | None = None, token: str | None = None, **options: Any
+) -> Predictor:
+    """The predictor of a model folder, or of a repository of the Hugging Face Hub, which is downloaded.
+
+    name: a folder, else a repository "user/name". revision, token: of the repository. options: of `load_predictor`.
+    Raises ConfigError without the package huggingface_hub, and the errors of that package and of `load_predictor`.
+    """
+    if Path(name).exists():
+        return load_predictor(name, **options)
+    return load_predictor(download_folder(str(name), revision, token), **options)
 
 
 def build_predictor(

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +18,10 @@ from common.data.sample import ModelOutput
 from common.errors import DataError, ImageError, InputError
 from common.nn.recording import recorded
 from common.predict.fields import Field
+from common.predict.hub import upload_folder
 from common.predict.inputs import InputBuilder
 from common.predict.prediction import Prediction, Prepared, Slot, sequence_slots
+from common.predict.save import save_folder
 from common.predict.user_images import UserImage, UserImages
 from common.weights.loaded import Loaded
 
@@ -40,7 +44,7 @@ class Predictor(ABC):
 
     def __init__(self, loaded: Loaded, cfg: Config, images: UserImages, labels: Sequence[str] | None = None) -> None:
         self.model, self.device = loaded.model, loaded.device
-        self.precision, self.source = loaded.precision, loaded.source
+        self.precision, self.source, self.loaded = loaded.precision, loaded.source, loaded
         self.cfg, self.labels = cfg, labels
         self.inputs = InputBuilder.from_config(cfg, images, self.fixed_padding)
         self.pieces = {i: piece for piece, i in self.inputs.tokenizer.vocab.items()}
@@ -107,6 +111,25 @@ class Predictor(ABC):
                 self._add_recorded(prediction, passes[0], i * len(p.tokens) + choice, attention, hidden_states)
             predictions.append(prediction)
         return predictions
+
+    def save_pretrained(self, folder: str | Path, licence: str = "unknown") -> None:
+        """Write a model folder, which `load_predictor` reads anywhere. licence: of the weights, for the model card.
+
+        Raises ConfigError where `folder` holds files of others.
+        """
+        save_folder(self.loaded, self.cfg, Path(folder), labels=self.labels, licence=licence, inputs=self.fields)
+
+    def push_to_hub(
+        self, repo_id: str, private: bool = False, token: str | None = None, licence: str = "unknown"
+    ) -> str:
+        """Upload the model folder to a repository "user/name" of the Hugging Face Hub. Returns the URL of the commit.
+
+        Raises ConfigError without the package huggingface_hub, and the errors of that package.
+        """
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, licence)
+            return upload_folder(folder, repo_id, private, token)
 
     @property
     def images(self) -> UserImages:

@@ -22,6 +22,7 @@ from common.log import RunWriter, setup_logging
 from common.metrics import MetricGroup
 from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
+from common.provenance import made_with
 from common.task import Record, Task
 from common.train.evaluator import evaluate
 from common.train.memory import log_forecast
@@ -41,6 +42,8 @@ from common.weights.restore import (
     train_folder,
     wants_cuda,
 )
+from common.weights.safetensors_file import WEIGHTS
+from common.weights.text_files import check_text_files, digests
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     base_seed = seed_everything(cfg.RNG_SEED)
     if distributed.is_main():
         keep_config(cfg, cfg_path, folder)
+    made = made_with(str(device), base_seed)
+    log.info("made with: %s", ", ".join(f"{name} {value}" for name, value in made.items()))
 
     train_set, val_set = task.build_dataset(cfg, "train"), task.build_dataset(cfg, "val")
     loader = rank_loader(train_set, cfg, "train", device, base_seed)
@@ -90,9 +95,12 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
         writer=writer,
         config=cfg.to_dict(),
         task=task.name,
+        made_with=made,
+        text_files=digests(task, cfg),
     )
     try:
         resume(trainer, cfg)
+        trainer.made_with["seed"] = trainer.loader.base_seed  # a drawn seed is that of the first start
         trainer.fit()
     finally:
         writer.close()
@@ -153,6 +161,7 @@ def resume(trainer: Trainer, cfg: Config) -> None:
                 f"checkpoint {path} is not here, but on rank 0: OUTPUT_PATH must be shared by all nodes"
             )
         content = checkpoint.load_file(path)
+    check_text_files(content.get("text_files", {}), cfg, path)
     trainer.load_state_dict(content, str(path), checkpoint.epoch_of(path, trainer.prefix))
     at = trainer.position
     log.info("going on from %s at epoch %d, batch %d", path, at.epoch, at.batch)
@@ -206,7 +215,9 @@ def run_test(
         return WrittenResults(path, "")
     folder.mkdir(parents=True, exist_ok=True)
     task.write_results(records, dataset, path)
-    checkpoint.link(loaded.source, folder / f"{cfg.MODEL_PREFIX}_test_ckpt_{cfg.DATASET.get('TASK', task.name)}.model")
+    weights = loaded.source / WEIGHTS if loaded.source.is_dir() else loaded.source
+    kind = weights.suffix if weights.name == WEIGHTS else ".model"
+    checkpoint.link(weights, folder / f"{cfg.MODEL_PREFIX}_test_ckpt_{cfg.DATASET.get('TASK', task.name)}{kind}")
     log.info("%d results of %s in %s", len(records), loaded.source, path)
     return WrittenResults(path, task.summary(records, dataset))
 

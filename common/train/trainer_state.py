@@ -46,6 +46,7 @@ class TrainerState:
 
     model: the module that is called, in a wrapper where there are several processes. schedule: update number ->
     learning rate factor. config, task: stored with the weights, so that one file is enough to rebuild the model.
+    made_with, text_files: stored too, versions and machine, and digests of the vocabulary and other text files.
     best_epoch, best_value: of the validation with the largest main metric; -1 before the first.
     """
 
@@ -58,6 +59,8 @@ class TrainerState:
     settings: TrainerSettings
     config: dict[str, Any] = field(default_factory=dict)
     task: str = ""
+    made_with: dict[str, Any] = field(default_factory=dict)
+    text_files: dict[str, Any] = field(default_factory=dict)
     position: Position = field(default_factory=Position)
     best_epoch: int = -1
     best_value: float = -1.0
@@ -86,6 +89,8 @@ class TrainerState:
             },
             "config": self.config,
             "task": self.task,
+            "made_with": self.made_with,
+            "text_files": self.text_files,
         }
 
     def _open_gradients(self) -> dict[str, torch.Tensor]:

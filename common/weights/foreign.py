@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,11 @@ from common.config.derived import LANGUAGE_FILES, backbone_path, numbered_file
 from common.errors import CheckpointError, ConfigError
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
+from common.weights.bert_config import warn_of_mismatches
 from common.weights.checkpoint import load_file
+from common.weights.model_folder import read_checkpoint, record_of
+from common.weights.safetensors_file import WEIGHTS, read_safetensors
+from common.weights.text_files import VOCABULARY, check_text_files
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +50,18 @@ class LoadReport:
 def read_tensors(path: Path) -> State:
     """A flat dict of tensors from .safetensors or a torch file, which may have them under `state_dict`.
 
-    Raises FileNotFoundError without the file, CheckpointError where it cannot be read or holds anything else.
+    path: a file, or a model folder. Raises FileNotFoundError without the file, CheckpointError where it cannot be read
+    or holds anything else.
     """
+    if path.is_dir():
+        path = path / WEIGHTS
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise FileNotFoundError(f"weights {path}: no such file")
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file as load_safetensors
+        return read_safetensors(path)
+    return _tensors_of(load_file(path), path)
 
-        try:
-            return load_safetensors(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"weights {path}: cannot be read ({error})") from error
-    content = load_file(path)
+
+def _tensors_of(content: Any, path: Path) -> State:
+    """The tensors in the content of a torch file. Raises CheckpointError where it holds anything else."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
@@ -286,10 +290,23 @@ def load_initial_weights(model: nn.Module, cfg: Config, adapt: Adapt | None = No
     reports = [report for report in found if report is not None]
     if network.PARTIAL_PRETRAIN:
         path, rules = network.PARTIAL_PRETRAIN, network.PARTIAL_PRETRAIN_PREFIX_CHANGES
-        reports.append(load_partial(model, read_tensors(Path(path)), rules, path, adapt))
+        reports.append(load_partial(model, _read_partial(Path(path), cfg), rules, path, adapt))
     for report in reports:
         log.info("%s", report)
     return reports
+
+
+def _read_partial(path: Path, cfg: Config) -> State:
+    """The tensors of PARTIAL_PRETRAIN. Raises CheckpointError where its vocabulary is another one than that of `cfg`.
+
+    The other text files may differ: a new task has answers of its own.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content = read_checkpoint(path)
+    stored = record_of(content).get("text_files", {})
+    check_text_files({key: stored[key] for key in (VOCABULARY,) if key in stored}, cfg, path)
+    return _tensors_of(content, path)
 
 
 def _language_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
@@ -309,6 +326,7 @@ def _language_weights(model: nn.Module, cfg: Config) -> LoadReport | None:
     language_model = model.language_model
     if not isinstance(language_model, VisualLinguisticBert):
         raise TypeError(f"{type(model).__name__}.language_model is a {type(language_model).__name__}")
+    warn_of_mismatches(path, cfg)
     return load_language(language_model, read_tensors(path), str(path))
 
 

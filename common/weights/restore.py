@@ -16,6 +16,8 @@ from common.precision import Precision, resolve_precision
 from common.task import Task
 from common.weights import checkpoint
 from common.weights.loaded import Loaded
+from common.weights.model_folder import read_checkpoint
+from common.weights.text_files import check_text_files
 
 
 def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = None) -> Loaded:
@@ -25,11 +27,12 @@ def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = No
     """
     distributed.init_from_env(cuda=wants_cuda(cfg))
     source = ckpt or checkpoint.best_path(train_folder(cfg, cfg_path), cfg.MODEL_PREFIX)
-    state = checkpoint.load_file(source)
-    if not isinstance(state, dict) or "state_dict" not in state:
+    content = read_checkpoint(source)
+    if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"checkpoint {source}: has no state_dict")
+    check_text_files(content.get("text_files", {}), cfg, source)
     keep_freed_memory(pick_device(cfg))
-    return restore(task, cfg, state["state_dict"], source)
+    return restore(task, cfg, content["state_dict"], source)
 
 
 def restore(task: Task, cfg: Config, state: Mapping[str, torch.Tensor], source: Path) -> Loaded:

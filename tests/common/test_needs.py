@@ -54,3 +54,12 @@ def test_weights_that_a_run_starts_from(changes, names):
     changes = {"NETWORK.PARTIAL_PRETRAIN": "", "NETWORK.BERT_MODEL_NAME": "w/bert"} | changes
     needs = weight_needs(config("vqa", changes))
     assert {need.names[0] for need in needs} == names | {"bert/vocab.txt"} and {n.folder for n in needs} == {Path("w")}
+
+
+def test_a_vocabulary_file_instead_of_its_folder():
+    changes = {
+        "NETWORK.PARTIAL_PRETRAIN": "",
+        "NETWORK.BERT_MODEL_NAME": "w/words.txt",
+        "NETWORK.BERT_RANDOM_INIT": True,
+    }
+    assert [str(need) for need in weight_needs(config("vqa", changes))] == ["w/words.txt"]

@@ -7,8 +7,9 @@ import pickle
 from pathlib import Path
 
 import pytest
+import yaml
 
-from common.config import Config, config_from_dict, default_config, load_config, replace
+from common.config import Config, config_from_dict, default_config, load_config, read_model_config, replace
 from common.config.checks import check
 from common.config.table import key_table
 from common.errors import ConfigError
@@ -573,3 +574,55 @@ def test_replace():
     assert replace(other, {"TRAIN.LR": 1e-7, "DATASET.1.SEQ_LEN": 64, "GPUS": "0,1,2,3"}) == cfg
     with pytest.raises(ConfigError, match="did you mean TRAIN.LR?"):
         replace(cfg, {"TRAIN.LRR": 1})
+
+
+# ---- model folders ----
+
+
+def model_config(folder: Path, text: str = "", files: str = "{NETWORK.BERT_MODEL_NAME: vocab.txt}") -> Path:
+    """The config.yaml of a model folder: complete, so with keys that have no effect."""
+    path = folder / "config.yaml"
+    whole = yaml.safe_dump(shipped("vqa/base_4x16G_fp32").to_dict())
+    path.write_text(f"_TASK_: vqa\n_FILES_: {files}\n{whole}{text}")
+    return path
+
+
+def test_files_of_a_model_folder_are_beside_its_config(tmp_path, caplog):
+    path = model_config(tmp_path, files="{NETWORK.BERT_MODEL_NAME: vocab.txt, NETWORK.REGION_ENCODER: 'resnet:a.b'}")
+    caplog.clear()
+    cfg = load_config("vqa", path, ["NETWORK.BERT_FROZEN=true"])
+    assert Path(cfg.NETWORK.BERT_MODEL_NAME) == tmp_path / "vocab.txt"
+    assert value(cfg, "NETWORK.REGION_ENCODER") == f"resnet:{tmp_path}/a.b"
+    task, values = read_model_config(path)
+    assert (task, values["NETWORK"]["BERT_MODEL_NAME"]) == ("vqa", f"{tmp_path}/vocab.txt")
+    assert caplog.messages == ["these keys have no effect in vqa: NETWORK.BERT_FROZEN"]  # the one that was given
+
+
+def test_a_config_may_build_on_that_of_a_model_folder(tmp_path, write):
+    (tmp_path / "model").mkdir()
+    model_config(tmp_path / "model")
+    cfg = load_config("vqa", write("a.yaml", "_BASE_: model/config.yaml\nTRAIN: {LR: 0.5}"))
+    assert Path(cfg.NETWORK.BERT_MODEL_NAME) == tmp_path / "model/vocab.txt" and cfg.TRAIN.LR == 0.5
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        ("[vocab.txt]", "expected a mapping of keys to names of files"),
+        ("{NETWORK.BERT_MODEL_NAME: 3}", "expected a mapping of keys to names of files"),
+        ("{NETWORK.BERT_MODEL_NAME: ../vocab.txt}", "expected the name of a file in the same folder"),
+        ("{NETWORK.BERT_MODEL_NAME: /vocab.txt}", "expected the name of a file in the same folder"),
+    ],
+)
+def test_bad_files_of_a_model_folder(tmp_path, files, part):
+    with pytest.raises(ConfigError, match=rf"config.yaml: _FILES_.*{part}"):
+        load_config("vqa", model_config(tmp_path, files=files))
+
+
+def test_the_task_of_a_model_folder_counts(tmp_path, write):
+    with pytest.raises(ConfigError, match=r"config.yaml: a config of vqa, not of vcr"):
+        load_config("vcr", model_config(tmp_path))
+    with pytest.raises(ConfigError, match=r"_TASK_ = 3: expected the name of a task"):
+        load_config("vcr", write("b.yaml", "_TASK_: 3"))
+    with pytest.raises(ConfigError, match=r"c.yaml: no _TASK_"):
+        read_model_config(write("c.yaml", "GPUS: '0'"))

@@ -4,6 +4,7 @@ VQA."""
 import json
 import math
 import random
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,6 +155,31 @@ class TestFolders:
         assert whole["NETWORK"]["VLBERT"]["hidden_size"] == 16 and whole["TRAIN"]["OPTIMIZER"] == "AdamW"
         assert checkpoint.load_file(folder / "tiny-0001.model")["config"] == whole
         assert losses and all(map(math.isfinite, losses))
+
+    def test_a_checkpoint_and_the_log_record_what_made_them(self, cfg_path, caplog):
+        with caplog.at_level("INFO"):
+            folder, _ = run(cfg_path, "out")
+        content = checkpoint.load_file(folder / "tiny-0001.model")
+        made = content["made_with"]
+        assert made["torch"] == torch.__version__ and made["device"] == "cpu"
+        assert made["seed"] == content["run"]["base_seed"] == 5
+        assert f"torch {torch.__version__}" in (folder / "tiny.log").read_text()
+        files = content["text_files"]
+        vocabulary = Path(content["config"]["NETWORK"]["BERT_MODEL_NAME"]) / "vocab.txt"
+        assert files["NETWORK.BERT_MODEL_NAME"] == {
+            "file": str(vocabulary),
+            "sha256": sha256(vocabulary.read_bytes()).hexdigest(),
+            "length": len(vocabulary.read_text().splitlines()),
+        }
+        assert set(files) == {"NETWORK.BERT_MODEL_NAME", "DATASET.ANSWER_VOCAB_FILE"}
+
+    def test_a_run_does_not_go_on_with_another_vocabulary(self, cfg_path, tmp_path):
+        folder, _ = run(cfg_path, "out", **{"TRAIN.END_EPOCH": 1})
+        words = Path(yaml.safe_load((folder / "config.yaml").read_text())["NETWORK"]["BERT_MODEL_NAME"]) / "vocab.txt"
+        cut = tmp_path / "cut.txt"
+        cut.write_text("\n".join(words.read_text().splitlines()[:-3]))
+        with pytest.raises(CheckpointError, match=r"tiny-0000.model: NETWORK.BERT_MODEL_NAME is .*cut.txt"):
+            run(cfg_path, "out", **{"NETWORK.BERT_MODEL_NAME": str(cut)})
 
 
 def test_model_size():

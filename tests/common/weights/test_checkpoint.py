@@ -233,7 +233,8 @@ class TestContent:
         trainer = toy_trainer(tmp_path, end_epoch=1)
         trainer.fit()
         content = load_file(epoch_path(tmp_path, PREFIX, 0))
-        assert list(content) == ["state_dict", "optimizer", "validation_monitor", "run", "config", "task"]
+        of_theirs = ["state_dict", "optimizer", "validation_monitor"]
+        assert list(content) == [*of_theirs, "run", "config", "task", "made_with", "text_files"]
         assert content["state_dict"].keys() == trainer.model.state_dict().keys()
         assert content["validation_monitor"] == {"best_epoch": -1, "best_val": -1.0}
         assert content["optimizer"]["param_groups"][0]["initial_lr"] == 0.1

@@ -452,7 +452,12 @@ class TestInitialWeights:
             "IMAGE_RANDOM_INIT": False,
             "PARTIAL_PRETRAIN": "",
             "PARTIAL_PRETRAIN_PREFIX_CHANGES": (),
-            "VLBERT": {"from_scratch": False},
+            "VLBERT": {
+                "from_scratch": False,
+                "num_hidden_layers": LAYERS,
+                "num_attention_heads": 2,
+                "hidden_act": "gelu",
+            },
         }
         return SimpleNamespace(NETWORK=SimpleNamespace(**values | network))
 

@@ -1,0 +1,49 @@
+"""State dicts as .safetensors files. A tensor with several keys is stored once, and the file lists its other keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from common.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"  # of a model folder
+SAME = "same_tensors"  # metadata: JSON of key -> key of the stored tensor
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict. The caller makes the file complete or absent, as `new_folder` does."""
+    from safetensors.torch import save_file
+
+    stored: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for key, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in first:
+            same[key] = first[place]
+        else:
+            first[place] = key
+            stored[key] = tensor.detach().cpu().clone().contiguous()
+    save_file(stored, path, {"format": "pt", SAME: json.dumps(same)})
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, with all keys of each tensor.
+
+    Raises FileNotFoundError without the file, CheckpointError where it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            same = json.loads((file.metadata() or {}).get(SAME, "{}"))
+        return {**state, **{key: state[name] for key, name in same.items()}}
+    except (SafetensorError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"weights {path}: cannot be read ({error})") from error

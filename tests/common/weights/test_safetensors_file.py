@@ -1,0 +1,34 @@
+"""State dicts as .safetensors files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.errors import CheckpointError
+from common.weights.safetensors_file import read_safetensors, write_safetensors
+
+
+def test_a_tensor_with_two_keys_is_stored_once(tmp_path):
+    tied = torch.arange(6.0).reshape(2, 3)
+    state = {
+        "a": tied,
+        "b": tied,
+        "transposed": tied.t(),
+        "part": tied[0],
+        "empty": torch.zeros(0),
+        "n": torch.tensor(3),
+    }
+    write_safetensors(tmp_path / "a.safetensors", state)
+    assert load_file(tmp_path / "a.safetensors").keys() == state.keys() - {"b"}
+    got = read_safetensors(tmp_path / "a.safetensors")
+    assert got.keys() == state.keys() and all(torch.equal(got[key], state[key]) for key in state)
+
+
+def test_a_bad_file_is_told(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match=r"a.safetensors: cannot be read"):
+        read_safetensors(tmp_path / "a.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"b.safetensors: no such file"):
+        read_safetensors(tmp_path / "b.safetensors")
