@@ -86,4 +86,5 @@ def test_only_the_edges_know_the_fast_path():
         "common.weights.restore",
         "common.inspect.model_report",
         "common.train.run",
+        "data.regions.extract",
     }
