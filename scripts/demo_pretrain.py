@@ -35,7 +35,7 @@ PRETRAIN_FILES = {
     "NETWORK.BERT_MODEL_NAME": "bert",
 }
 FAST_PRETRAIN = {"TRAIN.BATCH_IMAGES": [8, 4]}
-QUESTIONS = {"TRAIN.END_EPOCH": 3, "TRAIN.WARMUP_STEPS": 30, "VAL_FREQUENT": 1}  # of the demo's ten
+QUESTIONS = {"TRAIN.END_EPOCH": 3, "TRAIN.WARMUP_STEPS": 30, "VAL_FREQUENT": 1}  # of the demo's eight
 
 
 def main(argv: Sequence[str] | None = None) -> None:

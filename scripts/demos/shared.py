@@ -72,6 +72,7 @@ def start(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--world", type=Path, help="folder of the world, made if missing (default: from the YAML)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: OUTPUT_PATH of the YAML)")
+    parser.add_argument("--seed", type=int, help="RNG_SEED of the run (default: from the YAML); --out keeps runs apart")
     parser.add_argument("--fast", action="store_true", help="a tiny world and a few updates, to try the script itself")
     args = parser.parse_args(argv)
     begin = time.perf_counter()
@@ -83,6 +84,8 @@ def start(
         changes |= files_of(args.world or FAST_WORLD, world_files)
     if args.out or args.fast:
         changes["OUTPUT_PATH"] = str(args.out or FAST_WORLD.parent)
+    if args.seed is not None:
+        changes["RNG_SEED"] = args.seed
     nets = [read_net(task, path, changes) for path in paths]
     world = Path(nets[0].cfg.DATASET.DATASET_PATH)
     try:

@@ -25,9 +25,9 @@ def test_it_must_start_in_the_repository_root(tmp_path, monkeypatch, capsys):
 
 def test_the_config_follows_the_command_line(tmp_path):
     world, out = tmp_path / "world", tmp_path / "out"
-    (net,) = start(tmp_path, "--fast", "--world", str(world), "--out", str(out)).nets
+    (net,) = start(tmp_path, "--fast", "--world", str(world), "--out", str(out), "--seed", "7").nets
     assert str(world / "vqa/answers_vqa.txt") == net.cfg.DATASET.ANSWER_VOCAB_FILE
-    assert net.cfg.TRAIN.MAX_STEPS == 3
+    assert (net.cfg.TRAIN.MAX_STEPS, net.cfg.RNG_SEED) == (3, 7)
     assert net.folder == out / "scenes/train2014_train"
     changed = net.with_keys({"TEST.BATCH_IMAGES": 5})
     assert (changed.cfg.TEST.BATCH_IMAGES, changed.folder) == (5, net.folder)
