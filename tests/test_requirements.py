@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from setuptools import find_packages
+from setuptools import Distribution, find_packages
 
 from tests.test_imports import TASKS, imported
 
@@ -75,3 +75,16 @@ def test_data_files_of_packages_are_shipped():
     }
     needed = {f for folder in ("viz/static", "common/regions/visual_genome") for f in (ROOT / folder).iterdir()}
     assert needed and needed <= shipped
+
+
+def test_a_built_package_has_its_marker_of_types(tmp_path, monkeypatch):
+    """Type checkers read the annotations of an installed package only beside py.typed."""
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files(["pyproject.toml"])
+    distribution.include_package_data = False  # otherwise the list of git's files is written into the tree
+    build = distribution.get_command_obj("build_py")
+    build.build_lib = str(tmp_path)
+    build.ensure_finalized()
+    files = {Path(file).relative_to(tmp_path) for file in build.get_outputs()}
+    assert {file.parent.name for file in files if file.name == "py.typed"} == set(SHIPPED)

@@ -9,22 +9,21 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from common.cli import guarded
+from common.predict.answer_files import FORMATS, AnswerFile, format_of
 from common.predict.fields import Field
 from common.regions.arguments import DEFAULT_LIMITS, SOURCES, DetectorLimits, add_detector_arguments, detector_limits
 
 if TYPE_CHECKING:
-    from common.predict.prediction import Prediction
     from common.predict.predictor import Predictor
 
 CONVERTERS: dict[str, Any] = {"text": str, "texts": str, "number": int, "numbers": int, "json": json.loads}
-
-SHOWN_LABELS = 10  # boxes whose labels the text output has
 
 Item = dict[str, Any]  # one input: "image", the fields of the task, maybe "boxes" and "id"
 
@@ -90,7 +89,7 @@ def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = Tr
 
 
 def predict_main(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None = None) -> None:
-    """Entry point: predictions for one image of the command line, or for every line of a JSON-lines file.
+    """Entry point: predictions for images of the command line, or for every line of a JSON-lines file.
 
     Exit status: 0, 1 if an input could not be read or answered, 2 for a wrong command line.
     """
@@ -102,31 +101,37 @@ def predict_main(task_name: str, fields: Sequence[Field], argv: Sequence[str] | 
         asked = {f.name: value for f in fields if (value := getattr(args, f.name)) is not None}
         if missing := [f.name for f in fields if f.required and f.name not in asked]:
             parser.error(f"--image needs {', '.join('--' + name for name in missing)}")
-        items: Iterator[Item | Exception] = iter([{"image": args.image, "boxes": args.boxes_json, **asked}])
+        items: Iterator[Item | Exception] = image_items(args.image, args.boxes_json, asked)
     else:
-        items = _read_lines(args.input)  # reads when the first item is taken
-    as_json = (args.format or ("json" if args.input else "text")) == "json"
+        items = read_lines(args.input, args.output)
+    form = format_of(args.format, args.output, "json" if args.input else "text")
     options = PredictorOptions.from_args(args, task_name)
-    sys.exit(guarded(write_predictions, options, items, args.output, as_json, args.batch, args.top_k))
+    sys.exit(guarded(write_predictions, options, items, args.output, form, args.batch, args.top_k))
 
 
 def build_parser(task_name: str, fields: Sequence[Field]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=f"Ask a VL-BERT of {task_name} about images.")
     add_predictor_arguments(parser)
-    parser.add_argument("--image", metavar="FILE", help="one image to ask about")
+    parser.add_argument(
+        "--image", nargs="+", metavar="FILE|DIR", help="images to ask about; of a folder, all images in it"
+    )
     for f in fields:
         several = "+" if f.kind in ("texts", "numbers") else None
         parser.add_argument(f"--{f.name}", help=f.help, type=CONVERTERS[f.kind], nargs=several)
     parser.add_argument(
-        "--boxes-json", type=json.loads, metavar="LIST", help="boxes of --image: [[x1, y1, x2, y2], ...]"
+        "--boxes-json", type=json.loads, metavar="LIST", help="boxes of one --image: [[x1, y1, x2, y2], ...]"
     )
     parser.add_argument(
         "--input",
         metavar="FILE",
         help='many inputs: a JSON object a line with "image" and the fields above; - is stdin',
     )
-    parser.add_argument("--output", metavar="FILE", help="where to write (default: stdout)")
-    parser.add_argument("--format", choices=("text", "json"), help="default: text for --image, JSON lines for --input")
+    parser.add_argument("--output", metavar="FILE", help="where to write, as .csv, .json or .jsonl (default: stdout)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: by the ending of --output; else text for --image, JSON lines for --input",
+    )
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="how many answers (default: 5)")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="inputs at a time (default: 16)")
     return parser
@@ -136,65 +141,77 @@ def write_predictions(
     options: PredictorOptions,
     items: Iterable[Item | Exception],
     output: str | None,
-    as_json: bool,
+    form: str,
     batch_size: int,
     top_k: int,
 ) -> int:
-    """Answer every item and write a line or a block for each. output: None for stdout. Returns the exit status."""
+    """Answer the items, `batch_size` at a time, and write each answer when it is there. Returns the exit status.
+
+    items: inputs, and errors in the place of inputs that could not be read. output: None for stdout. form: of FORMATS;
+    JSON in a file that ends in .json is one list.
+    """
     from tqdm import tqdm
 
+    items = iter(items)
+    chunk = list(islice(items, batch_size))  # an input file that is missing leaves the output as it was
     predictor = options.load()
-    items = list(items)
-    predictions = predictor.many((i for i in items if isinstance(i, dict)), batch_size, top_k=top_k)
     status = 0
     with ExitStack() as stack:
-        out: TextIO = stack.enter_context(open(output, "w", encoding="utf-8")) if output else sys.stdout
-        for item in tqdm(items, unit="input", disable=len(items) < 2 or not sys.stderr.isatty()):
-            answer = next(predictions) if isinstance(item, dict) else item
-            status = 1 if isinstance(answer, Exception) else status
-            known = item if isinstance(item, dict) else {}
-            print(_json_line(known, answer) if as_json else _text(known, answer), file=out, flush=True)
+        out: TextIO = stack.enter_context(open(output, "w", encoding="utf-8", newline="")) if output else sys.stdout
+        answers = AnswerFile(out, form, as_list=Path(output or "").suffix.lower() == ".json")
+        bar = stack.enter_context(tqdm(unit="input", disable=len(chunk) < 2 or not sys.stderr.isatty()))
+        while chunk:
+            predictions = predictor.many((i for i in chunk if isinstance(i, dict)), batch_size, top_k=top_k)
+            for item in chunk:
+                answer = next(predictions) if isinstance(item, dict) else item
+                status = 1 if isinstance(answer, Exception) else status
+                answers.write(item if isinstance(item, dict) else {}, answer)
+                bar.update()
+            chunk = list(islice(items, batch_size))
+        answers.end()
     return status
 
 
-def _read_lines(path: str) -> Iterator[Item | Exception]:
-    """The items of a JSON-lines file, "-" for stdin; for a line that is no JSON object, its error."""
+def image_items(images: Sequence[str], boxes: Any, asked: Mapping[str, Any]) -> Iterator[Item | Exception]:
+    """One item for each image, in order; the images of a folder are sorted by name. boxes: of a single image.
+
+    Raises DataError for a folder without images, and for boxes with several images.
+    """
+    from common.errors import DataError
+    from common.files.archives import list_files
+    from common.files.images import IMAGE_SUFFIXES
+
+    paths: list[str] = []
+    for image in images:
+        names = list_files(image, IMAGE_SUFFIXES) if Path(image).is_dir() else [""]
+        if not names:
+            raise DataError(f"--image {image}: no image in this folder: expected {', '.join(IMAGE_SUFFIXES)}")
+        paths += [str(Path(image) / name) if name else image for name in names]
+    if boxes is not None and len(paths) > 1:
+        raise DataError(f"--boxes-json: expected one image, got {len(paths)}; --input takes boxes for each image")
+    yield from ({"image": path, "boxes": boxes, **asked} for path in paths)
+
+
+def read_lines(path: str, output: str | None = None) -> Iterator[Item | Exception]:
+    """The items of a JSON-lines file, "-" for stdin, read when they are taken; an error for a line without an object.
+
+    Raises FileNotFoundError, and DataError where `output` is the same file.
+    """
     from common.errors import DataError
     from common.files.json_files import parse_object
 
-    lines = sys.stdin if path == "-" else Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield parse_object(line, f"{path}, line {number}")
-        except DataError as error:
-            yield error
-
-
-def _json_line(item: Mapping[str, Any], answer: Prediction | Exception) -> str:
-    about = {k: item[k] for k in ("id", "image") if k in item}
-    if isinstance(answer, Exception):
-        return json.dumps({**about, "error": str(answer)})
-    return json.dumps({**about, **answer.to_dict()})
-
-
-def _text(item: Mapping[str, Any], answer: Prediction | Exception) -> str:
-    title = str(item.get("image", "?"))
-    if isinstance(answer, Exception):
-        return f"{title}\n  ERROR {answer}"
-    lines = [title]
-    for a in answer.answers:
-        mask = f"[MASK] {a['mask'] + 1}: " if "mask" in a else ""
-        box = f"  {[round(x, 1) for x in a['box']]}" if "box" in a else ""
-        if "box" in a and answer.labels and (label := answer.labels[a["index"]]):
-            box += f"  {label}"
-        lines.append(f"  {100 * a['probability']:6.2f} %  {mask}{a['answer']}{box}")
-    for region in answer.regions:
-        best = ", ".join(f"{x['label']} {100 * x['probability']:.1f} %" for x in region["labels"])
-        lines.append(f"  box {answer.names[region['box']]}: {best}")
-    labels = [f"{name} {label}" for name, label in zip(answer.names, answer.labels, strict=False) if label]
-    if labels and not any("box" in a for a in answer.answers):
-        more = f", and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
-        lines.append(f"  boxes: {', '.join(labels[:SHOWN_LABELS])}{more}")
-    return "\n".join([*lines, *(f"  note: {note}" for note in answer.notes)])
+    if path != "-" and output and Path(output).exists() and Path(path).exists() and Path(output).samefile(path):
+        raise DataError(
+            f"--output {output}: expected another file than --input, which is read while answers are written"
+        )
+    stdin = getattr(sys.stdin, "buffer", sys.stdin)
+    with nullcontext(stdin) if path == "-" else open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig") if isinstance(line, bytes) else line
+                if text.strip():
+                    yield parse_object(text, f"{path}, line {number}")
+            except UnicodeDecodeError as error:
+                yield DataError(f"{path}, line {number}: not UTF-8: {error}")
+            except DataError as error:
+                yield error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from common.data.synthetic import made_up_batch
 from common.errors import ConfigError
 from common.files.atomic import atomic_write, write_text
 from common.predict.predictor import Predictor
+from common.predict.save import preprocessing
 from common.task import load_task
 
 # Names as in Batch; axes: B batch, C choices, T tokens, R regions. Padding is False in the masks.
@@ -72,12 +74,6 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
     shapes = tuple({i: dims[axis] for i, axis in enumerate(axes[name]) if axis in dims} for name in names)
     with torch.no_grad():
         program = torch.export.export(function, tensors, dynamic_shapes=(shapes,), strict=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        if path.suffix == ".pt2":
-            torch.export.save(program, file)
-        else:
-            write_onnx(program, names, outputs, file)
     about = {
         "task": predictor.task,
         "model": predictor.source.name,
@@ -87,8 +83,33 @@ def export(predictor: Predictor, path: Path) -> dict[str, Any]:
         "outputs": outputs,
         "scales": list(predictor.cfg.SCALES),
     }
+    more = metadata(predictor, about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        if path.suffix == ".pt2":
+            torch.export.save(program, file, extra_files={"metadata.json": json.dumps(more)})
+        else:
+            write_onnx(program, axes, outputs, more, file)
     write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     return about
+
+
+def metadata(predictor: Predictor, about: dict[str, Any]) -> dict[str, str]:
+    """What a program without this code needs beside the model. Lists have one entry a line; the rest is JSON.
+
+    vocabulary: word pieces in the order of their ids. answers, classes: names of outputs, where the task has them.
+    """
+    vocab = predictor.inputs.tokenizer.vocab
+    lists = {
+        "vocabulary": sorted(vocab, key=vocab.__getitem__),
+        "answers": predictor.answers,
+        "classes": predictor.labels,
+    }
+    found = {name: "\n".join(entries) for name, entries in lists.items() if entries is not None}
+    steps = preprocessing(predictor.cfg) | {"region_encoder": Path(predictor.cfg.NETWORK.REGION_ENCODER).name or None}
+    facts = {**about, "image_is_first_box": steps["image_is_first_box"], "preprocessing": steps}
+    text = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
+    return {**text, **found}
 
 
 def axes_of(name: str, tensor: Tensor) -> tuple[str, ...]:
@@ -103,9 +124,16 @@ def example(predictor: Predictor) -> Batch:
     return replace(batch, auxiliary=())
 
 
-def write_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], file: Any) -> None:
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    inputs: Mapping[str, Sequence[str]],
+    outputs: Sequence[str],
+    more: Mapping[str, str],
+    file: BinaryIO,
+) -> None:
+    """Write an ONNX file. inputs: axes by name. more: metadata of the file."""
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError("a .onnx file needs onnx and onnxscript: pip install onnx onnxscript") from error
@@ -115,4 +143,25 @@ def write_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], out
         program, input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
     )
     assert exported is not None
-    file.write(exported.model_proto.SerializeToString())
+    model = exported.model_proto
+    name_axes(model.graph, inputs)
+    onnx.helper.set_model_props(model, {**props(model), **more})
+    file.write(model.SerializeToString())
+
+
+def name_axes(graph: Any, inputs: Mapping[str, Sequence[str]]) -> None:
+    """Rename the free axes of an ONNX graph, also in expressions: B, C, T and R instead of the exporter's s14."""
+    letters: dict[str, str] = {}
+    for value in graph.input:
+        for dim, axis in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=True):
+            if dim.dim_param:
+                letters[dim.dim_param] = axis
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda word: letters.get(word[0], word[0]), dim.dim_param)
+
+
+def props(model: Any) -> dict[str, str]:
+    """The metadata that the exporter wrote into an ONNX model."""
+    return {entry.key: entry.value for entry in model.metadata_props}

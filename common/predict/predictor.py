@@ -35,12 +35,14 @@ class Predictor(ABC):
     """A trained model of one task that answers for images of users. Not safe for several threads at a time.
 
     A task defines `task`, `fields`, `build` and `read`. fixed_padding: whether the task's dataset puts images on a
-    canvas of one size. labels: names of the region classes.
+    canvas of one size. labels: names of the region classes. answers: the list that the model chooses from, None for a
+    task without such a list.
     """
 
     task: ClassVar[str]
     fields: ClassVar[tuple[Field, ...]]
     fixed_padding: ClassVar[bool] = False
+    answers: Sequence[str] | None = None
 
     def __init__(self, loaded: Loaded, cfg: Config, images: UserImages, labels: Sequence[str] | None = None) -> None:
         self.model, self.device = loaded.model, loaded.device

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 
 CACHE_BYTES = 512 * 2**20
 MAX_BOXES = 1000
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # Path has made one slash of two
 
 
 # Computes region features: a RegionFeatureExtractor, or a stand-in with its arguments.
@@ -173,6 +175,8 @@ class UserImages:
     def _read(self, image: ImageLike, key: Any) -> UserImage:
         upright = self.source is None or not self.source.of_stored_pixels
         if isinstance(image, str | Path):
+            if URL.match(str(image)) and not Path(image).exists():
+                raise ImageError(f"image {image}: a URL: download the image first, and name the file")
             try:
                 return UserImage(load_image(image, upright), region_name(str(image)), str(image))
             except (IsADirectoryError, PermissionError) as error:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import inspect
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 
-from common.predict.cli import PredictorOptions, build_parser, predict_main, write_predictions
+from common.predict.answer_files import csv_rows, format_of
+from common.predict.cli import PredictorOptions, build_parser, predict_main, read_lines, write_predictions
 from common.predict.load import load_predictor
 from common.predict.prediction import Prediction
 from common.regions.arguments import DetectorLimits
@@ -56,7 +59,7 @@ def test_names_of_many_boxes_are_cut_and_referents_have_theirs(capsys):
         def load(self):
             return Named()
 
-    assert write_predictions(Options(), [{"image": "a"}, {"image": "b"}], None, False, 2, 1) == 0
+    assert write_predictions(Options(), [{"image": "a"}, {"image": "b"}], None, "text", 2, 1) == 0
     referent, plain = capsys.readouterr().out.split("\nb\n")
     assert referent.endswith("box 3  [0.0, 0, 2, 2]  cat 0.12")
     assert plain.startswith("  boxes: 1 cat 0.10, 2 cat 0.11,") and plain.endswith("10 cat 0.19, and 2 more\n")
@@ -90,11 +93,158 @@ def test_many_questions_and_a_bad_line(vqa_ckpt, image, tmp_path):
 
 
 def test_stdin_and_text(vqa_ckpt, image, monkeypatch, capsys):
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"image": str(image), "question": ""})))
     assert run("--ckpt", vqa_ckpt, "--input", "-", "--format", "text") == 1
     assert "ERROR question: expected a text" in capsys.readouterr().out
+
+
+class Recorder:
+    """Options whose predictor records when each item is taken, and answers with its text."""
+
+    def __init__(self):
+        self.events = []
+
+    def load(self):
+        return self
+
+    def many(self, items, batch_size, top_k):
+        for item in list(items):
+            self.events.append(f"answer {item['question']}")
+            yield Prediction([{"answer": item["question"], "probability": 1.0}], [], [], (20, 20))
+
+    def items(self, texts):
+        for text in texts:
+            self.events.append(f"read {text}")
+            yield {"image": "a.jpg", "question": text}
+
+
+def test_inputs_are_read_a_batch_at_a_time(capsys):
+    recorder = Recorder()
+    assert write_predictions(recorder, recorder.items("abc"), None, "json", 2, 1) == 0
+    assert recorder.events == ["read a", "read b", "answer a", "answer b", "read c", "answer c"]
+    assert [json.loads(line)["answers"][0]["answer"] for line in capsys.readouterr().out.splitlines()] == [
+        "a",
+        "b",
+        "c",
+    ]
+
+
+def test_an_answer_is_in_the_file_before_the_next_batch_is_read(tmp_path):
+    out, seen = tmp_path / "out.jsonl", []
+
+    def items():
+        for text in "ab":
+            seen.append(out.read_text().count("\n") if out.exists() else None)
+            yield {"image": "a.jpg", "question": text}
+
+    write_predictions(Recorder(), items(), str(out), "json", 1, 1)
+    assert seen == [None, 1] and out.read_text().count("\n") == 2
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    """U+2028 and other separators of Unicode may stand in a text, and a line that is not UTF-8 spoils no other."""
+    file = tmp_path / "in.jsonl"
+    text = json.dumps({"question": "one\u2028two\x85"}, ensure_ascii=False)
+    file.write_bytes(f"\ufeff{text}\r\n\n".encode() + b'{"question": "\xff"}\n{"question": "last"}')
+    first, bad, last = read_lines(str(file))
+    assert first == {"question": "one\u2028two\x85"} and last == {"question": "last"}
+    assert "in.jsonl, line 3: not UTF-8" in str(bad)
+
+
+def test_the_output_is_never_the_input(vqa_ckpt, tmp_path, capsys):
+    file = tmp_path / "in.jsonl"
+    file.write_text("{}\n")
+    assert run("--ckpt", vqa_ckpt, "--input", file, "--output", file) == 1
+    assert "expected another file than --input" in capsys.readouterr().err and file.read_text() == "{}\n"
+
+
+def test_a_missing_input_leaves_the_output(vqa_ckpt, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    assert run("--ckpt", vqa_ckpt, "--input", tmp_path / "none.jsonl", "--output", out) == 1
+    assert out.read_text() == "old"
+
+
+class TestImages:
+    @pytest.fixture
+    def folder(self, image, tmp_path):
+        """A folder of two images and a text."""
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for name in ("b.jpg", "a.JPG"):
+            (folder / name).write_bytes(image.read_bytes())
+        (folder / "notes.txt").write_text("no image")
+        return folder
+
+    def test_several_and_a_folder(self, vqa_ckpt, image, folder, capsys):
+        asked = ["--question", QUESTION, "--format", "json", "--batch", 2]
+        assert run("--ckpt", vqa_ckpt, "--image", image, folder, *asked) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["image"] for row in rows] == [str(image), str(folder / "a.JPG"), str(folder / "b.jpg")]
+        assert rows[0]["answers"] == rows[1]["answers"] == rows[2]["answers"]
+
+    def test_a_folder_without_images(self, vqa_ckpt, tmp_path, capsys):
+        (tmp_path / "empty").mkdir()
+        assert run("--ckpt", vqa_ckpt, "--image", tmp_path / "empty", "--question", "a") == 1
+        assert "empty: no image in this folder: expected .jpg" in capsys.readouterr().err
+
+    def test_boxes_belong_to_one_image(self, vqa_ckpt, folder, capsys):
+        assert run("--ckpt", vqa_ckpt, "--image", folder, "--question", "a", "--boxes-json", "[[1, 2, 3, 4]]") == 1
+        assert "--boxes-json: expected one image, got 2" in capsys.readouterr().err
+
+    def test_a_url_is_to_be_downloaded(self, vqa_ckpt, image, capsys):
+        url = "https://example.org/a.jpg"
+        assert run("--ckpt", vqa_ckpt, "--image", url, image, "--question", QUESTION, "--top-k", 1) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1] == f"  ERROR image {url}: a URL: download the image first, and name the file"
+        assert lines[2] == str(image) and "ERROR" not in lines[3]
+
+
+class TestOutput:
+    @pytest.fixture
+    def source(self, image, tmp_path):
+        rows = [{"id": 7, "image": str(image), "question": QUESTION}, {"id": "x", "image": "none.jpg", "question": "a"}]
+        (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / "in.jsonl"
+
+    def test_a_json_list(self, vqa_ckpt, source, tmp_path):
+        out = tmp_path / "out.json"
+        assert run("--ckpt", vqa_ckpt, "--input", source, "--output", out) == 1
+        first, second = json.loads(out.read_text())
+        assert first["id"] == 7 and len(first["answers"]) == 5
+        assert second["id"] == "x" and "none.jpg" in second["error"]
+        source.write_text("")
+        assert run("--ckpt", vqa_ckpt, "--input", source, "--output", out) == 0 and json.loads(out.read_text()) == []
+
+    def test_csv(self, vqa_ckpt, vqa_predictor, source, image, tmp_path):
+        out = tmp_path / "out.csv"
+        assert run("--ckpt", vqa_ckpt, "--input", source, "--output", out, "--top-k", 2) == 1
+        with out.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        best = vqa_predictor(image, question=QUESTION, top_k=2).answers
+        assert [(r["id"], r["rank"], r["answer"], r["error"]) for r in rows[:2]] == [
+            ("7", "1", best[0]["answer"], ""),
+            ("7", "2", best[1]["answer"], ""),
+        ]
+        assert float(rows[0]["probability"]) == best[0]["probability"] and len(rows) == 3
+        assert (rows[2]["id"], rows[2]["image"], rows[2]["rank"]) == ("x", "none.jpg", "")
+        assert "none.jpg" in rows[2]["error"]
+
+    def test_csv_of_boxes_and_masks(self):
+        answers = [
+            {"answer": "a", "probability": 0.6, "mask": 0},
+            {"answer": "b", "probability": 0.4, "mask": 0},
+            {"answer": "c", "probability": 0.5, "mask": 1},
+        ]
+        rows = csv_rows({"image": "i"}, Prediction(answers, [], [], (9, 9), notes=["cut", "dark"]))
+        assert [(r["mask"], r["rank"]) for r in rows] == [(1, 1), (1, 2), (2, 1)]
+        assert rows[0]["notes"] == "cut; dark" and "notes" not in rows[1]
+        (row,) = csv_rows({}, Prediction([{"answer": "box 1", "probability": 1, "box": [1, 2, 3, 4]}], [], [], (9, 9)))
+        assert [row[k] for k in ("x1", "y1", "x2", "y2")] == [1, 2, 3, 4]
+
+    def test_a_format_that_is_given_wins(self):
+        assert format_of("text", "a.csv", "json") == "text" and format_of(None, "a.csv", "json") == "csv"
+        assert format_of(None, "a.out", "json") == format_of(None, None, "json") == "json"
 
 
 @pytest.mark.parametrize(
