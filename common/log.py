@@ -1,4 +1,7 @@
-"""The log of a run on console and in a file, and its numbers in TensorBoard and a JSON-lines file. Rank 0 writes."""
+"""The log of a run on console and in a file, and its numbers in TensorBoard, a JSON-lines file and optional loggers.
+
+Rank 0 writes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from common import distributed
+from common.loggers import ScalarLogger
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -41,10 +46,18 @@ class RunWriter:
     """Writes scalars of a run to TensorBoard and `metrics.jsonl`. Does nothing on ranks other than 0.
 
     folder: of metrics.jsonl, to which a resumed run appends. tensorboard_folder: default <folder>/tensorboard_logs.
-    A full disk is logged as an error once, and the numbers are lost.
+    loggers: () -> further loggers, which get the scalars of TensorBoard; not called on ranks other than 0.
+    A full disk is logged as an error once, and the numbers are lost. A further logger that fails is logged as an error,
+    and the run goes on without it.
     """
 
-    def __init__(self, folder: Path, tensorboard_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensorboard_folder: Path | None = None,
+        loggers: Callable[[], Sequence[ScalarLogger]] = tuple,
+    ) -> None:
+        self._loggers: list[ScalarLogger] = []
         self._tensorboard: SummaryWriter | None = None
         self._lines: TextIO | None = None
         self._full = False
@@ -55,6 +68,7 @@ class RunWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._tensorboard = SummaryWriter(str(tensorboard_folder or folder / "tensorboard_logs"))
         self._lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._loggers = list(loggers())
 
     def write(self, kind: str, step: int, scalars: Mapping[str, float], **fields: float | str) -> None:
         """Write one line {"kind", "step", "time", fields..., scalars...}.
@@ -64,10 +78,12 @@ class RunWriter:
         """
         if self._lines is None or self._tensorboard is None:
             return
+        points = {name: value for name, value in scalars.items() if not math.isnan(value)}
+        for logger in [*self._loggers]:
+            self._guarded(logger, partial(logger.log, kind, step, points))
         try:
-            for name, value in scalars.items():
-                if not math.isnan(value):
-                    self._tensorboard.add_scalar(name, value, step)
+            for name, value in points.items():
+                self._tensorboard.add_scalar(name, value, step)
             numbers = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
             line = {"kind": kind, "step": step, "time": time.time(), **fields, **numbers}
             self._lines.write(json.dumps(line) + "\n")
@@ -83,3 +99,13 @@ class RunWriter:
                 self._lines.close()
             with suppress(OSError):
                 self._tensorboard.close()
+        for logger in [*self._loggers]:
+            self._guarded(logger, logger.close)
+
+    def _guarded(self, logger: ScalarLogger, call: Callable[[], None]) -> None:
+        """Call a logger, and drop it if it fails: its errors are those of servers and of other packages."""
+        try:
+            call()
+        except Exception as error:
+            log.error("%s failed: %s. The run goes on without it", type(logger).__name__, error)
+            self._loggers.remove(logger)

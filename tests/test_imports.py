@@ -19,13 +19,14 @@ BASE = {"common.errors", "common.boxes", "common.distributed", "common.provenanc
 ON_DISK = {"common.config", "common.files", *BASE}
 DATA = {"common.data", "common.regions", *ON_DISK}
 MODEL = {"common.nn", "common.precision", "common.weights", *ON_DISK}
-RUN = {"common.log", "common.metrics", "common.task", *DATA, *MODEL}
+RUN = {"common.log", "common.loggers", "common.metrics", "common.task", *DATA, *MODEL}
 RULES: dict[str, set[str]] = {
     "common.errors": set(),
     "common.boxes": set(),
     "common.distributed": set(),
     "common.provenance": set(),
-    "common.log": {"common.distributed"},
+    "common.loggers": {"common.errors"},
+    "common.log": {"common.distributed", "common.errors", "common.loggers"},
     "common.metrics": {"common.distributed"},
     "common.config": {"common.errors"},
     "common.files": {"common.errors"},

@@ -20,7 +20,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("common", "viz", "data", "scripts", *TASKS)
 # Import names that differ from the name on the package index, or that come with another package.
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "werkzeug": "flask"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "werkzeug": "flask", "mlflow": "mlflow-skinny"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LINES = (ROOT / "requirements.txt").read_text().splitlines()
 

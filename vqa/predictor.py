@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from common.data.sample import ModelOutput
@@ -21,6 +22,7 @@ class VQAPredictor(Predictor):
 
     task = "vqa"
     fields = FIELDS
+    answers: Sequence[str]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

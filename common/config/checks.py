@@ -34,10 +34,10 @@ def _items(task: str, cfg: Config) -> Iterator[tuple[str, Key, Any]]:
 
 
 def _check_value(path: str, value: Any, key: Key) -> None:
-    if key.choices and value not in key.choices:
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    if key.choices and any(entry not in key.choices for entry in entries):
         one_of = "one of " if len(key.choices) > 1 else ""
         raise bad_value(path, value, one_of + ", ".join(map(repr, key.choices)))
-    entries = value if isinstance(value, (list, tuple)) else [value]
     if key.minimum is not None and any(entry < key.minimum for entry in entries):
         raise bad_value(path, value, f"at least {key.minimum}")
     if key.maximum is not None and any(entry > key.maximum for entry in entries):

@@ -21,7 +21,7 @@ class Key:
     """One configuration key.
 
     path: dotted name. type: a name of `common.config.convert.CONVERTERS`. meaning: a noun phrase for error messages.
-    choices: the permitted values, () for any. minimum, maximum: bounds, for every entry of a list.
+    choices: the permitted values, () for any. minimum, maximum: bounds. All three are for every entry of a list.
     read: whether the value has an effect. A key without effect is accepted, because published YAML files contain it,
     and reported in the log. ours: the 2020 release has no such key.
     """
@@ -252,6 +252,14 @@ COMMON_KEYS = (
         ours=True,
     ),
     Key("TRAIN.NONFINITE", "str", "stop", "what happens at a loss of NaN or inf", choices=("stop", "skip"), ours=True),
+    Key(
+        "TRAIN.LOGGERS",
+        "list of str",
+        (),
+        "loggers of scalars beside TensorBoard",
+        choices=("wandb", "mlflow"),
+        ours=True,
+    ),
     Key("TRAIN.LOSS_LOGGERS", "list of (str, str)", (), 'losses in the log: "output,label"'),
     Key("VAL.SHUFFLE", "bool", False, "shuffle the validation data"),
     Key("VAL.FLIP_PROB", "float", 0.0, "probability of a horizontal flip", minimum=0, maximum=1),

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from common.data.dataset import TaskDataset
 from common.data.loader import Loader, build_loader
 from common.data.sample import Batch, ModelOutput
 from common.log import RunWriter, setup_logging
+from common.loggers import build_loggers, check_loggers
 from common.metrics import MetricGroup
 from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
@@ -62,6 +64,7 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     folder = train_folder(cfg, cfg_path)
     setup_logging(folder / f"{cfg_path.stem}.log")
     base_seed = seed_everything(cfg.RNG_SEED)
+    check_loggers(cfg.TRAIN.LOGGERS)
     if distributed.is_main():
         keep_config(cfg, cfg_path, folder)
     made = made_with(str(device), base_seed)
@@ -79,7 +82,8 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
 
     optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
     log_forecast(task.made_up, cfg, model, precision)
-    writer = RunWriter(folder, Path(log_dir) if log_dir else None)
+    loggers = partial(build_loggers, cfg.TRAIN.LOGGERS, folder, f"vl-bert-{task.name}", cfg_path.stem, cfg.to_dict())
+    writer = RunWriter(folder, Path(log_dir) if log_dir else None, loggers)
     trainer = Trainer(
         model=distributed.wrap(model, device),
         optimizer=optimizer,
