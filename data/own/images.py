@@ -117,7 +117,10 @@ def build_boxes(
     if isinstance(source, CocoBoxes | StoredBoxes | JsonBoxes):
         users: dict[str, UserImage] = {}
         for image in images:
-            name = image.entry.name
+            try:
+                name = source.file_of(image.entry) if isinstance(source, CocoBoxes) else image.entry.name
+            except RegionError:
+                continue  # without boxes; reported with the images that cannot be used
             if users.setdefault(name, image) is not image and image.boxes is None:
                 problems.add(image.first, f"{image.path} and {users[name].path} have one name in {spec}, {name!r}")
     encode: Encode | None = None

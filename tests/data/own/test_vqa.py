@@ -195,3 +195,16 @@ def test_sizes_are_those_of_the_language_weights(own):
     assert {key: network["VLBERT"][key] for key in sizes} == sizes
     assert (network["BERT_MODEL_NAME"], network["VLBERT"]["vocab_size"]) == (str(folder), 6)
     assert not (own.out / "bert").exists()
+
+
+def test_a_coco_file_finds_images_by_the_end_of_their_paths(own):
+    """Two images with one file name keep their own boxes."""
+    (own.root / "photos/b/x.jpg").rename(own.root / "photos/b/x.png")
+    own.write([{"image": f"{folder}/x.png", "question": "where?", "answers": "here"} for folder in "ab"])
+    images = [{"id": i, "file_name": f"{folder}/x.png", "width": 80 + i, "height": 60} for i, folder in enumerate("ab")]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [i, i, 9, 9], "iscrowd": 0} for i in range(2)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (own.root / "coco.json").write_text(json.dumps(content))
+    assert own.run("--boxes", f"coco:{own.root}/coco.json") == 0
+    store = open_regions(own.out / "regions")
+    assert [store.regions(name).boxes[0, 0].item() for name in ("1", "2")] == [0, 1]
