@@ -96,7 +96,7 @@ NUM_WORKERS_PER_GPU: 1
 LOG_FREQUENT: 20
 VAL_FREQUENT: {every}  # epochs between two validations
 CHECKPOINT_FREQUENT: {every}
-SCALES: [{"224, 384" if recipe.preset == "tiny" else "600, 1000"}]  # from pixels: the shorter and the longest side
+SCALES: [{"224, 384" if _is_small(recipe) else "600, 1000"}]  # the ResNet's images: shorter and longest side
 DATASET:
   DATASET: vqa
   DATASET_PATH: {json.dumps(str(recipe.out))}
@@ -155,8 +155,15 @@ def _bool(value: bool) -> str:
     return str(value).lower()
 
 
+def _is_small(recipe: Recipe) -> bool:
+    """Whether the ResNet is small. Trained weights, also those of an encoder, are of the published ResNet-101."""
+    return recipe.preset == "tiny" and recipe.encoder is None and recipe.cnn is None
+
+
 def _image_keys(recipe: Recipe) -> str:
-    lines = [f"  IMAGE_NUM_LAYERS: {50 if recipe.preset == 'tiny' else 101}"]
+    lines = [f"  IMAGE_NUM_LAYERS: {50 if _is_small(recipe) else 101}"]
+    if not _is_small(recipe):
+        lines += ["  IMAGE_C5_DILATED: true", "  IMAGE_STRIDE_IN_1x1: true"]
     if recipe.features and recipe.encoder is not None:
         lines.append(f"  REGION_ENCODER: {json.dumps(recipe.encoder)}  # computes the features of new images")
     elif recipe.features:
@@ -179,8 +186,6 @@ def _pixel_keys(recipe: Recipe) -> list[str]:
     return [
         f"  IMAGE_PRETRAINED: {json.dumps(match[1])}",
         f"  IMAGE_PRETRAINED_EPOCH: {int(match[2])}",
-        "  IMAGE_C5_DILATED: true",
-        "  IMAGE_STRIDE_IN_1x1: true",
         "  IMAGE_FROZEN_BN: true",
         "  IMAGE_FROZEN_BACKBONE_STAGES: [1, 2]",
     ]

@@ -19,8 +19,7 @@ from common.errors import DataError, RegionError
 from common.files.atomic import new_folder, write_text
 from common.files.images import load_image
 from common.regions.arguments import DetectorLimits
-from common.regions.json_store import save_regions
-from common.regions.regions import check_shapes
+from common.regions.packed_store import packed_writer
 from data.own.images import Images, OwnBoxes, UserImage, build_boxes
 from data.own.lines import Problems, read_lines
 from data.own.questions import COLUMNS, KEYS, Question, read_question
@@ -28,6 +27,7 @@ from data.own.recipe import Recipe, make_vocabulary, write_yaml
 
 GRID = "grid:4x4"  # where neither a source nor a record has boxes
 UNKNOWN = "<unk>"
+MADE = ("ids.jsonl", "vqa.yaml")  # files of a folder that was made here
 PARTS = {"train": "train2014", "val": "val2014", "test": "test2015"}  # image sets of VQA v2
 
 
@@ -68,14 +68,13 @@ def convert(settings: Settings) -> None:
     """Writes the data set and its YAML, completely or not at all.
 
     Raises DataError with every problem of the input, FileNotFoundError for a missing file, and FileExistsError where
-    `out` exists and `overwrite` is False.
+    `out` exists, unless it was made here and `overwrite` is True.
     """
-    if settings.out.exists() and not settings.overwrite:
-        raise FileExistsError(f"{settings.out} exists; --overwrite replaces it")
+    _check_out(settings)
     problems = Problems()
     images = Images(settings.images)
     parts = _read_parts(settings, images, problems)
-    notes = _check_ids(parts, problems) + images.check(problems)
+    notes = _check_ids(parts, problems) + _check_parts(parts) + images.check(problems)
     problems.check()
     if "val" not in parts:
         _split(parts, settings.split, settings.seed)
@@ -84,7 +83,6 @@ def convert(settings: Settings) -> None:
     problems.check()
     with new_folder(settings.out, settings.overwrite) as folder:
         with_features = _write_regions(folder, images, source, problems)
-        problems.check()
         for part, samples in parts.items():
             _write_part(folder, part, samples, settings.link)
         write_text(folder / "vqa/answers_vqa.txt", "\n".join([UNKNOWN, *answers]) + "\n")
@@ -106,6 +104,16 @@ def convert(settings: Settings) -> None:
     for note in notes:
         print(f"note: {note}")
     _print_summary(settings, parts, answers, with_features)
+
+
+def _check_out(settings: Settings) -> None:
+    """--overwrite removes the folder, so it must be one that this program made."""
+    if not settings.out.exists():
+        return
+    if not all((settings.out / name).is_file() for name in MADE):
+        raise FileExistsError(f"{settings.out} exists and was not made here (no {MADE[0]}); take another --out")
+    if not settings.overwrite:
+        raise FileExistsError(f"{settings.out} exists; --overwrite replaces it")
 
 
 # Reading
@@ -145,6 +153,13 @@ def _check_ids(parts: dict[str, list[Sample]], problems: Problems) -> list[str]:
     return notes
 
 
+def _check_parts(parts: dict[str, list[Sample]]) -> list[str]:
+    """Returns a note for each part that shares images with training."""
+    numbers = {part: {sample.image.number for sample in samples} for part, samples in parts.items()}
+    shared = {part: len(numbers["train"] & found) for part, found in numbers.items() if part != "train"}
+    return [f"{count} images of training are also in {part}" for part, count in shared.items() if count]
+
+
 def _split(parts: dict[str, list[Sample]], share: float, seed: int) -> None:
     """Moves a share of 1 - `share` of the images, with all their questions, from "train" to "val".
 
@@ -178,20 +193,23 @@ def _box_source(settings: Settings, images: Images, problems: Problems) -> OwnBo
 
 
 def _write_regions(folder: Path, images: Images, source: OwnBoxes, problems: Problems) -> bool:
-    """Writes `regions/<number>.json` for every image. Returns whether all have features."""
-    with_features = True
-    for image in tqdm(images, unit="image", desc="regions", disable=None):
-        try:
-            pixels = load_image(image.path)
-            regions = source.boxes(image.entry, pixels)
-            regions.width, regions.height = pixels.size
-            check_shapes(regions, str(image.path))
-        except RegionError as error:
-            problems.add(image.first, error)
-            continue
-        with_features = with_features and regions.features is not None
-        save_regions(folder / "regions", str(image.number), regions)
-    return with_features
+    """Writes the packed store of all images, without class scores. Returns whether the regions have features."""
+    with_features: bool | None = None
+    with packed_writer(folder / "regions.packed") as writer:
+        for image in tqdm(images, unit="image", desc="regions", disable=None):
+            try:
+                pixels = load_image(image.path)
+                regions = source.boxes(image.entry, pixels)
+                regions.width, regions.height = pixels.size
+                regions.class_scores = regions.attribute_scores = None  # VQA reads none, and only some images have them
+                if with_features not in (None, regions.features is not None):
+                    raise RegionError("some images have boxes with features, others without; --encoder is for all")
+                writer.add(str(image.number), regions)
+                with_features = regions.features is not None
+            except RegionError as error:
+                problems.add(image.first, error)
+        problems.check()
+    return bool(with_features)
 
 
 def _write_part(folder: Path, part: str, samples: Sequence[Sample], link: bool) -> None:

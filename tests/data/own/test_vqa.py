@@ -11,11 +11,14 @@ import yaml
 from PIL import Image, ImageDraw
 
 from common.config import load_config
+from common.regions.json_store import save_regions
 from common.regions.open import open_regions
 from common.task import load_task
+from common.weights.checkpoint import save_file
 from data.own.__main__ import main
 from data.own.questions import annotators_answers
 from data.own.recipe import PRESETS
+from data.regions.random_backbone import random_backbone
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "t-shirt": (250, 250, 250)}
 NAMES = ["a/x.png", "b/x.jpg", "a/my photo.webp", "2.jpg"]
@@ -160,18 +163,26 @@ def test_notes_on_what_comes_twice(own, capsys):
     assert "line 9 asks the question of" in output and "equal images:" in output and "copy.png" in output
 
 
-def test_test_records_need_no_answers(own):
+def test_test_records_need_no_answers(own, capsys):
     rows = [{key: row[key] for key in ("image", "question")} for row in records()]
     assert own.run("--test", str(own.write(rows, "test.jsonl"))) == 0
     assert len(own.dataset("test")) == len(rows)
+    assert "4 images of training are also in test" in capsys.readouterr().out
 
 
-def test_an_existing_folder_is_kept(own, capsys):
+def test_a_folder_that_was_not_made_here_is_kept(own, capsys):
     own.out.mkdir()
     (own.out / "mine.txt").write_text("mine")
+    assert own.run("--overwrite") == 2
+    assert "was not made here" in capsys.readouterr().err and (own.out / "mine.txt").read_text() == "mine"
+
+
+def test_a_data_set_is_replaced_on_demand_only(own, capsys):
+    assert own.run() == 0
+    own.write(records()[:4])
     assert own.run() == 2
-    assert "--overwrite" in capsys.readouterr().err and (own.out / "mine.txt").read_text() == "mine"
-    assert own.run("--overwrite") == 0 and (own.out / "vqa.yaml").is_file()
+    assert "--overwrite" in capsys.readouterr().err and len((own.out / "ids.jsonl").read_text().splitlines()) == 8
+    assert own.run("--overwrite") == 0 and len((own.out / "ids.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -208,3 +219,27 @@ def test_a_coco_file_finds_images_by_the_end_of_their_paths(own):
     assert own.run("--boxes", f"coco:{own.root}/coco.json") == 0
     store = open_regions(own.out / "regions")
     assert [store.regions(name).boxes[0, 0].item() for name in ("1", "2")] == [0, 1]
+
+
+def test_boxes_of_records_need_features_where_others_have_them(own, capsys):
+    """A store has features for three images; the boxes in the records of the fourth have none."""
+    assert own.run(*SHAPES) == 0
+    own.out.rename(own.root / "first")
+    store = open_regions(own.root / "first/regions")
+    for number, name in enumerate(NAMES, start=1):
+        save_regions(own.root / "store", Path(name).stem, store.regions(str(number)))
+    own.write([*records()[2:], {"image": "a/x.png", "boxes": [[1, 1, 9, 9]], "question": "where?", "answers": "here"}])
+    assert own.run("--boxes", f"regions:{own.root}/store") == 2
+    error = capsys.readouterr().err
+    assert "--encoder" in error and "line 7" in error and not own.out.exists()
+
+
+def test_an_encoder_of_trained_weights_decides_the_resnet(own):
+    """The features of new images must be computed as those of training were."""
+    backbone = own.root / "random-resnet101-0000.model"
+    save_file(backbone, random_backbone(101, [own.root / "photos" / name for name in NAMES]))
+    assert own.run("--encoder", f"resnet:{backbone}", "--boxes", "grid:1x2") == 0
+    cfg = load_config("vqa", own.out / "vqa.yaml")
+    network = cfg.NETWORK
+    assert (network.IMAGE_NUM_LAYERS, network.IMAGE_C5_DILATED, network.IMAGE_STRIDE_IN_1x1) == (101, True, True)
+    assert ((600, 1000), f"resnet:{backbone}") == (cfg.SCALES, network.REGION_ENCODER)
