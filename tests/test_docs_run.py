@@ -43,6 +43,8 @@ def demos(tmp_path_factory) -> Path:
     (folder / "data").mkdir()
     for file in (ROOT / "data").glob("*.py"):
         shutil.copy(file, folder / "data")
+    for package in (ROOT / "data").glob("*/__init__.py"):
+        (folder / "data" / package.parent.name).symlink_to(package.parent)
     write_world(folder / "data/scenes-world", World(train=40, val=8, test=2))
     fast = ["TRAIN.MAX_STEPS=2", "TRAIN.WARMUP_STEPS=1", "NUM_WORKERS_PER_GPU=0", "DEVICE=cpu"]
     for task, cfg in NETS:

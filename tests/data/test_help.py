@@ -13,6 +13,7 @@ DATA = (
     "captions_own",
     "convert_detector",
     "extract_features",
+    "own",
     "random_backbone",
     "random_detector",
     "scenes",
