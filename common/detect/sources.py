@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, clip_boxes_to_image
 from torchvision.transforms.functional import to_tensor
 
 from common.detect.detector import Detector
@@ -95,6 +95,7 @@ class TorchvisionBoxes(BoxSource):
         scores = heads.box_predictor(heads.box_head(pooled))[0].softmax(1)
         height, width = images.image_sizes[0]
         boxes = proposals[0] * proposals[0].new_tensor([image.width / width, image.height / height] * 2)
+        boxes = clip_boxes_to_image(boxes, (image.height, image.width))  # rounding may end beyond the image
         limits = self._limits
         boxes, scores = boxes.cpu(), scores.cpu()
         keep = select_boxes(

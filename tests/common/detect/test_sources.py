@@ -29,6 +29,10 @@ def test_detector(tmp_path: Path) -> None:
     assert regions.boxes.min() >= 0 and (regions.boxes <= torch.tensor([64, 48, 64, 48])).all()
     assert regions.class_scores is not None and regions.class_scores.shape[1] == 4
     torch.testing.assert_close(regions.class_scores.sum(1), torch.ones(len(regions.boxes)))
+    # Resized to 161 pixels: 161 times the float32 ratio 121 / 161 is above 121.
+    source._limits = DetectorLimits(min_boxes=300, max_boxes=300)  # type: ignore[attr-defined]
+    right = source.boxes(ImageEntry("a", "a.jpg"), GRAY.resize((121, 48))).boxes[:, 2]
+    assert right.max() == 121
     (tmp_path / "images").mkdir()
     GRAY.save(tmp_path / "images/COCO_val2014_000000000009.jpg")
     assert [entry.name for entry in source.entries(str(tmp_path / "images"))] == ["9"]
