@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class VisualGenomeBoxes(BoxSource):
     """The detector of bottom-up attention: boxes, class scores [R, 1601] and attribute scores [R, 401].
 
-    with_features: the regions also have the detector's own features [R, 2048], with which the published VQA and
-    pretraining models were trained. Like the published files, they have no feature of the whole image.
+    with_features: the regions also have the detector's own features [R, 2048], with which the published
+    models of precomputed features were trained. Like the published files, they have no feature of the whole image.
     """
 
     of_stored_pixels = False  # it finds boxes in the image that it is given, turned or not

@@ -280,6 +280,16 @@ class StoredBoxes(BoxSource):
         return stored
 
 
+def name_in(source: BoxSource, entry: ImageEntry) -> str | None:
+    """The name by which a source of files knows an image; None for a source that looks at the image itself.
+
+    Raises RegionError for an image that a COCO file does not list.
+    """
+    if isinstance(source, CocoBoxes):
+        return source.file_of(entry)
+    return entry.name if isinstance(source, StoredBoxes | JsonBoxes) else None
+
+
 class GridBoxes(BoxSource):
     """The cells of a grid of rows x columns, row by row. Needs no annotation; for tests and blind baselines."""
 

@@ -19,13 +19,7 @@ from common.errors import DataError, ImageError, RegionError
 from common.files.atomic import atomic_write
 from common.files.images import load_image
 from common.regions.arguments import DetectorLimits
-from common.regions.box_sources import (
-    BoxSource,
-    CocoBoxes,
-    ImageEntry,
-    JsonBoxes,
-    StoredBoxes,
-)
+from common.regions.box_sources import BoxSource, ImageEntry, name_in
 from common.regions.json_store import JsonRegions, save_regions
 from common.regions.names import region_name
 from common.regions.regions import Regions, check_shapes
@@ -116,8 +110,7 @@ def box_source(spec: str, pairs: Sequence[Pair], limits: DetectorLimits, device:
     if spec.startswith("vcr:"):
         raise ValueError("--boxes vcr: is for the images of VCR; take coco:, json:, regions:, vg:, detector: or grid:")
     source = build_source(spec, limits, device, with_features=True, with_classes=True)
-    if isinstance(source, (CocoBoxes, StoredBoxes, JsonBoxes)):
-        _check_names(pairs, source)
+    _check_names(pairs, source)
     return source
 
 
@@ -130,11 +123,12 @@ def _check_names(pairs: Sequence[Pair], source: BoxSource) -> None:
     users: dict[str, Pair] = {}
     faults = []
     for pair in pairs:
-        entry = _entry(pair)
         try:
-            name = source.file_of(entry) if isinstance(source, CocoBoxes) else entry.name
+            name = name_in(source, _entry(pair))
         except RegionError:
             continue  # without boxes; reported with the images that cannot be used
+        if name is None:
+            return
         other = users.setdefault(name, pair)
         if _key(other) != _key(pair):
             faults.append(

@@ -16,11 +16,11 @@ from common.errors import ImageError, RegionError
 from common.files.images import decode_image
 from common.predict.user_images import ModuleFeatureExtractor
 from common.regions.arguments import DetectorLimits
-from common.regions.box_sources import BoxSource, CocoBoxes, ImageEntry, JsonBoxes, StoredBoxes
+from common.regions.box_sources import BoxSource, ImageEntry, name_in
 from common.regions.names import region_name
 from common.regions.regions import Regions
 from data.own.lines import Problems
-from data.regions.extract import Encode, Network, build_encoder
+from data.regions.extract import Encode, Network, build_encoder, set_features
 
 Boxes = tuple[tuple[float, ...], ...]
 SMALLEST = 10  # pixels of a side
@@ -99,9 +99,8 @@ class OwnBoxes(BoxSource):
         else:
             regions = self._source.boxes(entry, image)
         if self._encode is not None:
-            whole = torch.tensor([[0.0, 0.0, image.width - 1, image.height - 1]])
-            [features] = self._encode([image], [torch.cat([whole, regions.boxes])])
-            regions.image_feature, regions.features = features[0], features[1:]
+            regions.width, regions.height = image.size
+            set_features(self._encode, [image], [regions])
         return regions
 
 
@@ -114,18 +113,23 @@ def build_boxes(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = build_source(spec, limits, device, with_features=encoder is None) if spec else None
-    if isinstance(source, CocoBoxes | StoredBoxes | JsonBoxes):
-        users: dict[str, UserImage] = {}
-        for image in images:
-            try:
-                name = source.file_of(image.entry) if isinstance(source, CocoBoxes) else image.entry.name
-            except RegionError:
-                continue  # without boxes; reported with the images that cannot be used
-            if users.setdefault(name, image) is not image and image.boxes is None:
-                problems.add(image.first, f"{image.path} and {users[name].path} have one name in {spec}, {name!r}")
+    if source is not None:
+        _check_names(images, source, spec, problems)
     encode: Encode | None = None
     if encoder is not None and encoder.startswith("module:"):
         encode = ModuleFeatureExtractor(encoder.removeprefix("module:"))
     elif encoder is not None:
         encode = build_encoder(Network(weights=encoder.removeprefix("resnet:")), device)
     return OwnBoxes({str(i.path): i.boxes for i in images if i.boxes}, source, encode)
+
+
+def _check_names(images: Sequence[UserImage], source: BoxSource, spec: str | None, problems: Problems) -> None:
+    """Adds a problem for each image that has, in the source, the name of another image."""
+    users: dict[str, UserImage] = {}
+    for image in images:
+        try:
+            name = name_in(source, image.entry)
+        except RegionError:
+            continue  # without boxes; reported with the images that cannot be used
+        if name is not None and users.setdefault(name, image) is not image and image.boxes is None:
+            problems.add(image.first, f"{image.path} and {users[name].path} have one name in {spec}, {name!r}")

@@ -83,7 +83,7 @@ def extract(
         for chunk in _chunks(_with_boxes(loader, todo, source, outcome, progress), batch_size):
             names, images, regions = zip(*chunk, strict=True)
             if encode is not None:
-                _set_features(encode, images, regions)
+                set_features(encode, images, regions)
             for name, entry in zip(names, regions, strict=True):
                 if entry.features is None:
                     raise ConfigError(f"the box source has no features of {name}: --weights is needed")
@@ -93,7 +93,8 @@ def extract(
     return outcome
 
 
-def _set_features(encode: Encode, images: Sequence[Image.Image], regions: Sequence[Regions]) -> None:
+def set_features(encode: Encode, images: Sequence[Image.Image], regions: Sequence[Regions]) -> None:
+    """Computes the features of regions and of the whole image. regions: of each image, with its width and height."""
     features = encode(images, [torch.cat([_whole(r), r.boxes]) for r in regions])
     for entry, rows in zip(regions, features, strict=True):
         entry.image_feature, entry.features = rows[0], rows[1:]

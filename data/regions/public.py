@@ -6,7 +6,7 @@ TSV, one image a line, without a header; arrays are base64 text of little-endian
     LXMERT                img_id  img_h  img_w  objects_id  objects_conf  attrs_id  attrs_conf  num_boxes  boxes
                           features
 
-The number of columns tells them apart. LXMERT's object and attribute ids (int64) and their confidences are not read,
+The number of columns decides the form. LXMERT's object and attribute ids (int64) and their confidences are not read,
 because an id is no distribution over classes. So neither form has class scores.
 
 .npz, one file an image, named by the image:
