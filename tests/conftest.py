@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +100,21 @@ def vqa_predictor(vqa_ckpt: Path) -> Predictor:
 def image(tiny_world: Path) -> Path:
     """One of the world's images."""
     return sorted((tiny_world / "val2014").glob("*.jpg"))[0]
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> Path:
+    """Image 9 with two boxes, one reaching out of the image; image 25 with none; image 30 with a crowd."""
+    content = {
+        "images": [
+            {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "width": 64, "height": 48} for i in (9, 25, 30)
+        ],
+        "annotations": [
+            {"image_id": 9, "bbox": [1.5, 2, 10, 20], "iscrowd": 0},
+            {"image_id": 30, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+            {"image_id": 9, "bbox": [50, 40, 30, 30], "iscrowd": 0},
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return path

@@ -19,24 +19,6 @@ from common.regions.regions import Regions
 GRAY = Image.new("RGB", (64, 48), (128, 128, 128))
 
 
-@pytest.fixture
-def instances(tmp_path: Path) -> Path:
-    """Image 9 with two boxes, one reaching out of the image; image 25 with none; image 30 with a crowd."""
-    content = {
-        "images": [
-            {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "width": 64, "height": 48} for i in (9, 25, 30)
-        ],
-        "annotations": [
-            {"image_id": 9, "bbox": [1.5, 2, 10, 20], "iscrowd": 0},
-            {"image_id": 30, "bbox": [0, 0, 5, 5], "iscrowd": 1},
-            {"image_id": 9, "bbox": [50, 40, 30, 30], "iscrowd": 0},
-        ],
-    }
-    path = tmp_path / "instances.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
 def test_coco_boxes(instances: Path) -> None:
     source = CocoBoxes(str(instances))
     entries = source.entries("set.zip@/train2014")
