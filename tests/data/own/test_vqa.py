@@ -16,7 +16,7 @@ from common.regions.open import open_regions
 from common.task import load_task
 from common.weights.checkpoint import save_file
 from data.own.__main__ import main
-from data.own.questions import annotators_answers
+from data.own.answers import annotators_answers
 from data.own.recipe import PRESETS
 from data.regions.random_backbone import random_backbone
 
@@ -160,7 +160,7 @@ def test_notes_on_what_comes_twice(own, capsys):
     own.write([*records(), {**records()[1]}, {"image": "copy.png", "question": "is it red?", "answers": "yes"}])
     assert own.run() == 0
     output = capsys.readouterr().out
-    assert "line 9 asks the question of" in output and "equal images:" in output and "copy.png" in output
+    assert "line 9 has the text of" in output and "equal images:" in output and "copy.png" in output
 
 
 def test_test_records_need_no_answers(own, capsys):
