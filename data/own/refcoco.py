@@ -102,10 +102,7 @@ class OwnRefCOCO(OwnTask):
   TEST_BOXES: {boxes}
   PROPOSAL_SOURCE: vg  # with TRAIN_BOXES proposal: the regions in REGION_PATH
 """
-        network = """\
-  ENABLE_CNN_REG_LOSS: false
-  CLASSIFIER_DROPOUT: 0.0
-"""
+        network = "  CLASSIFIER_DROPOUT: 0.0\n"
         flip = "0.5  # flips also swap the words left and right; 0.0 where the images contain writing"
         return {"refcoco.yaml": TaskKeys("ResNetVLBERT", "expressions", dataset, network, flip=flip)}
 
