@@ -51,7 +51,7 @@ ENTRY_POINTS = [
     "refcoco/test.py",
     "pretrain/train_end2end.py",
     "data.extract_features",
-    "data.captions_own",
+    "data.own",
     "data.captions_download",
     "data.captions_files",
     "data.scenes",

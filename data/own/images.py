@@ -1,43 +1,56 @@
-"""Images that records name, and their regions."""
+"""Images that records name."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from PIL import Image
+from torch import Tensor
 
-from common.detect.sources import build_source
-from common.errors import ImageError, RegionError
+from common.errors import ImageError
 from common.files.images import decode_image
-from common.predict.user_images import ModuleFeatureExtractor
-from common.regions.arguments import DetectorLimits
-from common.regions.box_sources import BoxSource, ImageEntry, name_in
+from common.regions.box_sources import ImageEntry
 from common.regions.names import region_name
-from common.regions.regions import Regions
 from data.own.lines import Problems
-from data.regions.extract import Encode, Network, build_encoder, set_features
 
 Boxes = tuple[tuple[float, ...], ...]
 SMALLEST = 10  # pixels of a side
 
 
 class UserImage:
-    """An image that records name. first: the first of these lines. number: its name in the data set, from 1."""
+    """An image that records name.
+
+    first: the first of these lines. number: its name in the data set, from 1. size: width and height in pixels. boxes:
+    those that the records give, xyxy in pixels. required: boxes that training needs beside those of a source. digest:
+    of the content. fault: why it cannot be used, "" for a good image. found: boxes [R, 4] of its regions.
+    """
 
     def __init__(self, path: Path, first: object, number: int) -> None:
         self.path, self.first, self.number = path, first, number
         self.size = (0, 0)
         self.boxes: Boxes | None = None
+        self.required: Boxes = ()
+        self.digest = ""
+        self.fault = ""
+        self.found: Tensor | None = None
 
     @property
     def entry(self) -> ImageEntry:
         """The image as a box source knows it."""
         return ImageEntry(region_name(self.path), str(self.path))
+
+    def place(self, target: Path, link: bool) -> None:
+        """Makes a copy, or a hard link, of the file. Readers find the format from the content."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            target.hardlink_to(self.path)
+        else:
+            shutil.copyfile(self.path, target)
 
 
 class Images:
@@ -62,74 +75,44 @@ class Images:
     def __len__(self) -> int:
         return len(self._by_path)
 
-    def check(self, problems: Problems) -> list[str]:
-        """Reads every image. Adds a problem for each that cannot be used. Returns notes on files of equal content."""
+    def check(self) -> list[str]:
+        """Reads every image, and sets its size, digest and fault. Returns notes on files of equal content."""
         same: dict[str, list[UserImage]] = defaultdict(list)
         for image in self:
             try:
                 data = image.path.read_bytes()
+                image.digest = hashlib.sha256(data).hexdigest()
                 image.size = decode_image(data, str(image.path)).size
-                if min(image.size) < SMALLEST:
-                    raise ImageError(f"{image.path} has {image.size} pixels: a side needs at least {SMALLEST}")
             except FileNotFoundError:
-                problems.add(image.first, f"no image {image.path}")
+                image.fault = f"no image {image.path}"
                 continue
             except (ImageError, OSError) as error:
-                problems.add(image.first, error)
+                image.fault = str(error)
                 continue
-            same[hashlib.sha256(data).hexdigest()].append(image)
             width, height = image.size
-            if any(x2 > width or y2 > height for _, _, x2, y2 in image.boxes or ()):
-                problems.add(image.first, f"a box lies outside of {image.path}, which has {width} x {height} pixels")
+            if min(image.size) < SMALLEST:
+                image.fault = f"{image.path} has {image.size} pixels: a side needs at least {SMALLEST}"
+            elif any(x2 > width or y2 > height for _, _, x2, y2 in image.boxes or ()):
+                image.fault = f"a box lies outside of {image.path}, which has {width} x {height} pixels"
+            else:
+                same[image.digest].append(image)
         equal = [found for found in same.values() if len(found) > 1]
         return [f"equal images: {', '.join(str(i.path) for i in found)}" for found in equal]
 
+    def faulty(self) -> list[UserImage]:
+        return [image for image in self if image.fault]
 
-class OwnBoxes(BoxSource):
-    """The boxes that the records have, else those of a source; features from an encoder, where there is one."""
-
-    def __init__(self, boxes: Mapping[str, Boxes], source: BoxSource | None, encode: Encode | None) -> None:
-        self._boxes, self._source, self._encode = boxes, source, encode
-
-    def boxes(self, entry: ImageEntry, image: Image.Image) -> Regions:
-        if entry.path in self._boxes:
-            regions = Regions(torch.tensor(self._boxes[entry.path], dtype=torch.float32))
-        elif self._source is None:
-            raise RegionError("the record has no boxes, though others have; give --boxes")
-        else:
-            regions = self._source.boxes(entry, image)
-        if self._encode is not None:
-            regions.width, regions.height = image.size
-            set_features(self._encode, [image], [regions])
-        return regions
+    def keep(self, used: Iterable[UserImage]) -> None:
+        """Forgets the images that are not in `used`."""
+        numbers = {image.number for image in used}
+        self._by_path = {path: image for path, image in self._by_path.items() if image.number in numbers}
 
 
-def build_boxes(
-    images: Sequence[UserImage], spec: str | None, encoder: str | None, limits: DetectorLimits, problems: Problems
-) -> OwnBoxes:
-    """Returns the source of all images. spec: --boxes. encoder: --encoder.
-
-    Adds a problem for two images that the source cannot tell apart. Raises as `build_source` and `build_encoder` do.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = build_source(spec, limits, device, with_features=encoder is None) if spec else None
-    if source is not None:
-        _check_names(images, source, spec, problems)
-    encode: Encode | None = None
-    if encoder is not None and encoder.startswith("module:"):
-        encode = ModuleFeatureExtractor(encoder.removeprefix("module:"))
-    elif encoder is not None:
-        encode = build_encoder(Network(weights=encoder.removeprefix("resnet:")), device)
-    return OwnBoxes({str(i.path): i.boxes for i in images if i.boxes}, source, encode)
-
-
-def _check_names(images: Sequence[UserImage], source: BoxSource, spec: str | None, problems: Problems) -> None:
-    """Adds a problem for each image that has, in the source, the name of another image."""
-    users: dict[str, UserImage] = {}
-    for image in images:
-        try:
-            name = name_in(source, image.entry)
-        except RegionError:
-            continue  # without boxes; reported with the images that cannot be used
-        if name is not None and users.setdefault(name, image) is not image and image.boxes is None:
-            problems.add(image.first, f"{image.path} and {users[name].path} have one name in {spec}, {name!r}")
+def read_box(box: Any) -> tuple[float, ...]:
+    """Returns a box xyxy. Raises ValueError."""
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+        raise ValueError(f"a box must be [x1, y1, x2, y2] in pixels, got {box!r:.80}")
+    x1, y1, x2, y2 = map(float, box)
+    if not (0 <= x1 < x2 < float("inf") and 0 <= y1 < y2 < float("inf")):
+        raise ValueError(f"a box must have 0 <= x1 < x2 and 0 <= y1 < y2, got {box!r:.80}")
+    return x1, y1, x2, y2

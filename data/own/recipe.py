@@ -1,4 +1,4 @@
-"""The YAML of a model for the user's data."""
+"""The YAML files of a model for the user's data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from common.data.text import SPECIAL_TOKENS, BertTokenizer
@@ -42,22 +43,74 @@ PRESETS = {
 class Recipe:
     """What the YAML depends on.
 
-    out: DATASET_PATH. samples: of training. answers: number of answers. preset: a key of PRESETS. language: folder of
-    language weights, None for random ones with the vocabulary in <out>/bert. features: the regions have features.
-    encoder: of `--encoder`. cnn: ResNet weights "<prefix>-<epoch>.model" of a model from pixels. test: there are test
-    records.
+    out: DATASET_PATH. samples: of training. preset: a key of PRESETS. language: folder of language weights, None for
+    random ones with the vocabulary in <out>/bert. features: the regions have features. classes: width of their class
+    scores, 0 for none. encoder: of `--encoder`. cnn: ResNet weights "<prefix>-<epoch>.model" of a model from pixels.
+    test: there are test records.
     """
 
     out: Path
     samples: int
-    answers: int
     preset: str
     language: Path | None
     vocabulary: int
     features: bool
+    classes: int
     encoder: str | None
     cnn: str | None
     test: bool
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the preset, or those of config.json where there are language weights."""
+        preset = PRESETS[self.preset]
+        sizes = {
+            "hidden_size": preset.hidden,
+            "num_hidden_layers": preset.layers,
+            "num_attention_heads": preset.heads,
+            "intermediate_size": preset.inner,
+        }
+        path = self.language / "config.json" if self.language else None
+        if path is not None and path.is_file():
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                return {key: int(stored[key]) for key in sizes}
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path}: expected a JSON object with {', '.join(sizes)}: {error!r}") from error
+        return sizes
+
+    @property
+    def hidden(self) -> int:
+        return self.sizes["hidden_size"]
+
+    @property
+    def dropout(self) -> float:
+        return 0.0 if self.preset == "tiny" else 0.1
+
+    @property
+    def small_cnn(self) -> bool:
+        """Whether the ResNet is small. Trained weights, also those of an encoder, are of the published ResNet-101."""
+        return self.preset == "tiny" and self.encoder is None and self.cnn is None
+
+
+@dataclass(frozen=True)
+class TaskKeys:
+    """What the YAML of a task has of its own.
+
+    samples: what a sample is called. dataset, network, vlbert, train: lines of these sections. prefix: MODEL_PREFIX.
+    choices: sequences of a sample, so a batch has fewer samples. text_scale: visual_scale_text_init of random weights.
+    """
+
+    module: str
+    samples: str
+    dataset: str
+    network: str
+    vlbert: str = ""
+    train: str = ""
+    flip: str = "0.0"
+    prefix: str = "vl-bert"
+    choices: int = 1
+    text_scale: float = 0.0
 
 
 def make_vocabulary(texts: Iterable[str]) -> list[str]:
@@ -71,53 +124,42 @@ def make_vocabulary(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*pieces, *(word for word, _ in words.most_common(WORDS))]))
 
 
-def write_yaml(recipe: Recipe) -> str:
-    preset = PRESETS[recipe.preset]
-    sizes = _sizes(recipe)
-    hidden = sizes["hidden_size"]
-    batch = min(preset.batch, recipe.samples, max(8, recipe.samples // 8))
+def write_yaml(title: str, task: str, recipe: Recipe, keys: TaskKeys) -> str:
+    """Returns the text of a YAML. title: of the task, for readers. task: its folder."""
+    preset, sizes, hidden = PRESETS[recipe.preset], recipe.sizes, recipe.hidden
+    largest = preset.batch if keys.choices == 1 else preset.batch // 2
+    batch = min(largest, recipe.samples, max(8, recipe.samples // 8))
     rate = preset.rate * (preset.batch / batch) ** 0.5  # a smaller batch has a smaller rate, by the root of its size
     epochs = max(2, min(100, round(preset.steps * batch / recipe.samples)))
     steps = epochs * -(-recipe.samples // batch)
     every = max(1, epochs // 20)
-    name = recipe.out.name
     random = recipe.language is None
-    test_set = "test2015" if recipe.test else "val2014"
+    scales = "224, 384" if recipe.small_cnn else "600, 1000"
     return f"""\
-# VQA on {recipe.out}, written by `python -m data.own`: preset {recipe.preset}.
-# {recipe.samples} training samples, {recipe.answers} answers.
-# Every key: common/config/keys.py and vqa/keys.py. Relative paths start where the command runs.
-OUTPUT_PATH: {json.dumps(f"./output/{name}")}
-MODULE: ResNetVLBERT
-MODEL_PREFIX: vl-bert
+# {title} on {recipe.out}, written by `python -m data.own`: preset {recipe.preset}, {recipe.samples} training samples.
+# Every key: common/config/keys.py and {task}/keys.py. Relative paths start where the command runs.
+OUTPUT_PATH: {json.dumps(f"./output/{recipe.out.name}")}
+MODULE: {keys.module}
+MODEL_PREFIX: {keys.prefix}
 RNG_SEED: 1
 GPUS: "0"
 NUM_WORKERS_PER_GPU: 1
 LOG_FREQUENT: 20
 VAL_FREQUENT: {every}  # epochs between two validations
 CHECKPOINT_FREQUENT: {every}
-SCALES: [{"224, 384" if _is_small(recipe) else "600, 1000"}]  # the ResNet's images: shorter and longest side
+SCALES: [{scales}]  # the ResNet's images: shorter and longest side
 DATASET:
-  DATASET: vqa
   DATASET_PATH: {json.dumps(str(recipe.out))}
-  TRAIN_IMAGE_SET: train2014  # the names of VQA v2; val2014 and test2015 are the other parts
-  VAL_IMAGE_SET: val2014
-  TEST_IMAGE_SET: {test_set}
-  ANSWER_VOCAB_FILE: {json.dumps(f"{recipe.out}/vqa/answers_vqa.txt")}  # the class names of the model
-  ANSWER_VOCAB_SIZE: {recipe.answers}
   REGION_PATH: {json.dumps(f"{recipe.out}/regions")}
-  USE_IMDB: false
+{keys.dataset}\
 NETWORK:
   IMAGE_FEAT_PRECOMPUTED: {_bool(recipe.features)}  # false: from pixels, the ResNet is trained too
 {_image_keys(recipe)}
-  ENABLE_CNN_REG_LOSS: false
+{keys.network}\
+  PARTIAL_PRETRAIN: ""  # a VL-BERT checkpoint or model folder to start from
   BERT_MODEL_NAME: {json.dumps(str(recipe.language or recipe.out / "bert"))}  # vocabulary, and weights
   BERT_RANDOM_INIT: {_bool(random)}
   IMAGE_FINAL_DIM: {hidden}
-  CLASSIFIER_TYPE: {"2fc" if random else "mlm"}
-  CLASSIFIER_HIDDEN_SIZE: {2 * hidden if random else hidden}
-  CLASSIFIER_PRETRAINED: {_bool(not random)}  # the classifier starts from the word embeddings of the answers
-  CLASSIFIER_DROPOUT: 0.1
   VLBERT:
     vocab_size: {recipe.vocabulary}
     visual_size: {hidden}
@@ -125,16 +167,17 @@ NETWORK:
     num_hidden_layers: {sizes["num_hidden_layers"]}
     num_attention_heads: {sizes["num_attention_heads"]}
     intermediate_size: {sizes["intermediate_size"]}
-    hidden_dropout_prob: {0.0 if recipe.preset == "tiny" else 0.1}
-    attention_probs_dropout_prob: {0.0 if recipe.preset == "tiny" else 0.1}
+    hidden_dropout_prob: {recipe.dropout}
+    attention_probs_dropout_prob: {recipe.dropout}
     initializer_range: {0.08 if random and recipe.preset == "tiny" else 0.02}
     visual_ln: true
     visual_scale_object_init: {1.0 if random else 0.3}  # regions add to the sequence from the first update on
-    visual_scale_text_init: 0.0
+    visual_scale_text_init: {keys.text_scale if random else 0.0}
+{keys.vlbert}\
 TRAIN:
-  BATCH_IMAGES: {batch}  # questions in a batch on one device
+  BATCH_IMAGES: {batch}  # {keys.samples} in a batch on one device
   END_EPOCH: {epochs}  # {steps} updates
-  LR: {rate:.4g}  # for each question of a batch: {rate * batch:.3g} in all
+  LR: {rate:.4g}  # for each sample of a batch: {rate * batch:.3g} in all
   OPTIMIZER: AdamW
   LR_SCHEDULE: triangle
   WARMUP: true
@@ -142,8 +185,9 @@ TRAIN:
   WARMUP_STEPS: {max(1, min(500, steps // 10))}
   WD: 0.0001
   CLIP_GRAD_NORM: 1.0
-  FLIP_PROB: 0.5  # flips also swap the words left and right; 0.0 where the images contain writing
+  FLIP_PROB: {keys.flip}
   ASPECT_GROUPING: false
+{keys.train}\
 VAL:
   BATCH_IMAGES: {max(batch, 16)}
 TEST:
@@ -155,14 +199,9 @@ def _bool(value: bool) -> str:
     return str(value).lower()
 
 
-def _is_small(recipe: Recipe) -> bool:
-    """Whether the ResNet is small. Trained weights, also those of an encoder, are of the published ResNet-101."""
-    return recipe.preset == "tiny" and recipe.encoder is None and recipe.cnn is None
-
-
 def _image_keys(recipe: Recipe) -> str:
-    lines = [f"  IMAGE_NUM_LAYERS: {50 if _is_small(recipe) else 101}"]
-    if not _is_small(recipe):
+    lines = [f"  IMAGE_NUM_LAYERS: {50 if recipe.small_cnn else 101}"]
+    if not recipe.small_cnn:
         lines += ["  IMAGE_C5_DILATED: true", "  IMAGE_STRIDE_IN_1x1: true"]
     if recipe.features and recipe.encoder is not None:
         lines.append(f"  REGION_ENCODER: {json.dumps(recipe.encoder)}  # computes the features of new images")
@@ -189,24 +228,3 @@ def _pixel_keys(recipe: Recipe) -> list[str]:
         "  IMAGE_FROZEN_BN: true",
         "  IMAGE_FROZEN_BACKBONE_STAGES: [1, 2]",
     ]
-
-
-def _sizes(recipe: Recipe) -> dict[str, int]:
-    """Returns the sizes of the preset, or those of config.json where there are language weights."""
-    preset = PRESETS[recipe.preset]
-    sizes = {
-        "hidden_size": preset.hidden,
-        "num_hidden_layers": preset.layers,
-        "num_attention_heads": preset.heads,
-        "intermediate_size": preset.inner,
-    }
-    if recipe.language is None:
-        return sizes
-    path = recipe.language / "config.json"
-    if path.is_file():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            return {key: int(stored[key]) for key in sizes}
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected a JSON object with {', '.join(sizes)}: {error!r}") from error
-    return sizes

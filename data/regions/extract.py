@@ -230,7 +230,7 @@ class Settings:
         kind, _, path = self.boxes.partition(":")
         identity: dict[str, Any] = {
             "boxes": kind,
-            "weights": "random" if network.random_weights else _digest(network.weights),
+            "weights": "random" if network.random_weights else file_digest(network.weights),
             "layers": network.layers,
             "dilated_c5": network.dilated_c5,
             "stride_in_1x1": network.stride_in_1x1,
@@ -243,7 +243,7 @@ class Settings:
                 identity["regions"] = os.path.abspath(path)
         if kind in ("detector", "vg"):
             limits = self.limits
-            identity[kind] = [_digest(path), limits.min_boxes, limits.max_boxes, limits.threshold]
+            identity[kind] = [file_digest(path), limits.min_boxes, limits.max_boxes, limits.threshold]
         return identity
 
 
@@ -330,7 +330,7 @@ def build_encoder(network: Network, device: str) -> RegionFeatureExtractor:
     return RegionFeatureExtractor(model, transform, device, getattr(torch, network.precision))
 
 
-def _digest(path: str | None) -> str | None:
+def file_digest(path: str | None) -> str | None:
     """Returns "<file name> sha256:<start of the hash>", None without a file."""
     if not path or not os.path.isfile(path):
         return None

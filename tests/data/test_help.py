@@ -10,7 +10,6 @@ from tests.paths import ROOT
 DATA = (
     "captions_download",
     "captions_files",
-    "captions_own",
     "convert_detector",
     "extract_features",
     "own",

@@ -8,21 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image, ImageDraw
 
 from common.config import load_config
 from common.regions.json_store import save_regions
 from common.regions.open import open_regions
-from common.task import load_task
 from common.weights.checkpoint import save_file
-from data.own.__main__ import main
-from data.own.questions import annotators_answers
+from data.own.answers import annotators_answers
 from data.own.recipe import PRESETS
 from data.regions.random_backbone import random_backbone
-
-COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "t-shirt": (250, 250, 250)}
-NAMES = ["a/x.png", "b/x.jpg", "a/my photo.webp", "2.jpg"]
-SHAPES = ["--boxes", "module:data.scenes.regions", "--encoder", "module:data.scenes.regions"]
+from tests.data.own.folder import COLORS, NAMES, SHAPES, Own
 
 
 def records() -> list[dict[str, Any]]:
@@ -33,33 +27,9 @@ def records() -> list[dict[str, Any]]:
     return rows
 
 
-class Own:
-    """A folder of images, with a file of records, and the data set that is made of them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.out = root, root / "mine"
-        for index, (name, color) in enumerate(zip(NAMES, COLORS.values(), strict=True)):
-            image = Image.new("RGB", (80 + index, 60), (255, 255, 180))
-            ImageDraw.Draw(image).rectangle((20, 20, 50, 45), fill=color)
-            (root / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-            image.save(root / "photos" / name)
-        self.write(records())
-
-    def write(self, rows: list[dict[str, Any]], name: str = "train.jsonl") -> Path:
-        (self.root / name).write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-        return self.root / name
-
-    def run(self, *options: str, records: str = "train.jsonl") -> int:
-        paths = ["--input", str(self.root / records), "--images", str(self.root / "photos"), "--out", str(self.out)]
-        return main(["vqa", *paths, *options])
-
-    def dataset(self, split: str) -> Any:
-        return load_task("vqa").build_dataset(load_config("vqa", self.out / "vqa.yaml"), split)
-
-
 @pytest.fixture
 def own(tmp_path) -> Own:
-    return Own(tmp_path)
+    return Own(tmp_path, "vqa", records())
 
 
 def test_the_task_reads_what_is_made(own):
@@ -160,7 +130,7 @@ def test_notes_on_what_comes_twice(own, capsys):
     own.write([*records(), {**records()[1]}, {"image": "copy.png", "question": "is it red?", "answers": "yes"}])
     assert own.run() == 0
     output = capsys.readouterr().out
-    assert "line 9 asks the question of" in output and "equal images:" in output and "copy.png" in output
+    assert "line 9 has the text of" in output and "equal images:" in output and "copy.png" in output
 
 
 def test_test_records_need_no_answers(own, capsys):
