@@ -31,7 +31,7 @@ from scripts.demos.questions import (
 
 DATA, FAST_OUT = Path("data/easy-vqa"), Path("output/easy-vqa-fast")
 FINDER = "module:data.scenes.regions"  # finds flat shapes on a plain background, which the images are
-KEYS = {"DEVICE": "cpu", "TRAIN.END_EPOCH": 3}
+KEYS = {"DEVICE": "cpu"}  # all other values are those that data.own wrote
 FAST_IMAGES = {"train": 12, "test": 6}
 ANNOTATORS = 10  # the accuracy of VQA v2 compares annotators with each other; here all say the same
 
