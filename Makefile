@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo demo-vcr demo-refcoco demo-pretrain serve test test-browser test-slow golden lint format doctor clean
+.PHONY: setup demo demo-vcr demo-refcoco demo-pretrain demo-easy-vqa serve test test-browser test-slow golden lint format doctor clean
 
 setup: $(INSTALLED)
 
@@ -33,6 +33,11 @@ demo-refcoco: setup
 # Pretrains on captions and text, then trains on a few questions, with and without the pretrained weights.
 demo-pretrain: setup
 	$(BIN)/python scripts/demo_pretrain.py
+
+# A public data set (PyPI package easy-vqa) as a user's own data: records, training, accuracy on its test split.
+demo-easy-vqa: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps easy-vqa
+	$(BIN)/python scripts/demo_easy_vqa.py
 
 # In two processes; the tests of a file stay together, because they share trained runs.
 test: setup

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.train.run import predict, run_test
 from data.scenes.records import SPLITS, image_name
 from scripts.demos import shared as demo
-from scripts.demos.contact_sheet import Tile, contact_sheet
 from scripts.demos.questions import (
     CFG,
     WORLD_FILES,
-    Answers,
-    Questions,
-    accuracy_table,
-    guess,
+    compare,
+    draw_answers,
+    print_comparison,
     read_questions,
 )
-from vqa.accuracy import evaluate_answers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,34 +29,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     records, _ = predict(net.task, net.cfg, loaded, "val")
     result = run_test(net.task, net.cfg, net.path)
 
+    def image(question: dict[str, Any]) -> Path:
+        split = SPLITS["val"]
+        return run.world / split.name / f"{image_name(split, question['image_id'])}.jpg"
+
     training, questions = read_questions(run.world, "train"), read_questions(run.world, "val")
-    answers = {
-        "majority": guess(training, questions, blind=False),
-        "blind": guess(training, questions, blind=True),
-        "VL-BERT": {record["id"]: record["answer"] for record in records},
-    }
-    scores = {name: evaluate_answers(given, questions) for name, given in answers.items()}
+    answers = {record["id"]: record["answer"] for record in records}
+    scores = compare(training, questions, answers)
     sheet = net.folder / "answers.png"
-    draw_answers(questions, answers["VL-BERT"], run.world, sheet)
+    draw_answers(questions, answers, image, sheet)
     demo.write_scores(net, scores)
 
-    images = len({question["image_id"] for question in questions})
-    print(f"\nAccuracy in percent on {len(questions)} questions about {images} held-out images")
-    print("majority: the most frequent answer; blind: the most frequent one to the same words, without the image\n")
-    print(accuracy_table(scores))
+    print_comparison(scores, questions)
     print(f"\nmodel     {loaded.source}\nresults   {result.path} ({SPLITS['test'].name})\nimages    {sheet}")
     print(f"wall time {run.seconds:.0f} s")
-
-
-def draw_answers(questions: Questions, answers: Answers, world: Path, path: Path) -> None:
-    """Save a sheet of held-out images with question, answer and truth."""
-    split, tiles = SPLITS["val"], []
-    for question in questions:
-        answer, truth = answers[question["question_id"]], question["multiple_choice_answer"]
-        lines = [f"VL-BERT: {answer}"] if answer == truth else [f"VL-BERT: {answer}", f"truth: {truth}"]
-        image = world / split.name / f"{image_name(split, question['image_id'])}.jpg"
-        tiles.append((question["question_type"], Tile(image, question["question"], lines, correct=answer == truth)))
-    contact_sheet(demo.pick_tiles(tiles)).save(path)
 
 
 if __name__ == "__main__":

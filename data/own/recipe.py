@@ -33,7 +33,7 @@ class Preset:
 
 
 PRESETS = {
-    "tiny": Preset(128, 2, 4, 1.5625e-5, 4000, 64),
+    "tiny": Preset(128, 2, 4, 4.6875e-6, 4000, 64),
     "base": Preset(768, 12, 12, 6.25e-7, 8000, 64),
     "large": Preset(1024, 24, 16, 6.25e-7, 8000, 16),
 }

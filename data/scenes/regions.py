@@ -98,8 +98,10 @@ def _components(mask: np.ndarray) -> np.ndarray:
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
-        around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).max(axis=(2, 3))
+        rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
+        around = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
         spread = np.where(mask, around, 0)
+        spread = np.append(0, spread)[spread]  # label n is pixel n: its label is a shortcut through a large group
         if np.array_equal(spread, labels):
             return labels
         labels = spread

@@ -1,15 +1,17 @@
-"""Questions of the made-up world in the demos: reading them, guesses without an image, and a table of accuracies."""
+"""Questions in the demos: reading those of the made-up world, guesses without an image, accuracies, a contact sheet."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.scenes.records import SPLITS
-from scripts.demos.shared import format_table
+from scripts.demos.contact_sheet import Tile, contact_sheet
+from scripts.demos.shared import format_table, pick_tiles
+from vqa.accuracy import evaluate_answers
 
 CFG = Path("cfgs/vqa/scenes.yaml")
 WORLD_FILES = {
@@ -47,6 +49,35 @@ def guess(training: Questions, asked: Questions, blind: bool) -> Answers:
         return next(best[key] for key in (*keys, "all") if key in best)
 
     return {question["question_id"]: answer(question) for question in asked}
+
+
+def compare(training: Questions, asked: Questions, answers: Answers) -> dict[str, dict[str, Any]]:
+    """Accuracies of two guesses and of a model, as `evaluate_answers` returns them. answers: those of the model."""
+    given = {
+        "majority": guess(training, asked, blind=False),
+        "blind": guess(training, asked, blind=True),
+        "VL-BERT": answers,
+    }
+    return {name: evaluate_answers(found, asked) for name, found in given.items()}
+
+
+def print_comparison(scores: Mapping[str, Mapping[str, Any]], asked: Questions) -> None:
+    """Print the table of `compare` and what its columns are."""
+    images = len({question["image_id"] for question in asked})
+    print(f"\nAccuracy in percent on {len(asked)} questions about {images} held-out images")
+    print("majority: the most frequent answer; blind: the most frequent one to the same words, without the image\n")
+    print(accuracy_table(scores))
+
+
+def draw_answers(asked: Questions, answers: Answers, image: Callable[[dict[str, Any]], Path], path: Path) -> None:
+    """Save a sheet of images with question, answer and truth. image: the file for an entry of `asked`."""
+    tiles = []
+    for question in asked:
+        answer, truth = answers[question["question_id"]], question["multiple_choice_answer"]
+        lines = [f"VL-BERT: {answer}"] if answer == truth else [f"VL-BERT: {answer}", f"truth: {truth}"]
+        tile = Tile(image(question), question["question"], lines, correct=answer == truth)
+        tiles.append((question["question_type"], tile))
+    contact_sheet(pick_tiles(tiles)).save(path)
 
 
 def accuracy_table(scores: Mapping[str, Mapping[str, Any]]) -> str:

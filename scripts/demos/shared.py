@@ -69,23 +69,14 @@ def start(
     world_files: config keys with paths relative to the folder of the world. Exits with status 2 for a command line, a
     working directory or a world that cannot be used.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = make_parser(description)
     parser.add_argument("--world", type=Path, help="folder of the world, made if missing (default: from the YAML)")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: OUTPUT_PATH of the YAML)")
-    parser.add_argument("--seed", type=int, help="RNG_SEED of the run (default: from the YAML); --out keeps runs apart")
-    parser.add_argument("--fast", action="store_true", help="a tiny world and a few updates, to try the script itself")
     args = parser.parse_args(argv)
     begin = time.perf_counter()
-    for path in paths:
-        if not path.is_file():
-            parser.error(f"{path} is not here: start this from the repository root")
-    changes: dict[str, Any] = dict(FAST_KEYS) if args.fast else {}
+    check_files(parser, paths)
+    changes = run_keys(args, FAST_WORLD.parent)
     if args.world or args.fast:
         changes |= files_of(args.world or FAST_WORLD, world_files)
-    if args.out or args.fast:
-        changes["OUTPUT_PATH"] = str(args.out or FAST_WORLD.parent)
-    if args.seed is not None:
-        changes["RNG_SEED"] = args.seed
     nets = [read_net(task, path, changes) for path in paths]
     world = Path(nets[0].cfg.DATASET.DATASET_PATH)
     try:
@@ -95,6 +86,32 @@ def start(
     made = "is there" if counts is None else f"made: {counts['train']['images']} training images"
     print(f"world {world} {made}", flush=True)
     return Demo(nets, world, args.fast, begin)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all demos have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, help="folder of the run (default: OUTPUT_PATH of the YAML)")
+    parser.add_argument("--seed", type=int, help="RNG_SEED of the run (default: from the YAML); --out keeps runs apart")
+    parser.add_argument("--fast", action="store_true", help="little data and a few updates, to try the script itself")
+    return parser
+
+
+def check_files(parser: argparse.ArgumentParser, paths: Sequence[Path]) -> None:
+    """Exits with status 2 where one of the files of this repository is not in the working directory."""
+    for path in paths:
+        if not path.is_file():
+            parser.error(f"{path} is not here: start this from the repository root")
+
+
+def run_keys(args: argparse.Namespace, fast_out: Path) -> dict[str, Any]:
+    """Config keys that follow from the options of `make_parser`. fast_out: OUTPUT_PATH of --fast without --out."""
+    changes: dict[str, Any] = dict(FAST_KEYS) if args.fast else {}
+    if args.out or args.fast:
+        changes["OUTPUT_PATH"] = str(args.out or fast_out)
+    if args.seed is not None:
+        changes["RNG_SEED"] = args.seed
+    return changes
 
 
 def files_of(world: Path, files: Mapping[str, str]) -> dict[str, str]:
