@@ -37,7 +37,6 @@ class Trainer(TrainerState):
     validate: takes a function that returns whether to stop, and returns metrics by name; None for no validation.
     """
 
-    device: torch.device
     directory: Path
     prefix: str
     validate: Callable[[Callable[[], bool]], dict[str, float]] | None = None

@@ -504,6 +504,50 @@ def test_rng_state_round_trip(tmp_path):
     assert drawn() == want
 
 
+class TestGeneratorOfTheGpu:
+    """The device's generators are stood in for by a dict: GPU number -> state."""
+
+    @pytest.fixture
+    def gpus(self, monkeypatch) -> dict[int, torch.Tensor]:
+        states = {i: torch.tensor([10 + i]) for i in range(4)}
+
+        def put(state: torch.Tensor, device: torch.device) -> None:
+            states[torch.device(device).index] = state
+
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[torch.device(device).index])
+        monkeypatch.setattr(torch.cuda, "set_rng_state", put)
+        return states
+
+    def test_a_run_goes_on_on_another_gpu_of_a_smaller_machine(self, tmp_path, gpus):
+        first = toy_trainer(tmp_path)
+        first.device = torch.device("cuda", 2)
+        torch.save(first.state_dict(), tmp_path / "a.model")
+        gpus.clear()
+        second = toy_trainer(tmp_path)
+        second.device = torch.device("cuda", 0)
+        second.load_state_dict(load_file(tmp_path / "a.model"), "a.model")
+        assert gpus == {0: torch.tensor([12])}
+
+    @pytest.mark.parametrize(("made_on", "want"), [("cuda:2", 12), ("cuda", 10), (None, 10)])
+    def test_an_old_file_has_the_states_of_all_gpus(self, tmp_path, gpus, made_on, want):
+        content = toy_trainer(tmp_path).state_dict()
+        content["run"]["rng"][0]["cuda"] = [torch.tensor([10 + i]) for i in range(3)]
+        content["made_with"] = {"device": made_on} if made_on else {}
+        trainer = toy_trainer(tmp_path)
+        trainer.device = torch.device("cuda", 1)
+        trainer.load_state_dict(content, "a.model")
+        assert gpus[1] == torch.tensor([want])
+
+    def test_an_old_file_without_that_gpu(self, gpus, caplog):
+        set_rng_state(rng_state() | {"cuda": [torch.tensor([1])]}, "cuda:1", 3)
+        assert gpus[1] == torch.tensor([11]) and "no random state of GPU 3" in caplog.text
+
+    def test_a_cpu_goes_on_from_a_file_of_a_gpu_and_back(self, gpus):
+        set_rng_state(rng_state("cuda:1"), "cpu")
+        set_rng_state(rng_state("cpu"), "cuda:1")
+        assert gpus == {i: torch.tensor([10 + i]) for i in range(4)}
+
+
 def test_a_batch_without_targets_is_an_error(tmp_path, monkeypatch):
     from common.data.sample import ModelOutput
 
