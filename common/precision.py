@@ -116,6 +116,15 @@ class Precision:
         """The loss scale now; 1 without fp16. Waits for the device."""
         return self.scaler.get_scale() if self.scaler is not None else 1.0
 
+    def at_lowest_scale(self) -> bool:
+        """Whether the loss scale cannot fall: a constant one, or a dynamic one at the end of its range.
+
+        Waits for the device where the scale is dynamic. False without fp16.
+        """
+        if self.scaler is None:
+            return False
+        return self.static_scale is not None or self.scale() <= self.scale_range[0]
+
     def state_dict(self) -> dict[str, Any]:
         return {"name": self.name, "scaler": self.scaler.state_dict() if self.scaler is not None else None}
 

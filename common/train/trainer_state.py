@@ -30,7 +30,7 @@ class Position:
     """How far a run is.
 
     epoch, batch: the next batch to train on. step, updates: batches and optimizer steps of the whole run.
-    skipped: updates left out because a loss or gradient was not finite.
+    skipped: updates left out because a loss or gradient was not finite; they are no updates.
     """
 
     epoch: int = 0

@@ -109,6 +109,21 @@ def test_dynamic_scale_grows_up_to_the_range():
     assert precision.scale() == 150
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "lowest"),
+    [("fp16", 128.0, True), ("fp16", "dynamic", False), ("bf16", 128.0, False), ("fp32", "dynamic", False)],
+)
+def test_at_lowest_scale(name, scale, lowest):
+    assert Precision(name, "cpu", scale).at_lowest_scale() == lowest
+
+
+def test_a_dynamic_scale_reaches_its_lowest_value():
+    precision = Precision("fp16", "cpu", "dynamic", (50.0, 100.0))
+    assert not precision.at_lowest_scale()
+    overflow(precision, *model_and_optimizer())
+    assert precision.at_lowest_scale()
+
+
 def test_state_goes_on():
     precision = Precision("fp16", "cpu", loss_scale="dynamic")
     overflow(precision, *model_and_optimizer())

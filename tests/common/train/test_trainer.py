@@ -210,9 +210,21 @@ class TestNonFinite:
         with caplog.at_level(logging.WARNING):
             trainer.fit()
         torch.testing.assert_close(weights(trainer), by_hand((EPOCH[:2] + EPOCH[3:]) * 2, 1)[0])
-        assert trainer.position.skipped == 2 and trainer.position.updates == 10
+        assert trainer.position.skipped == 2 and trainer.position.updates == 8
         assert "epoch 1 batch 2" in caplog.text and "2 so far" in caplog.text
         assert load_file(epoch_path(tmp_path, PREFIX, 1))["run"]["position"]["skipped"] == 2
+
+    def test_the_schedule_does_not_move_on_an_update_that_is_left_out(self, tmp_path):
+        trainer = toy_trainer(tmp_path, self.bad, nonfinite="skip", schedule=lambda step: step / 8)
+        seen = learning_rates(trainer)
+        trainer.fit()
+        assert seen == pytest.approx([LR * k / 8 for k in range(1, 9)])
+
+    def test_one_that_is_left_out_saves_no_second_position(self, tmp_path, monkeypatch):
+        saved = []
+        monkeypatch.setattr(Trainer, "save", lambda t, path, also=None: saved.append((path.name, t.position.step)))
+        toy_trainer(tmp_path, self.bad, nonfinite="skip", save_updates=2, end_epoch=1).fit()
+        assert saved == [(f"{PREFIX}-latest.model", 2), (f"{PREFIX}-latest.model", 5), (f"{PREFIX}-0000.model", 5)]
 
     def test_the_whole_update_is_left_out(self, tmp_path):
         trainer = toy_trainer(tmp_path, self.bad, nonfinite="skip", momentum=0.0, accumulate=5, end_epoch=1)
@@ -583,14 +595,45 @@ class TestPrecision:
         if name == "fp16":
             assert trainer.precision.scale() == (128 if scale == 128.0 else 1024)
 
-    def test_overflow_leaves_updates_out_until_the_scale_fits(self, tmp_path):
-        """Their losses are finite, so this is no failure; the schedule goes on (original 3.10)."""
-        trainer = toy_trainer(tmp_path, precision=Precision("fp16", "cpu", "dynamic"))
+    def test_overflow_leaves_updates_out_until_the_scale_fits(self, tmp_path, caplog):
+        """Their losses are finite, so this is no failure. The schedule waits, unlike that of original 3.10."""
+        trainer = toy_trainer(tmp_path, schedule=lambda step: step / 8, precision=Precision("fp16", "cpu", "dynamic"))
         trainer.precision.load_state_dict({"scaler": trainer.precision.state_dict()["scaler"] | {"scale": 2.0**24}})
-        stepped = learning_rates(trainer)
+        rates = learning_rates(trainer)
         trainer.fit()
-        assert trainer.position.updates == 10 and trainer.position.skipped == 0
-        assert 0 < len(stepped) < 10 and trainer.precision.scale() == 2.0 ** (24 - (10 - len(stepped)))
+        at = trainer.position
+        assert at.updates == len(rates) and at.updates + at.skipped == 10 and 0 < at.updates < 10
+        assert trainer.precision.scale() == 2.0 ** (24 - at.skipped)
+        assert rates == pytest.approx([LR * k / 8 for k in range(1, at.updates + 1)])
+        assert f"update left out, {at.skipped} so far" in caplog.text and "in a row" not in caplog.text
+
+    @pytest.mark.parametrize("scale", [2.0**40, "dynamic"])
+    def test_a_scale_that_cannot_fall_ends_the_run(self, tmp_path, scale, caplog):
+        """A static one, or a dynamic one at the end of its range (here it has one value)."""
+        precision = Precision("fp16", "cpu", scale, (2.0**40, 2.0**40))
+        trainer = toy_trainer(tmp_path, end_epoch=9, precision=precision)
+        message = r"epoch 3 batch 4, update 1: the fp16 gradients overflowed, 20 in a row at the loss scale 1.0995"
+        with pytest.raises(FloatingPointError, match=message):
+            trainer.fit()
+        assert caplog.text.count("the fp16 gradients overflowed") == 20 and not weights(trainer).any()
+        assert (trainer.position.updates, trainer.position.skipped) == (0, 20)
+
+    def test_the_run_goes_on_where_such_updates_are_skipped(self, tmp_path):
+        precision = Precision("fp16", "cpu", 2.0**40)
+        trainer = toy_trainer(tmp_path, end_epoch=9, nonfinite="skip", precision=precision)
+        trainer.fit()
+        assert trainer.position.skipped == 45
+
+    def test_only_overflows_in_a_row_end_a_run(self, tmp_path):
+        trainer = toy_trainer(tmp_path, end_epoch=9, precision=Precision("fp16", "cpu", 128.0))
+        done = iter(range(45))
+
+        def overflow(grad: torch.Tensor) -> torch.Tensor:
+            return grad if next(done) % 20 == 19 else grad * float("inf")
+
+        trainer.model.linear.weight.register_hook(overflow)
+        trainer.fit()
+        assert trainer.position.updates == 2 and trainer.position.skipped == 43
 
     @pytest.mark.parametrize("scale", [128.0, "dynamic"])
     def test_skipping_under_a_loss_scale(self, tmp_path, scale):
