@@ -38,6 +38,16 @@ def native_precision(device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
+def set_tf32(allowed: bool, device: torch.device | str) -> None:
+    """Set whether fp32 products and convolutions of this process may compute in TF32. Without effect on a CPU.
+
+    PyTorch's defaults are TF32 for convolutions and fp32 for products.
+    """
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 class Precision:
     """Number format of forward and backward, and the loss scale of fp16.
 

@@ -251,6 +251,13 @@ COMMON_KEYS = (
         choices=("", "auto", "fp32", "bf16", "fp16"),
         ours=True,
     ),
+    Key(
+        "TRAIN.TF32",
+        "bool",
+        False,
+        "fp32 products and convolutions on GPUs take TF32: 10 bits of mantissa, faster; also in tests",
+        ours=True,
+    ),
     Key("TRAIN.NONFINITE", "str", "stop", "what happens at a loss of NaN or inf", choices=("stop", "skip"), ours=True),
     Key(
         "TRAIN.LOGGERS",

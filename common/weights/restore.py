@@ -12,7 +12,7 @@ from common import distributed
 from common.config import Config, dataset_sections
 from common.errors import CheckpointError, ConfigError
 from common.nn.cpu.memory import keep_freed_memory
-from common.precision import Precision, resolve_precision
+from common.precision import Precision, resolve_precision, set_tf32
 from common.task import Task
 from common.weights import checkpoint
 from common.weights.loaded import Loaded
@@ -71,7 +71,11 @@ def pick_device(cfg: Config) -> torch.device:
 
 
 def build_precision(task: Task, cfg: Config, device: torch.device) -> Precision:
-    """The precision of a config with the loss scales of its task. Raises ConfigError where `device` lacks it."""
+    """The precision of a config with the loss scales of its task. Sets TRAIN.TF32 for this process.
+
+    Raises ConfigError where `device` lacks the format.
+    """
+    set_tf32(cfg.TRAIN.TF32, device)
     low, high = task.loss_scale_range
     return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
 

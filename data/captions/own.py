@@ -18,6 +18,7 @@ from common.detect.sources import build_source
 from common.errors import DataError, ImageError, RegionError
 from common.files.atomic import atomic_write
 from common.files.images import load_image
+from common.precision import set_tf32
 from common.regions.arguments import DetectorLimits
 from common.regions.box_sources import BoxSource, ImageEntry, name_in
 from common.regions.json_store import JsonRegions, save_regions
@@ -215,6 +216,7 @@ def convert(settings: Settings) -> int:
     """
     out, split = settings.out, settings.split
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    set_tf32(False, device)
     pairs = read_pairs(settings.captions)
     source = box_source(settings.boxes, pairs, settings.limits, device) if settings.boxes else None
     images = name_images(pairs)

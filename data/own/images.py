@@ -14,6 +14,7 @@ from PIL import Image
 from common.detect.sources import build_source
 from common.errors import ImageError, RegionError
 from common.files.images import decode_image
+from common.precision import set_tf32
 from common.predict.user_images import ModuleFeatureExtractor
 from common.regions.arguments import DetectorLimits
 from common.regions.box_sources import BoxSource, ImageEntry, name_in
@@ -112,6 +113,7 @@ def build_boxes(
     Adds a problem for two images that the source cannot tell apart. Raises as `build_source` and `build_encoder` do.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    set_tf32(False, device)
     source = build_source(spec, limits, device, with_features=encoder is None) if spec else None
     if source is not None:
         _check_names(images, source, spec, problems)

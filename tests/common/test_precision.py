@@ -4,9 +4,33 @@ import pytest
 import torch
 from torch import nn
 
-from common.precision import Precision, resolve_precision
+from common.precision import Precision, resolve_precision, set_tf32
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def tf32_flags():
+    """Returns a function that reads both flags, products first. They are restored afterwards."""
+
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True  # the defaults of PyTorch
+    yield flags
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_the_same_for_products_and_convolutions(allowed, tf32_flags):
+    set_tf32(allowed, "cuda:1")
+    assert tf32_flags() == (allowed, allowed)
+
+
+def test_a_cpu_leaves_tf32_alone(tf32_flags):
+    set_tf32(True, "cpu")
+    assert tf32_flags() == (False, True)
 
 
 def model_and_optimizer(device="cpu"):

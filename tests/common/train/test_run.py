@@ -28,6 +28,7 @@ from common.train.trainer import Trainer
 from common.weights import checkpoint
 from common.weights.foreign import load_initial_weights
 from common.weights.restore import (
+    build_precision,
     load_trained,
     model_size,
     pick_device,
@@ -85,6 +86,16 @@ class TestDevice:
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setattr(distributed, "is_distributed", lambda: True)
         assert self.pick(monkeypatch, "auto", "0", 4) == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_precision_of_a_run_sets_tf32(cfg_path, allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+    before = torch.backends.cuda.matmul.allow_tf32
+    build_precision(TASK, load_config("vqa", cfg_path, {"TRAIN.TF32": allowed}), torch.device("cuda"))
+    found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = before
+    assert found == (allowed, allowed)
 
 
 class TestSeeds:
