@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -27,19 +29,33 @@ def init_from_env(cuda: bool | None = None) -> bool:
     cuda: whether this run computes on GPUs, with nccl beside gloo; None takes `torch.cuda.is_available()`. The process
         then owns GPU `local_rank()`.
     Returns whether there is a group. Without WORLD_SIZE, or with a world of one, there is none.
+    Raises ConfigError where there is no such GPU.
     """
     if is_distributed():
         return True
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     if torch.cuda.is_available() if cuda is None else cuda:
-        device = torch.device("cuda", local_rank())
-        torch.cuda.set_device(device)
+        device = use_gpu(local_rank(), "LOCAL_RANK")
         # gloo exchanges objects and CPU tensors.
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
     return True
+
+
+def use_gpu(number: int, named_by: str) -> torch.device:
+    """Make a GPU the current one of this process and return it. A context on another GPU would cost memory there.
+
+    named_by: what named it, for the error. Raises ConfigError for a number without a GPU.
+    """
+    count = torch.cuda.device_count()
+    if not 0 <= number < count:
+        found = "1 GPU" if count == 1 else f"{count} GPUs"
+        raise ConfigError(f"{named_by} {number}: {found} found, counted from 0")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
 
 
 def shutdown() -> None:

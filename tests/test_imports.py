@@ -23,7 +23,7 @@ RUN = {"common.log", "common.loggers", "common.metrics", "common.task", *DATA, *
 RULES: dict[str, set[str]] = {
     "common.errors": set(),
     "common.boxes": set(),
-    "common.distributed": set(),
+    "common.distributed": {"common.errors"},
     "common.provenance": set(),
     "common.loggers": {"common.errors"},
     "common.log": {"common.distributed", "common.errors", "common.loggers"},

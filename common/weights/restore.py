@@ -57,17 +57,21 @@ def wants_cuda(cfg: Config) -> bool:
 
 
 def pick_device(cfg: Config) -> torch.device:
-    """The device of this process. DEVICE auto takes a GPU where there is one.
+    """The device of this process, which becomes the current one. DEVICE auto takes a GPU where there is one.
 
-    Raises ConfigError for DEVICE cuda without a GPU.
+    Of several GPUs in GPUS a process without a group takes the first.
+    Raises ConfigError for DEVICE cuda without a GPU, and for the number of a GPU that is not there.
     """
     if not wants_cuda(cfg):
         if cfg.DEVICE == "cuda":
             raise ConfigError("DEVICE cuda: PyTorch finds no CUDA device")
         return torch.device("cpu")
     if distributed.is_distributed() or not cfg.GPUS:
-        return torch.device("cuda", distributed.local_rank())
-    return torch.device("cuda", int(str(cfg.GPUS).split(",")[0]) % torch.cuda.device_count())
+        return distributed.use_gpu(distributed.local_rank(), "LOCAL_RANK")
+    first = str(cfg.GPUS).split(",")[0].strip()
+    if not first.isdecimal():
+        raise ConfigError(f"GPUS {cfg.GPUS!r}: expected numbers with commas")
+    return distributed.use_gpu(int(first), "GPUS (--gpus, device cuda:N)")
 
 
 def build_precision(task: Task, cfg: Config, device: torch.device) -> Precision:

@@ -7,6 +7,7 @@ import torch
 from torch.multiprocessing import spawn
 
 from common import distributed
+from common.errors import ConfigError
 from common.metrics import Accuracy, Mean, MetricGroup
 from common.train.launch import free_port
 
@@ -72,6 +73,15 @@ def _metrics(rank: int) -> None:
 @pytest.mark.parametrize("function", [_collectives, _metrics])
 def test_two_processes(function):
     run_on_two(function)
+
+
+def test_more_processes_than_gpus_is_an_error_of_one_line(monkeypatch):
+    """Before the group exists: plain torchrun starts as many processes as it is told to."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="^LOCAL_RANK 1: 1 GPU found, counted from 0$"):
+        distributed.init_from_env(cuda=True)
 
 
 def test_one_process(monkeypatch):

@@ -17,7 +17,7 @@ from torch import nn
 from common import distributed
 from common.config import load_config, replace
 from common.data.loader import BatchLoader
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.train.run import (
     resume,
     run_test,
@@ -67,6 +67,8 @@ class TestDevice:
     def pick(self, monkeypatch, device: str, gpus: str = "", count: int = 0) -> torch.device:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        self.current: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "set_device", self.current.append)
         return pick_device(SimpleNamespace(DEVICE=device, GPUS=gpus))
 
     def test_cuda_without_a_gpu_is_an_error(self, monkeypatch):
@@ -80,12 +82,32 @@ class TestDevice:
     def test_the_first_gpu_named(self, monkeypatch):
         assert self.pick(monkeypatch, "auto", "2,3", 4) == torch.device("cuda", 2)
         assert self.pick(monkeypatch, "cuda", "", 4) == torch.device("cuda", 0)
-        assert self.pick(monkeypatch, "auto", "3", 1) == torch.device("cuda", 0)  # a config of a larger machine
+        assert self.pick(monkeypatch, "auto", "0,1,2,3", 1) == torch.device("cuda", 0)  # a config of a larger machine
+
+    def test_it_becomes_the_current_one(self, monkeypatch):
+        assert self.pick(monkeypatch, "auto", "2", 4) == torch.device("cuda", 2)
+        assert self.current == [torch.device("cuda", 2)]
+
+    @pytest.mark.parametrize(("gpus", "count", "found"), [("7", 4, "4 GPUs"), ("3,0", 1, "1 GPU")])
+    def test_a_gpu_that_is_not_there_is_an_error_of_one_line(self, monkeypatch, gpus, count, found):
+        number = int(gpus.split(",")[0])
+        with pytest.raises(ConfigError) as error:
+            self.pick(monkeypatch, "auto", gpus, count)
+        assert str(error.value) == f"GPUS (--gpus, device cuda:N) {number}: {found} found, counted from 0"
+        assert self.current == []
+
+    @pytest.mark.parametrize("gpus", ["a", "-1", "cuda:0", "0 1"])
+    def test_what_is_no_number(self, monkeypatch, gpus):
+        with pytest.raises(ConfigError, match="expected numbers with commas"):
+            self.pick(monkeypatch, "auto", gpus, 4)
 
     def test_a_process_of_several_takes_its_own(self, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setattr(distributed, "is_distributed", lambda: True)
         assert self.pick(monkeypatch, "auto", "0", 4) == torch.device("cuda", 1)
+        assert self.current == [torch.device("cuda", 1)]
+        with pytest.raises(ConfigError, match="LOCAL_RANK 1: 1 GPU found, counted from 0"):
+            self.pick(monkeypatch, "auto", "0", 1)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
