@@ -197,6 +197,7 @@ class TestTraining:
             start(
                 *("scripts/dist_run_multi.sh", 2, rank, "127.0.0.1", 1, "vqa/train_end2end.py", cfg_path, tmp_path),
                 MASTER_PORT=port,
+                LOCAL_ADDR="127.0.0.1",
                 **ONE_THREAD,
             )
             for rank in (0, 1)
