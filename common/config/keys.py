@@ -91,6 +91,15 @@ COMMON_KEYS = (
     Key("SCALES", "pair of ints or empty", (), "resize: short side wanted, long side at most; must be set"),
     Key("DEVICE", "str", "auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"), ours=True),
     Key(
+        "TIMEOUT",
+        "int",
+        600,
+        "seconds without progress of a process that others wait for, after which the run ends; at least 1800 at the "
+        "start, until the first update",
+        minimum=1,
+        ours=True,
+    ),
+    Key(
         "CHECKPOINT_STEPS",
         "int",
         0,

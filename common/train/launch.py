@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +19,6 @@ from common.errors import ConfigError
 if TYPE_CHECKING:  # only the launcher imports torchrun
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # names the file in which torchrun expects the report of a failed process
 SHUTDOWN_SECONDS = 120  # between SIGTERM and SIGKILL: a process finishes its batch and writes a checkpoint
 # nccl aborts a process that lost another one, and torchrun terminates processes that have not begun to run our code.
 CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM)
@@ -83,7 +78,8 @@ def run_elastic(
         run(parser.parse_args([*options, *command]))
     except ChildFailedError as error:
         rank, failure = first_failure(error.failures)
-        print(f"rank {rank} on {socket.gethostname()} failed first: {_reason(failure)}", file=sys.stderr)
+        who = "" if _is_of_group(failure) else f"rank {rank} on {socket.gethostname()} failed first: "
+        print(f"{who}{_reason(failure)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         print(f"stopped by {error.sigval.name}", file=sys.stderr)
@@ -94,18 +90,24 @@ def run_elastic(
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """Rank and failure of the process that failed first; the others failed because they lost this one.
 
-    A process that was killed leaves no report and comes before those that left one. Reports are in the order of their
-    time. A process without a report that ended by CONSEQUENCES comes last.
+    A report about the whole group comes first: the launcher kills a rank that hangs. A process that was killed leaves
+    no report and comes before those that left one. Reports are in the order of their time. A process without a report
+    that ended by CONSEQUENCES comes last.
     """
 
     def order(failure: ProcessFailure) -> tuple[int, float]:
         reported = failure.error_file_data.get("time") if isinstance(failure.error_file_data, dict) else None
         if reported is not None:
-            return 1, float(reported)
+            return -1 if _is_of_group(failure) else 1, float(reported)
         return 2 if failure.exitcode in CONSEQUENCES else 0, float(failure.timestamp)
 
     rank = min(failures, key=lambda rank: order(failures[rank]))
     return rank, failures[rank]
+
+
+def _is_of_group(failure: ProcessFailure) -> bool:
+    """Whether the process reported what its whole group failed of."""
+    return isinstance(failure.error_file_data, dict) and bool(failure.error_file_data.get("of_group"))
 
 
 def _reason(failure: ProcessFailure) -> str:
@@ -114,25 +116,6 @@ def _reason(failure: ProcessFailure) -> str:
     if isinstance(message, dict):
         return message["extraInfo"]["py_callstack"] or message["message"]
     return f"exit status {failure.exitcode}" if failure.exitcode > 0 else str(message)
-
-
-def report_failure(error: BaseException, line: str = "") -> bool:
-    """Write an error to the file that torchrun reads. Returns False, and writes nothing, without torchrun.
-
-    The launcher prints the report of the process that failed first. line: printed instead of the traceback, for errors
-    that the user can mend.
-    """
-    if ERROR_FILE not in os.environ:
-        return False
-    stack = "" if line else "".join(traceback.format_exception(error))
-    # The format of torch.distributed.elastic's ErrorHandler with a time of its own. ErrorHandler always writes a
-    # traceback, and its timestamp in whole seconds does not tell which of two processes failed first.
-    now = time.time()
-    message = {"message": line or str(error), "extraInfo": {"py_callstack": stack, "timestamp": str(int(now))}}
-    path = Path(os.environ[ERROR_FILE])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"message": message, "time": now}), encoding="utf-8")
-    return True
 
 
 # ---------------------------------------------------------------------------------------------- SLURM

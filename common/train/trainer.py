@@ -86,11 +86,14 @@ class Trainer(TrainerState):
             leave=False,
         )
         with bar:
+            distributed.doing(f"epoch {at.epoch} batch {at.batch}: reading")
             for batch in self.loader.epoch(at.epoch, at.batch):
+                distributed.doing(f"epoch {at.epoch} batch {at.batch}: forward and backward")
                 self._train_batch(batch)
                 bar.update()
                 if self._enough():
                     return
+                distributed.doing(f"epoch {at.epoch} batch {at.batch}: reading")
 
     def _train_batch(self, batch: Batch) -> None:
         """Forward, backward and what is due after this batch: an update, a report, a checkpoint, a stop."""
@@ -135,11 +138,15 @@ class Trainer(TrainerState):
         limit = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
         self._grad_norm, divisor = measure_clipping(self.module.parameters(), limit)
         done = False
-        if distributed.any_rank(not self._is_finite()):
+        distributed.doing(f"{self._place()}: optimizer step")
+        with distributed.exchanging():  # gradients of a GPU may still be on their way
+            finite = self._is_finite()
+        if distributed.any_rank(not finite):
             self._not_finite()
         elif self._step(divisor):
             done = True
             self._overflows = 0
+            distributed.started_up()
         else:
             self._overflowed()
         at.updates += done
@@ -299,6 +306,7 @@ class Trainer(TrainerState):
 
         A full disk is logged as an error and does not end the run, which saves again later. Older checkpoints stay.
         """
+        distributed.doing(f"writing {path}")
         state = self.state_dict()
         if not distributed.is_main():
             return

@@ -25,7 +25,7 @@ def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = No
 
     Raises FileNotFoundError without that file, CheckpointError where it does not fit the config.
     """
-    distributed.init_from_env(cuda=wants_cuda(cfg))
+    join_group(cfg)
     source = ckpt or checkpoint.best_path(train_folder(cfg, cfg_path), cfg.MODEL_PREFIX)
     content = read_checkpoint(source)
     if not isinstance(content, dict) or "state_dict" not in content:
@@ -54,6 +54,11 @@ def train_folder(cfg: Config, cfg_path: Path) -> Path:
 def wants_cuda(cfg: Config) -> bool:
     """Whether a run of this config computes on a GPU of this machine."""
     return cfg.DEVICE != "cpu" and torch.cuda.is_available()
+
+
+def join_group(cfg: Config) -> bool:
+    """Join the processes of this run, with the time-out of the config. See `distributed.init_from_env`."""
+    return distributed.init_from_env(cuda=wants_cuda(cfg), timeout=cfg.TIMEOUT)
 
 
 def pick_device(cfg: Config) -> torch.device:

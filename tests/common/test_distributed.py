@@ -1,6 +1,7 @@
 """Two gloo processes on the CPU; the same calls on one process."""
 
 import os
+import socket
 
 import pytest
 import torch
@@ -70,7 +71,19 @@ def _metrics(rank: int) -> None:
     assert group.compute()["Acc"] == 5 / 6
 
 
-@pytest.mark.parametrize("function", [_collectives, _metrics])
+def _agreement(rank: int) -> None:
+    same = {"torch": "2.14", "TRAIN.LR": 0.1, "samples": [3, 4]}
+    distributed.check_agreement(same)
+    with pytest.raises(ConfigError) as error:
+        distributed.check_agreement({**same, "samples": [3, 4 + rank], **({"own": 1} if rank else {})})
+    host = socket.gethostname()
+    expected = f"rank 1 on {host} differs from rank 0 on {host}: samples is [3, 5], not [3, 4]; own is 1, not None"
+    assert str(error.value) == expected
+    with pytest.raises(ConfigError, match=r"; key4 is 1, not 0 and 3 more$"):
+        distributed.check_agreement({f"key{i}": rank for i in range(8)})
+
+
+@pytest.mark.parametrize("function", [_collectives, _metrics, _agreement])
 def test_two_processes(function):
     run_on_two(function)
 
@@ -93,5 +106,8 @@ def test_one_process(monkeypatch):
     distributed.barrier()
     assert distributed.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]
     assert distributed.broadcast_object("x") == "x"
+    distributed.check_agreement({"a": 1})
+    distributed.doing("nothing that anybody waits for")
+    distributed.started_up()
     assert distributed.gather_objects("x") == ["x"]
     distributed.shutdown()

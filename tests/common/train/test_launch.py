@@ -13,10 +13,9 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from common import distributed
 from common.errors import ConfigError
+from common.failures import ERROR_FILE, report_failure
 from common.train.launch import (
-    ERROR_FILE,
     first_failure,
-    report_failure,
     run_elastic,
     run_local,
     slurm_environment,
@@ -102,6 +101,15 @@ class TestReports:
         }
         failures[1].timestamp += 1  # it is that of the moment at which the launcher looked
         assert first_failure(failures)[0] == 1
+
+    def test_a_report_about_the_group_comes_before_a_killed_process(self, tmp_path, monkeypatch):
+        """The launcher kills the rank that hangs."""
+        path = tmp_path / "0" / "error.json"
+        monkeypatch.setenv(ERROR_FILE, str(path))
+        report_failure(None, "rank 1 hangs", of_group=True)
+        failures = {0: ProcessFailure(0, 100, 1, str(path)), 1: self.failure(tmp_path, 1, -signal.SIGKILL)}
+        rank, failure = first_failure(failures)
+        assert rank == 0 and failure.message["message"] == "rank 1 hangs"
 
     @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGTERM])
     def test_an_aborted_or_terminated_process_is_a_consequence(self, tmp_path, number):

@@ -19,6 +19,7 @@ from common.config import load_config, replace
 from common.data.loader import BatchLoader
 from common.errors import CheckpointError, ConfigError
 from common.train.run import (
+    common_facts,
     resume,
     run_test,
     run_training,
@@ -366,3 +367,23 @@ def _train_on_two(rank: int, cfg_path: Path) -> None:
 def test_two_processes_train_one_model(cfg_path):
     run_on_two(_train_on_two, cfg_path)
     assert (cfg_path.parent / "out/tiny/train2014_train/tiny-0001.model").is_file()
+
+
+def _ranks_that_differ(rank: int, cfg_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        run(cfg_path, "out", **{"TRAIN.LR": 1e-4 * (1 + rank)})
+    line = str(error.value)
+    assert line.startswith("rank 1 on ") and line.endswith(": TRAIN.LR is 0.0002, not 0.0001")
+
+
+def test_ranks_with_other_configs_do_not_start(cfg_path):
+    run_on_two(_ranks_that_differ, cfg_path)
+
+
+def test_what_ranks_must_have_in_common(cfg_path):
+    cfg = load_config("vqa", cfg_path)
+    made = {"python": "3.11", "torch": "2.14", "vl-bert": "0.1", "git_commit": None, "host": "a", "device": "cuda:0"}
+    facts = common_facts(cfg, made, [range(3), range(4)], range(5))
+    assert facts["samples for training"] == [3, 4] and facts["samples for validation"] == [5]
+    assert facts["TRAIN.LR"] == cfg.TRAIN.LR and facts["torch"] == "2.14"
+    assert not {"host", "device"} & facts.keys()  # these may differ

@@ -323,6 +323,24 @@ class TestPlateau:
 RANDOM = {"shuffle": True, "dropout": 0.5, "dataset": ToyDataset(noise=1.0)}  # order, dropout and samples are drawn
 
 
+def test_the_trainer_names_what_it_does(tmp_path, monkeypatch):
+    """For the line of a rank that hangs. The short time-out begins with the first update that is made."""
+    said: list[str] = []
+    monkeypatch.setattr(distributed, "doing", said.append)
+    monkeypatch.setattr(distributed, "started_up", lambda: said.append("started"))
+    toy_trainer(tmp_path, ToyDataset(bad=(0,)), nonfinite="skip", end_epoch=1).fit()
+    assert said[:7] == [
+        "epoch 0 batch 0: reading",
+        "epoch 0 batch 0: forward and backward",
+        "epoch 0 batch 0, update 1: optimizer step",
+        "epoch 0 batch 1: reading",
+        "epoch 0 batch 1: forward and backward",
+        "epoch 0 batch 1, update 1: optimizer step",
+        "started",
+    ]
+    assert f"writing {epoch_path(tmp_path, PREFIX, 0)}" in said
+
+
 class TestMaxUpdates:
     @pytest.mark.parametrize(
         ("updates", "file"),
