@@ -267,6 +267,13 @@ COMMON_KEYS = (
         "fp32 products and convolutions on GPUs take TF32: 10 bits of mantissa, faster; also in tests",
         ours=True,
     ),
+    Key(
+        "TRAIN.DETERMINISTIC",
+        "bool",
+        False,
+        "algorithms that return the same bits for the same input on the same GPU; slower",
+        ours=True,
+    ),
     Key("TRAIN.NONFINITE", "str", "stop", "what happens at a loss of NaN or inf", choices=("stop", "skip"), ours=True),
     Key(
         "TRAIN.LOGGERS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 from torch import nn
 
 from common import distributed
@@ -58,6 +60,8 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     not finite.
     """
     torch.backends.cudnn.enabled = cudnn
+    if cfg.TRAIN.DETERMINISTIC:
+        compute_deterministically()
     join_group(cfg)
     device = pick_device(cfg)
     keep_freed_memory(device)
@@ -267,6 +271,19 @@ def seed_everything(seed: int) -> int:
     np.random.seed(local % 2**32)
     torch.manual_seed(local)
     return seed
+
+
+def compute_deterministically() -> None:
+    """From now on this process takes algorithms that return the same bits for the same input, or raises RuntimeError.
+
+    Must be called before the process uses a GPU, which reads the setting of cuBLAS once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a fixed workspace for each stream
+    torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time
+    torch.backends.cudnn.deterministic = True
+    # It finds faults, and costs a pass over each new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
 
 
 def keep_config(cfg: Config, cfg_path: Path, folder: Path) -> None:

@@ -3,7 +3,10 @@ VQA."""
 
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +40,7 @@ from common.weights.restore import (
 )
 from tests.common.test_distributed import run_on_two
 from tests.common.train.toy import PREFIX, toy_trainer
+from tests.paths import ROOT
 from tests.tiny import tiny_vqa, write_settings
 from vqa.task import TASK
 
@@ -119,6 +123,46 @@ def test_the_precision_of_a_run_sets_tf32(cfg_path, allowed, monkeypatch):
     found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = before
     assert found == (allowed, allowed)
+
+
+DETERMINISTIC = """
+import json, os, sys
+from pathlib import Path
+import torch
+from common.config import load_config
+from common.train.run import run_training
+from common.task import load_task
+found = {}
+original = torch.use_deterministic_algorithms
+def watch(mode, warn_only=False):
+    found["cuda used before"] = torch.cuda.is_initialized()
+    original(mode, warn_only=warn_only)
+torch.use_deterministic_algorithms = watch
+path, value = sys.argv[1:]
+keys = {"TRAIN.DETERMINISTIC": value == "true", "TRAIN.MAX_STEPS": 2, "OUTPUT_PATH": path + value}
+cfg = load_config("vqa", path, keys)
+run_training(load_task("vqa"), cfg, Path(path))
+found |= {
+    "algorithms": torch.are_deterministic_algorithms_enabled(),
+    "warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+    "cudnn": torch.backends.cudnn.deterministic,
+    "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_deterministic_algorithms(cfg_path, value):
+    """In a process of its own: the settings stay. Training on a CPU has a deterministic form of every operation."""
+    kept = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    command = [sys.executable, "-c", DETERMINISTIC, str(cfg_path), value]
+    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    on = {"cuda used before": False, "algorithms": True, "warn only": False, "cudnn": True, "cublas": ":4096:8"}
+    off = {"algorithms": False, "warn only": False, "cudnn": False, "cublas": None}
+    assert found == (on if value == "true" else off)
 
 
 class TestSeeds:
