@@ -192,8 +192,8 @@ def guarded(run: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> 
 
     from common import distributed
     from common.errors import UserError
+    from common.failures import report_failure
     from common.log import setup_logging
-    from common.train.launch import report_failure
     from common.train.signals import Stopped
 
     setup_logging()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,32 +20,88 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import ConfigError
+from common.watchdog import START_UP, Watchdog
+
 T = TypeVar("T")
 
+STEP_SECONDS = 600.0
+_watchdog: Watchdog | None = None  # of the group
 
-def init_from_env(cuda: bool | None = None) -> bool:
+
+def init_from_env(cuda: bool | None = None, timeout: float = STEP_SECONDS) -> bool:
     """Join the process group that the environment variables of torchrun describe. A second call does nothing.
 
     cuda: whether this run computes on GPUs, with nccl beside gloo; None takes `torch.cuda.is_available()`. The process
         then owns GPU `local_rank()`.
+    timeout: seconds. A rank that others wait for, and that makes no progress for as long, ends all of them. Until
+        `started_up` is called, the time is at least `common.watchdog.START_UP`.
     Returns whether there is a group. Without WORLD_SIZE, or with a world of one, there is none.
+    Raises ConfigError where there is no such GPU.
     """
     if is_distributed():
         return True
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
+    # Only a wait that the watchdog does not see ends by this one, such as that for ranks that never joined.
+    limit = timedelta(seconds=max(timeout, START_UP))
     if torch.cuda.is_available() if cuda is None else cuda:
-        device = torch.device("cuda", local_rank())
-        torch.cuda.set_device(device)
+        device = use_gpu(local_rank(), "LOCAL_RANK")
         # gloo exchanges objects and CPU tensors.
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=limit)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=limit)
+    global _watchdog
+    _watchdog = Watchdog(_connect, rank(), world_size(), timeout)
+    _watchdog.start()
     return True
+
+
+def _connect() -> dist.Store:
+    """A connection to the store by which the ranks found each other: the watchdog must not wait for the main thread."""
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10)
+    )
+    return dist.PrefixStore(f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def doing(what: str) -> None:
+    """Record what this rank begins to do: "batch 3 of epoch 0: reading". Where it hangs, the others log it."""
+    if _watchdog is not None:
+        _watchdog.doing(what)
+
+
+def started_up() -> None:
+    """The start-up of a run is over: from now on the short time-out holds."""
+    if _watchdog is not None:
+        _watchdog.started()
+
+
+def exchanging() -> AbstractContextManager[None]:
+    """Context in which this rank waits for the others, also through its device. All ranks must enter the same ones."""
+    return nullcontext() if _watchdog is None else _watchdog.exchanging()
+
+
+def use_gpu(number: int, named_by: str) -> torch.device:
+    """Make a GPU the current one of this process and return it. A context on another GPU would cost memory there.
+
+    named_by: what named it, for the error. Raises ConfigError for a number without a GPU.
+    """
+    count = torch.cuda.device_count()
+    if not 0 <= number < count:
+        found = "1 GPU" if count == 1 else f"{count} GPUs"
+        raise ConfigError(f"{named_by} {number}: {found} found, counted from 0")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
 
 
 def shutdown() -> None:
     """Leave the process group, if there is one."""
+    global _watchdog
+    if _watchdog is not None:
+        _watchdog.stop()
+        _watchdog = None
     if is_distributed():
         gc.collect()  # a wrapped model that outlives its group may abort the process at exit
         dist.destroy_process_group()
@@ -73,7 +131,8 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait until every rank calls this."""
     if is_distributed():
-        dist.barrier()
+        with exchanging():
+            dist.barrier()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -84,18 +143,20 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     """
     if not is_distributed():
         return tensor
-    total = tensor.to(_exchange_device(), copy=True)
-    dist.all_reduce(total)
-    return total.to(tensor.device)
+    with exchanging():
+        total = tensor.to(_exchange_device(), copy=True)
+        dist.all_reduce(total)
+        return total.to(tensor.device)
 
 
 def all_reduce_max(value: int) -> int:
     """The largest `value` of all ranks."""
     if not is_distributed():
         return value
-    largest = torch.tensor(value, device=_exchange_device())
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    with exchanging():
+        largest = torch.tensor(value, device=_exchange_device())
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
 
 def any_rank(value: bool) -> bool:
@@ -108,7 +169,8 @@ def broadcast_object(value: T) -> T:
     if not is_distributed():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with exchanging():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -117,8 +179,32 @@ def gather_objects(value: T) -> list[T] | None:
     if not is_distributed():
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
-    dist.gather_object(value, values, dst=0)
+    with exchanging():
+        dist.gather_object(value, values, dst=0)
     return values
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Raise ConfigError on every rank, naming what differs, unless all ranks have the facts of rank 0.
+
+    facts: printable values by name. Every rank must call it.
+    """
+    every = gather_objects((socket.gethostname(), {name: repr(value) for name, value in facts.items()}))
+    line = broadcast_object(_disagreement(every or []))
+    if line:
+        raise ConfigError(line)
+
+
+def _disagreement(every: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """The first rank whose facts are not those of rank 0 and up to five of them, "" where all agree."""
+    for other, (host, facts) in enumerate(every):
+        first = every[0][1]
+        names = [name for name in {**first, **facts} if first.get(name) != facts.get(name)]
+        if names:
+            shown = [f"{name} is {facts.get(name)}, not {first.get(name)}" for name in names[:5]]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            return f"rank {other} on {host} differs from rank 0 on {every[0][0]}: {'; '.join(shown)}{more}"
+    return ""
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
@@ -128,7 +214,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     device_ids = [device.index] if device.type == "cuda" else None
     # Some configs leave parameters out of the loss (a pooler, a frozen text side), the same ones in every step. A
     # static graph finds them in the first step and keeps the order of the buckets.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), exchanging():
         warnings.simplefilter("ignore", FutureWarning)  # not every PyTorch has the new name of broadcast_buffers
         return _Replica(model, device_ids, broadcast_buffers=False, static_graph=True)
 
@@ -161,7 +247,7 @@ class _Replica(DistributedDataParallel):
         """
         skip = self._graph_is_known and not now
         self._graph_is_known = True
-        return self.no_sync() if skip else nullcontext()
+        return self.no_sync() if skip else exchanging()
 
 
 def _exchange_device() -> torch.device:

@@ -38,6 +38,16 @@ def native_precision(device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
+def set_tf32(allowed: bool, device: torch.device | str) -> None:
+    """Set whether fp32 products and convolutions of this process may compute in TF32. Without effect on a CPU.
+
+    PyTorch's defaults are TF32 for convolutions and fp32 for products.
+    """
+    if torch.device(device).type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 class Precision:
     """Number format of forward and backward, and the loss scale of fp16.
 
@@ -115,6 +125,15 @@ class Precision:
     def scale(self) -> float:
         """The loss scale now; 1 without fp16. Waits for the device."""
         return self.scaler.get_scale() if self.scaler is not None else 1.0
+
+    def at_lowest_scale(self) -> bool:
+        """Whether the loss scale cannot fall: a constant one, or a dynamic one at the end of its range.
+
+        Waits for the device where the scale is dynamic. False without fp16.
+        """
+        if self.scaler is None:
+            return False
+        return self.static_scale is not None or self.scale() <= self.scale_range[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"name": self.name, "scaler": self.scaler.state_dict() if self.scaler is not None else None}

@@ -59,14 +59,13 @@ def _main(args: argparse.Namespace) -> None:
 
 def load_model(cfg: Config) -> Loaded:
     """The model of a config with the initial weights of a training run."""
-    from common import distributed
     from common.train.run import seed_everything
     from common.weights.foreign import load_initial_weights
     from common.weights.loaded import Loaded
-    from common.weights.restore import build_precision, pick_device, wants_cuda
+    from common.weights.restore import build_precision, join_group, pick_device
     from pretrain.task import TASK
 
-    distributed.init_from_env(cuda=wants_cuda(cfg))
+    join_group(cfg)
     seed_everything(cfg.RNG_SEED)
     device = pick_device(cfg)
     model = TASK.build_model(cfg)

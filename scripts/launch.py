@@ -38,6 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="PORT",
         help=f"of machine 0; default: a free one on a single machine, {PORT} on several",
     )
+    parser.add_argument(
+        "--local_addr",
+        "--local-addr",
+        default=os.environ.get("LOCAL_ADDR", ""),
+        metavar="HOST",
+        help="this machine as the others reach it; default: its host name",
+    )
     parser.add_argument("script", help="what to run")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="its arguments; --dist is added")
     args = parser.parse_args(argv)
@@ -61,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             host=args.master_addr,
             port=args.master_port or (PORT if args.nnodes > 1 else 0),
             restarts=args.max_restarts,
+            local_address=args.local_addr,
         )
     except UserError as error:
         parser.error(str(error))

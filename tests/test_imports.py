@@ -15,7 +15,7 @@ FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py") if "-
 PACKAGES = [p for p in FILES if p.name == "__init__.py" and "tests" not in p.parts and p.parent.parent != ROOT]
 
 # Packages and modules of common, each with what it may import of common beside itself, from the bottom to the top.
-BASE = {"common.errors", "common.boxes", "common.distributed", "common.provenance"}
+BASE = {"common.errors", "common.failures", "common.boxes", "common.distributed", "common.provenance"}
 ON_DISK = {"common.config", "common.files", *BASE}
 DATA = {"common.data", "common.regions", *ON_DISK}
 MODEL = {"common.nn", "common.precision", "common.weights", *ON_DISK}
@@ -23,7 +23,9 @@ RUN = {"common.log", "common.loggers", "common.metrics", "common.task", *DATA, *
 RULES: dict[str, set[str]] = {
     "common.errors": set(),
     "common.boxes": set(),
-    "common.distributed": set(),
+    "common.failures": set(),
+    "common.watchdog": {"common.failures"},
+    "common.distributed": {"common.errors", "common.watchdog"},
     "common.provenance": set(),
     "common.loggers": {"common.errors"},
     "common.log": {"common.distributed", "common.errors", "common.loggers"},

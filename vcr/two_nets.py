@@ -94,8 +94,7 @@ def load_halves(nets: Sequence[NetFlags]) -> list[Half]:
 
 def start_group(halves: Sequence[Half]) -> None:
     """Join the processes of --gpus, before they exchange anything."""
-    from common import distributed
-    from common.weights.restore import wants_cuda
+    from common.weights.restore import join_group
 
     if halves:
-        distributed.init_from_env(cuda=wants_cuda(halves[0].cfg))
+        join_group(halves[0].cfg)

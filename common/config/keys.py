@@ -91,6 +91,15 @@ COMMON_KEYS = (
     Key("SCALES", "pair of ints or empty", (), "resize: short side wanted, long side at most; must be set"),
     Key("DEVICE", "str", "auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"), ours=True),
     Key(
+        "TIMEOUT",
+        "int",
+        600,
+        "seconds without progress of a process that others wait for, after which the run ends; at least 1800 at the "
+        "start, until the first update",
+        minimum=1,
+        ours=True,
+    ),
+    Key(
         "CHECKPOINT_STEPS",
         "int",
         0,
@@ -249,6 +258,20 @@ COMMON_KEYS = (
         "",
         "number format; empty is fp16 with FP16 and fp32 without, auto is bf16 where the device has it and else fp32",
         choices=("", "auto", "fp32", "bf16", "fp16"),
+        ours=True,
+    ),
+    Key(
+        "TRAIN.TF32",
+        "bool",
+        False,
+        "fp32 products and convolutions on GPUs take TF32: 10 bits of mantissa, faster; also in tests",
+        ours=True,
+    ),
+    Key(
+        "TRAIN.DETERMINISTIC",
+        "bool",
+        False,
+        "algorithms that return the same bits for the same input on the same GPU; slower",
         ours=True,
     ),
     Key("TRAIN.NONFINITE", "str", "stop", "what happens at a loss of NaN or inf", choices=("stop", "skip"), ours=True),

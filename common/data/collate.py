@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.data.sample import PAD_VALUES, Batch, Sample
 from common.regions.lazy_features import Features, LazyFeatures, read_padded
+from common.regions.regions import check_finite_boxes
 
 PER_BOX = ("features", "box_classes", "box_masks")
 PER_TOKEN = ("segment_ids", "text_tags")
@@ -42,8 +43,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     Samples with equal image keys share a row of the batch's images. Lazy features are copied to their place.
 
-    Raises ValueError, naming the sample, when samples disagree about the fields or targets that are present, or when
-    the fields of one sample disagree about its number of boxes or tokens.
+    Raises ValueError, naming the sample, when samples disagree about the fields or targets that are present, when the
+    fields of one sample disagree about its number of boxes or tokens, or (RegionError) when a box is NaN or infinite.
     """
     batch = collate_unread(samples)
     return batch.read() if isinstance(batch, UnreadBatch) else batch
@@ -56,6 +57,9 @@ def collate_unread(samples: Sequence[Sample]) -> Batch | UnreadBatch:
     lazy = [sample.features for sample in samples if isinstance(sample.features, LazyFeatures)]
     apart = {"image", "features"} if lazy else {"image"}
     fields = {name: _padded(samples, name) for name in PAD_VALUES if name not in apart}
+    if not np.isfinite(fields["boxes"].numpy()).all():  # once a batch, on the CPU: RoIAlign is a crash or silence
+        for sample in samples:
+            check_finite_boxes(sample.boxes, f"sample {sample.id!r}")
     image, image_row = _images(samples)
     batch = Batch(
         image=image,

@@ -15,6 +15,7 @@ from common.detect.network import VisualGenomeDetector
 from common.detect.proposals import decode
 from common.detect.selection import class_confidence, select_boxes
 from common.regions.arguments import DEFAULT_LIMITS, DetectorLimits
+from common.regions.regions import check_finite_boxes
 
 
 class Detector:
@@ -49,10 +50,11 @@ class Detector:
     def region_features(self, images: Sequence[Image.Image], boxes: Sequence[Tensor]) -> list[Tensor]:
         """Region features, float32 [R, 2048] on the CPU, of given boxes [R, 4] xyxy in pixels of the image as stored.
 
-        Raises ImageError for an image that is too narrow.
+        Raises ImageError for an image that is too narrow, RegionError for a box that is NaN or infinite.
         """
         found = []
-        for image, of_image in zip(images, boxes, strict=True):
+        for number, (image, of_image) in enumerate(zip(images, boxes, strict=True)):
+            check_finite_boxes(of_image.cpu(), f"image {number + 1} of {len(images)}")
             pixels, scale = network_input(image)
             with self._autocast():
                 feature_map = self.network.backbone(pixels.to(self.device))

@@ -15,6 +15,7 @@ from common.data.transforms import Transform, TransformResult, blank_pixels
 from common.detect.detector import Detector
 from common.errors import InputError
 from common.nn.fast_rcnn import FastRCNN
+from common.regions.regions import check_finite_boxes
 
 NEVER = random.Random(0)  # a Transform draws a number for its flip; with flip_prob 0 the number does not matter
 
@@ -68,6 +69,7 @@ class RegionFeatureExtractor:
 
         images: RGB. boxes: [R_i, 4] of each image, xyxy in its pixels. masks: [R_i, S, S] of each image, instance masks
         on the output of the RoI head. blanked: [n_i, 4] of each image, boxes whose pixels become the mean colour.
+        Raises RegionError for a box that is NaN or infinite.
         In a batch the smaller images are zero-padded. As in training, this changes features near their right and bottom
         edge a little.
         """
@@ -76,6 +78,8 @@ class RegionFeatureExtractor:
         for own, image, blank in zip(pixels, images, blanked or [], strict=bool(blanked)):
             blank_pixels(own, self._state(None, blank, image.size).inside)
         resized = [state.inside for state in states]
+        for number, own in enumerate(resized):
+            check_finite_boxes(own, f"image {number + 1} of {len(images)}")
         counts = [len(own) for own in resized]
         batch = [
             pad_stack(pixels, 0.0),

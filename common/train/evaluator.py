@@ -56,7 +56,11 @@ def evaluate(
         metrics.reset()
     batches = tqdm(loader, title, disable=None if distributed.is_main() else True, leave=False)
     with evaluation_mode(model), torch.inference_mode():
-        for batch in batches:
+        distributed.doing(f"{title}: reading batch 0")
+        for number, batch in enumerate(batches):
+            if number == 1:  # the first one starts the workers and the device
+                distributed.started_up()
+            distributed.doing(f"{title}: batch {number}, then reading the next one")
             stopped = should_stop()
             if stopped:
                 break
@@ -67,6 +71,7 @@ def evaluate(
                 metrics.update(output.values(batch.targets))
             if to_records is not None:
                 records += to_records(output, batch)
+    distributed.doing(f"{title}: gathering results")
     if distributed.any_rank(stopped):  # every rank must call this: only some of them may have stopped
         raise Interrupted
     return metrics.compute() if metrics is not None else {}, _gathered(records)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +19,11 @@ from common.errors import ConfigError
 if TYPE_CHECKING:  # only the launcher imports torchrun
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # names the file in which torchrun expects the report of a failed process
 SHUTDOWN_SECONDS = 120  # between SIGTERM and SIGKILL: a process finishes its batch and writes a checkpoint
 # nccl aborts a process that lost another one, and torchrun terminates processes that have not begun to run our code.
 CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM)
-SLURM_PORT = 29500
+PORT = 29500  # torchrun's
+SLURM_PORTS = range(20000, 30000)  # below those that Linux gives to connections
 
 
 def free_port() -> int:
@@ -48,11 +44,13 @@ def run_elastic(
     host: str = "127.0.0.1",
     port: int = 0,
     restarts: int = 0,
+    local_address: str = "",
 ) -> int:
     """Run a Python script in `processes` processes on this machine, one of `nodes`, under torchrun.
 
     command: path of the script and its arguments. node: number of this machine, from 0. host, port: where machine 0
     listens; port 0 takes a free one, on a single machine. restarts: how often all processes start again.
+    local_address: name or IP address of this machine that the others reach; "" for that of its host name.
     Returns the exit status: 0, that of the process that failed first, or 128 + its signal.
     Raises ConfigError where this machine has GPUs, but fewer than processes.
     """
@@ -69,6 +67,8 @@ def run_elastic(
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "--rdzv-backend=c10d"]
     options += [f"--nnodes={nodes}", f"--rdzv-endpoint={host}:{port}", "--rdzv-id=vl-bert"]
+    if local_address:
+        options.append(f"--local-addr={local_address}")
     if nodes > 1:  # by default every agent listens whose machine has the name `host`
         options.append(f"--rdzv-conf=is_host={int(node == 0)}")
     parser = get_args_parser()
@@ -78,7 +78,8 @@ def run_elastic(
         run(parser.parse_args([*options, *command]))
     except ChildFailedError as error:
         rank, failure = first_failure(error.failures)
-        print(f"rank {rank} on {socket.gethostname()} failed first: {_reason(failure)}", file=sys.stderr)
+        who = "" if _is_of_group(failure) else f"rank {rank} on {socket.gethostname()} failed first: "
+        print(f"{who}{_reason(failure)}", file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         print(f"stopped by {error.sigval.name}", file=sys.stderr)
@@ -89,18 +90,24 @@ def run_elastic(
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """Rank and failure of the process that failed first; the others failed because they lost this one.
 
-    A process that was killed leaves no report and comes before those that left one. Reports are in the order of their
-    time. A process without a report that ended by CONSEQUENCES comes last.
+    A report about the whole group comes first: the launcher kills a rank that hangs. A process that was killed leaves
+    no report and comes before those that left one. Reports are in the order of their time. A process without a report
+    that ended by CONSEQUENCES comes last.
     """
 
     def order(failure: ProcessFailure) -> tuple[int, float]:
         reported = failure.error_file_data.get("time") if isinstance(failure.error_file_data, dict) else None
         if reported is not None:
-            return 1, float(reported)
+            return -1 if _is_of_group(failure) else 1, float(reported)
         return 2 if failure.exitcode in CONSEQUENCES else 0, float(failure.timestamp)
 
     rank = min(failures, key=lambda rank: order(failures[rank]))
     return rank, failures[rank]
+
+
+def _is_of_group(failure: ProcessFailure) -> bool:
+    """Whether the process reported what its whole group failed of."""
+    return isinstance(failure.error_file_data, dict) and bool(failure.error_file_data.get("of_group"))
 
 
 def _reason(failure: ProcessFailure) -> str:
@@ -111,32 +118,14 @@ def _reason(failure: ProcessFailure) -> str:
     return f"exit status {failure.exitcode}" if failure.exitcode > 0 else str(message)
 
 
-def report_failure(error: BaseException, line: str = "") -> bool:
-    """Write an error to the file that torchrun reads. Returns False, and writes nothing, without torchrun.
-
-    The launcher prints the report of the process that failed first. line: printed instead of the traceback, for errors
-    that the user can mend.
-    """
-    if ERROR_FILE not in os.environ:
-        return False
-    stack = "" if line else "".join(traceback.format_exception(error))
-    # The format of torch.distributed.elastic's ErrorHandler with a time of its own. ErrorHandler always writes a
-    # traceback, and its timestamp in whole seconds does not tell which of two processes failed first.
-    now = time.time()
-    message = {"message": line or str(error), "extraInfo": {"py_callstack": stack, "timestamp": str(int(now))}}
-    path = Path(os.environ[ERROR_FILE])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"message": message, "time": now}), encoding="utf-8")
-    return True
-
-
 # ---------------------------------------------------------------------------------------------- SLURM
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that torchrun would set, from those of SLURM: address, port, world size and ranks (original 3.28).
 
-    environment: SLURM_PROCID, SLURM_NTASKS and SLURM_NODELIST are needed; MASTER_ADDR and MASTER_PORT are kept.
+    environment: SLURM_PROCID, SLURM_NTASKS and SLURM_NODELIST are needed; MASTER_ADDR and MASTER_PORT are kept. The
+    local rank is SLURM_LOCALID, modulo the GPUs that the process sees: a task may see the GPU of its own alone.
     Raises ConfigError naming missing variables.
     """
     missing = [name for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST") if name not in environment]
@@ -144,14 +133,22 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
         raise ConfigError(f"--slurm: {', '.join(missing)} not set; start with srun, or scripts/dist_run_slurm.sh")
     rank = environment["SLURM_PROCID"]
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    local = int(rank) % gpus if gpus else int(environment.get("SLURM_LOCALID", "0"))
+    local = int(environment.get("SLURM_LOCALID") or (rank if gpus else 0))
     return {
         "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment["SLURM_NODELIST"]),
-        "MASTER_PORT": environment.get("MASTER_PORT") or str(SLURM_PORT),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(_slurm_port(environment)),
         "WORLD_SIZE": environment["SLURM_NTASKS"],
         "RANK": rank,
-        "LOCAL_RANK": str(local),
+        "LOCAL_RANK": str(local % gpus if gpus else local),
     }
+
+
+def _slurm_port(environment: Mapping[str, str]) -> int:
+    """The same port on all nodes of a job step; another one for another job or step on the same node."""
+    job, step = environment.get("SLURM_JOB_ID", ""), environment.get("SLURM_STEP_ID", "")
+    if not job.isdecimal():
+        return PORT
+    return SLURM_PORTS[(int(job) + 1000 * int(step if step.isdecimal() else 0)) % len(SLURM_PORTS)]
 
 
 def _first_host(nodes: str) -> str:

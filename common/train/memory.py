@@ -30,14 +30,14 @@ def log_forecast(made_up: MadeUp, cfg: Config, model: nn.Module, precision: Prec
     """
     if precision.device.type != "cuda":
         return
-    total = torch.cuda.get_device_properties(precision.device).total_memory
+    available = available_bytes(precision.device)
     what = "a batch of the largest samples"
     try:
         batch = worst_batch(made_up, cfg)
         what = f"a batch of {len(batch)} of the largest samples"
         step = step_bytes(model, batch.to(precision.device), precision)
     except torch.cuda.OutOfMemoryError:
-        log.warning("%s does not fit into the %.1f GiB of the GPU: %s", what, total / GIB, ADVICE)
+        log.warning("%s does not fit into the %.1f GiB that the GPU has free: %s", what, available / GIB, ADVICE)
         return
     except Exception as error:
         log.warning("no forecast of memory for %s: %s", what, error)
@@ -46,15 +46,21 @@ def log_forecast(made_up: MadeUp, cfg: Config, model: nn.Module, precision: Prec
         torch.cuda.empty_cache()
     kept = kept_bytes(model, cfg.TRAIN.OPTIMIZER)
     log.info(
-        "peak memory about %.1f of %.1f GiB: %.1f for a step on %s, %.1f for optimizer and exchanges",
+        "peak memory about %.1f of %.1f GiB free: %.1f for a step on %s, %.1f for optimizer and exchanges",
         (step + kept) / GIB,
-        total / GIB,
+        available / GIB,
         step / GIB,
         what,
         kept / GIB,
     )
-    if step + kept > total:
+    if step + kept > available:
         log.warning("%s will not fit: %s", what, ADVICE)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Returns the bytes of a GPU that this process may use: those that no process holds, and those it holds itself."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
 
 
 def worst_batch(made_up: MadeUp, cfg: Config) -> Batch:

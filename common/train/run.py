@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 from torch import nn
 
 from common import distributed
@@ -24,7 +26,7 @@ from common.loggers import build_loggers, check_loggers
 from common.metrics import MetricGroup
 from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
-from common.provenance import made_with
+from common.provenance import PACKAGE, made_with
 from common.task import Record, Task
 from common.train.evaluator import evaluate
 from common.train.memory import log_forecast
@@ -38,11 +40,11 @@ from common.weights.foreign import load_initial_weights
 from common.weights.loaded import Loaded
 from common.weights.restore import (
     build_precision,
+    join_group,
     load_trained,
     model_size,
     pick_device,
     train_folder,
-    wants_cuda,
 )
 from common.weights.safetensors_file import WEIGHTS
 from common.weights.text_files import check_text_files, digests
@@ -58,7 +60,9 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     not finite.
     """
     torch.backends.cudnn.enabled = cudnn
-    distributed.init_from_env(cuda=wants_cuda(cfg))
+    if cfg.TRAIN.DETERMINISTIC:
+        compute_deterministically()
+    join_group(cfg)
     device = pick_device(cfg)
     keep_freed_memory(device)
     folder = train_folder(cfg, cfg_path)
@@ -70,9 +74,12 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     made = made_with(str(device), base_seed)
     log.info("made with: %s", ", ".join(f"{name} {value}" for name, value in made.items()))
 
+    distributed.doing("reading the data sets")
     train_set, val_set = task.build_dataset(cfg, "train"), task.build_dataset(cfg, "val")
     loader = rank_loader(train_set, cfg, "train", device, base_seed)
     val_loader = rank_loader(val_set, cfg, "val", device, base_seed)
+    distributed.check_agreement(common_facts(cfg, made, train_set, val_set))
+    distributed.doing("building the model")
     plan = RunPlan.from_config(cfg, distributed.world_size(), len(loader))
     precision = build_precision(task, cfg, device)
     model = initial_model(task, cfg, train_set).to(device)
@@ -103,12 +110,34 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
         text_files=digests(task, cfg),
     )
     try:
+        distributed.doing("loading the checkpoint to go on from")
         resume(trainer, cfg)
         trainer.made_with["seed"] = trainer.loader.base_seed  # a drawn seed is that of the first start
         trainer.fit()
     finally:
         writer.close()
     return folder
+
+
+def common_facts(
+    cfg: Config,
+    made: Mapping[str, Any],
+    train_set: TaskDataset | list[TaskDataset],
+    val_set: TaskDataset | list[TaskDataset],
+) -> dict[str, Any]:
+    """What all ranks of a run must have in common: versions, code, lengths of the data sets, and every config key."""
+    facts = {name: made[name] for name in ("python", "torch", PACKAGE, "git_commit")}
+    for split, given in (("training", train_set), ("validation", val_set)):
+        facts[f"samples for {split}"] = [len(part) for part in (given if isinstance(given, list) else [given])]
+    return facts | flat(cfg.to_dict())
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Dotted name -> value of nested mappings."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return found
 
 
 def rank_loader(
@@ -242,6 +271,19 @@ def seed_everything(seed: int) -> int:
     np.random.seed(local % 2**32)
     torch.manual_seed(local)
     return seed
+
+
+def compute_deterministically() -> None:
+    """From now on this process takes algorithms that return the same bits for the same input, or raises RuntimeError.
+
+    Must be called before the process uses a GPU, which reads the setting of cuBLAS once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a fixed workspace for each stream
+    torch.backends.cudnn.benchmark = False  # it chooses algorithms by their time
+    torch.backends.cudnn.deterministic = True
+    # It finds faults, and costs a pass over each new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
 
 
 def keep_config(cfg: Config, cfg_path: Path, folder: Path) -> None:

@@ -28,6 +28,8 @@ from common.weights import checkpoint
 
 log = logging.getLogger(__name__)
 
+OVERFLOWS = 20  # in a row at a loss scale that cannot fall: a run that would train nothing ends
+
 
 @dataclass(kw_only=True)
 class Trainer(TrainerState):
@@ -37,7 +39,6 @@ class Trainer(TrainerState):
     validate: takes a function that returns whether to stop, and returns metrics by name; None for no validation.
     """
 
-    device: torch.device
     directory: Path
     prefix: str
     validate: Callable[[Callable[[], bool]], dict[str, float]] | None = None
@@ -49,6 +50,7 @@ class Trainer(TrainerState):
         self._cycle: list[dict[str, Tensor]] = []  # losses of the micro-batches since the last update
         self._loss = torch.tensor(math.nan)
         self._grad_norm: Tensor | None = None
+        self._overflows = 0  # in a row, at a loss scale that cannot fall
         self._progress = Progress()
         self.position.epoch = max(self.position.epoch, self.settings.begin_epoch)
 
@@ -57,8 +59,8 @@ class Trainer(TrainerState):
     def fit(self) -> None:
         """Train to the end epoch.
 
-        Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a non-finite loss, CheckpointError where the last
-        checkpoint could not be written.
+        Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a non-finite loss or gradients that overflow fp16
+        in OVERFLOWS updates in a row, CheckpointError where the last checkpoint could not be written.
         """
         with self._signals.handled():
             while self.position.epoch < self.settings.end_epoch and not self._enough():
@@ -84,11 +86,14 @@ class Trainer(TrainerState):
             leave=False,
         )
         with bar:
+            distributed.doing(f"epoch {at.epoch} batch {at.batch}: reading")
             for batch in self.loader.epoch(at.epoch, at.batch):
+                distributed.doing(f"epoch {at.epoch} batch {at.batch}: forward and backward")
                 self._train_batch(batch)
                 bar.update()
                 if self._enough():
                     return
+                distributed.doing(f"epoch {at.epoch} batch {at.batch}: reading")
 
     def _train_batch(self, batch: Batch) -> None:
         """Forward, backward and what is due after this batch: an update, a report, a checkpoint, a stop."""
@@ -102,11 +107,10 @@ class Trainer(TrainerState):
             self._micro_step(batch.to(self.device))
         at.batch += 1
         at.step += 1
-        if updates:
-            self._update()
+        updated = updates and self._update()
         if (at.batch - 1) % s.log_every == 0 or last:
             self._report()
-        if updates and s.save_updates and at.updates % s.save_updates == 0:
+        if updated and s.save_updates and at.updates % s.save_updates == 0:
             self.save(checkpoint.latest_path(self.directory, self.prefix))
         if exchange or not distributed.is_distributed():
             self._stop_if_asked()
@@ -123,29 +127,41 @@ class Trainer(TrainerState):
             self.metrics.update(output.values(batch.targets))
         self._progress.count(batch.num_samples)
 
-    def _update(self) -> None:
-        """One optimizer step. Update k, counted from 1, uses the learning rate of schedule(k)."""
+    def _update(self) -> bool:
+        """One optimizer step. Update k, counted from 1, uses the learning rate of schedule(k).
+
+        Returns False for an update that is left out. It is not counted, so the schedule does not move.
+        """
         at = self.position
-        at.updates += 1
-        apply_lr(self.optimizer, self.schedule(at.updates))
+        apply_lr(self.optimizer, self.schedule(at.updates + 1))
         self.precision.unscale(self.optimizer)
         limit = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
         self._grad_norm, divisor = measure_clipping(self.module.parameters(), limit)
-        if distributed.any_rank(not self._is_finite()):
+        done = False
+        distributed.doing(f"{self._place()}: optimizer step")
+        with distributed.exchanging():  # gradients of a GPU may still be on their way
+            finite = self._is_finite()
+        if distributed.any_rank(not finite):
             self._not_finite()
+        elif self._step(divisor):
+            done = True
+            self._overflows = 0
+            distributed.started_up()
         else:
-            self._step(divisor)
+            self._overflowed()
+        at.updates += done
         self.optimizer.zero_grad(set_to_none=True)
         self._cycle.clear()
+        return done
 
-    def _step(self, divisor: Tensor | None) -> None:
-        """The optimizer step on the gradients divided by `divisor`, which clips them."""
+    def _step(self, divisor: Tensor | None) -> bool:
+        """The optimizer step on the gradients divided by `divisor`, which clips them. Returns False where fp16
+        overflowed."""
         if isinstance(self.optimizer, AdamW):
-            self.precision.step(self.optimizer, grad_scale=divisor)  # one pass over all gradients less
-            return
+            return self.precision.step(self.optimizer, grad_scale=divisor)  # one pass over all gradients less
         if divisor is not None:
             divide_gradients(self.module.parameters(), divisor)
-        self.precision.step(self.optimizer)
+        return self.precision.step(self.optimizer)
 
     def _is_finite(self) -> bool:
         """Whether all losses since the last update are finite, and the gradient norm unless a loss scale handles it.
@@ -158,17 +174,38 @@ class Trainer(TrainerState):
         return bool(torch.stack([v.float().reshape(()) for v in values]).isfinite().all())
 
     def _not_finite(self) -> None:
-        at = self.position
+        """Log an update whose loss or gradient is not finite, and leave it out, or raise FloatingPointError."""
         losses = [{k: round(float(v.mean()), 6) for k, v in one.items()} for one in self._cycle]
         norm = "" if self._grad_norm is None else f", gradient norm {float(self._grad_norm)}"
-        text = (
-            f"epoch {at.epoch} batch {at.batch - 1}, update {at.updates}: loss or gradient not finite: {losses}{norm}"
-        )
+        text = f"{self._place()}: loss or gradient not finite: {losses}{norm}"
         if self.settings.nonfinite == "stop":
             raise FloatingPointError(text + ". Set TRAIN.NONFINITE skip to leave such updates out")
         self.precision.skip()
-        at.skipped += 1
-        log.warning("%s; update left out, %d so far", text, at.skipped)
+        self._left_out(text)
+
+    def _overflowed(self) -> None:
+        """Log an update whose fp16 gradients overflowed. Raises FloatingPointError where a smaller scale is no way out.
+
+        All ranks have the same gradients, so they agree.
+        """
+        text = f"{self._place()}: the fp16 gradients overflowed"
+        if self.precision.at_lowest_scale():
+            self._overflows += 1
+            text += f", {self._overflows} in a row at the loss scale {self.precision.scale():g}, which cannot fall"
+        self._left_out(text)
+        if self.settings.nonfinite == "stop" and self._overflows >= OVERFLOWS:
+            raise FloatingPointError(
+                f"{text}. Nothing is trained: use TRAIN.PRECISION bf16 or fp32, or another TRAIN.FP16_LOSS_SCALE"
+            )
+
+    def _place(self) -> str:
+        """Epoch, batch and number of the update that is being made."""
+        at = self.position
+        return f"epoch {at.epoch} batch {at.batch - 1}, update {at.updates + 1}"
+
+    def _left_out(self, text: str) -> None:
+        self.position.skipped += 1
+        log.warning("%s; update left out, %d so far", text, self.position.skipped)
 
     def _enough(self) -> bool:
         return 0 < self.settings.max_updates <= self.position.updates
@@ -269,6 +306,7 @@ class Trainer(TrainerState):
 
         A full disk is logged as an error and does not end the run, which saves again later. Older checkpoints stay.
         """
+        distributed.doing(f"writing {path}")
         state = self.state_dict()
         if not distributed.is_main():
             return

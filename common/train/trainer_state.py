@@ -30,7 +30,7 @@ class Position:
     """How far a run is.
 
     epoch, batch: the next batch to train on. step, updates: batches and optimizer steps of the whole run.
-    skipped: updates left out because a loss or gradient was not finite.
+    skipped: updates left out because a loss or gradient was not finite; they are no updates.
     """
 
     epoch: int = 0
@@ -44,13 +44,15 @@ class Position:
 class TrainerState:
     """The parts of a run that training changes and a checkpoint keeps.
 
-    model: the module that is called, in a wrapper where there are several processes. schedule: update number ->
-    learning rate factor. config, task: stored with the weights, so that one file is enough to rebuild the model.
+    model: the module that is called, in a wrapper where there are several processes. device: that of this process.
+    schedule: update number -> learning rate factor. config, task: stored with the weights, so that one file is enough
+    to rebuild the model.
     made_with, text_files: stored too, versions and machine, and digests of the vocabulary and other text files.
     best_epoch, best_value: of the validation with the largest main metric; -1 before the first.
     """
 
     model: nn.Module
+    device: torch.device
     optimizer: Optimizer
     schedule: Schedule
     precision: Precision
@@ -85,7 +87,7 @@ class TrainerState:
                 "plateau": self.schedule.state_dict() if isinstance(self.schedule, PlateauSchedule) else None,
                 "metrics": self.metrics.state_dict(),
                 "gradients": self._open_gradients(),
-                "rng": distributed.gather_objects(rng_state()),  # one entry for each rank
+                "rng": distributed.gather_objects(rng_state(self.device)),  # one entry for each rank
             },
             "config": self.config,
             "task": self.task,
@@ -112,7 +114,7 @@ class TrainerState:
         monitor = state.get("validation_monitor") or {}
         self.best_epoch, self.best_value = int(monitor.get("best_epoch", -1)), float(monitor.get("best_val", -1.0))
         if "run" in state:
-            self._load_run(state["run"], source)
+            self._load_run(state["run"], source, (state.get("made_with") or {}).get("device", ""))
         elif epoch is not None:
             step = (epoch + 1) * len(self.loader)
             self.position = Position(epoch + 1, 0, step, step // self.settings.accumulate)
@@ -131,7 +133,8 @@ class TrainerState:
         for group, lr in zip(self.optimizer.param_groups, initial, strict=True):
             group["initial_lr"] = lr  # the learning rate of the config, not that of the file
 
-    def _load_run(self, run: dict[str, Any], source: str) -> None:
+    def _load_run(self, run: dict[str, Any], source: str, made_on: str) -> None:
+        """made_on: the device of rank 0 of the run that wrote the checkpoint, "" where the file does not name it."""
         position = Position(**run["position"])
         now = (len(self.loader), self.settings.accumulate)
         then = (run["batches_per_epoch"], run["accumulate"])
@@ -151,13 +154,14 @@ class TrainerState:
         for name, grad in run["gradients"].items():
             parameters[name].grad = grad.to(parameters[name].device)
         if len(run["rng"]) == distributed.world_size():
-            set_rng_state(run["rng"][distributed.rank()])
+            old = distributed.local_rank() if distributed.is_distributed() else int(made_on.partition(":")[2] or 0)
+            set_rng_state(run["rng"][distributed.rank()], self.device, old)
         else:
             log.warning("%s is of %d processes: random numbers start anew", source, len(run["rng"]))
 
 
-def rng_state() -> dict[str, Any]:
-    """The state of every generator a model may draw from, in types that load weights-only."""
+def rng_state(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state of every generator a model on `device` may draw from, in types that load weights-only."""
     kind, keys, pos, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -170,16 +174,28 @@ def rng_state() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any], device: torch.device | str = "cpu", old_index: int = 0) -> None:
+    """Restores what `rng_state` returned; the number of the GPU may have changed.
+
+    old_index: number of the GPU of the process that saved an old file, whose state has a list of the
+    generators of all GPUs. A number that the list lacks leaves the generator as it is and logs a warning.
+    """
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, pos, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), pos, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    saved = state.get("cuda")
+    if saved is None or torch.device(device).type != "cuda":
+        return
+    if isinstance(saved, list):
+        if old_index >= len(saved):
+            log.warning("the checkpoint has no random state of GPU %d: its random numbers start anew", old_index)
+            return
+        saved = saved[old_index]
+    torch.cuda.set_rng_state(saved, device)

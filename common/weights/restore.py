@@ -12,7 +12,7 @@ from common import distributed
 from common.config import Config, dataset_sections
 from common.errors import CheckpointError, ConfigError
 from common.nn.cpu.memory import keep_freed_memory
-from common.precision import Precision, resolve_precision
+from common.precision import Precision, resolve_precision, set_tf32
 from common.task import Task
 from common.weights import checkpoint
 from common.weights.loaded import Loaded
@@ -25,7 +25,7 @@ def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = No
 
     Raises FileNotFoundError without that file, CheckpointError where it does not fit the config.
     """
-    distributed.init_from_env(cuda=wants_cuda(cfg))
+    join_group(cfg)
     source = ckpt or checkpoint.best_path(train_folder(cfg, cfg_path), cfg.MODEL_PREFIX)
     content = read_checkpoint(source)
     if not isinstance(content, dict) or "state_dict" not in content:
@@ -56,22 +56,35 @@ def wants_cuda(cfg: Config) -> bool:
     return cfg.DEVICE != "cpu" and torch.cuda.is_available()
 
 
-def pick_device(cfg: Config) -> torch.device:
-    """The device of this process. DEVICE auto takes a GPU where there is one.
+def join_group(cfg: Config) -> bool:
+    """Join the processes of this run, with the time-out of the config. See `distributed.init_from_env`."""
+    return distributed.init_from_env(cuda=wants_cuda(cfg), timeout=cfg.TIMEOUT)
 
-    Raises ConfigError for DEVICE cuda without a GPU.
+
+def pick_device(cfg: Config) -> torch.device:
+    """The device of this process, which becomes the current one. DEVICE auto takes a GPU where there is one.
+
+    Of several GPUs in GPUS a process without a group takes the first.
+    Raises ConfigError for DEVICE cuda without a GPU, and for the number of a GPU that is not there.
     """
     if not wants_cuda(cfg):
         if cfg.DEVICE == "cuda":
             raise ConfigError("DEVICE cuda: PyTorch finds no CUDA device")
         return torch.device("cpu")
     if distributed.is_distributed() or not cfg.GPUS:
-        return torch.device("cuda", distributed.local_rank())
-    return torch.device("cuda", int(str(cfg.GPUS).split(",")[0]) % torch.cuda.device_count())
+        return distributed.use_gpu(distributed.local_rank(), "LOCAL_RANK")
+    first = str(cfg.GPUS).split(",")[0].strip()
+    if not first.isdecimal():
+        raise ConfigError(f"GPUS {cfg.GPUS!r}: expected numbers with commas")
+    return distributed.use_gpu(int(first), "GPUS (--gpus, device cuda:N)")
 
 
 def build_precision(task: Task, cfg: Config, device: torch.device) -> Precision:
-    """The precision of a config with the loss scales of its task. Raises ConfigError where `device` lacks it."""
+    """The precision of a config with the loss scales of its task. Sets TRAIN.TF32 for this process.
+
+    Raises ConfigError where `device` lacks the format.
+    """
+    set_tf32(cfg.TRAIN.TF32, device)
     low, high = task.loss_scale_range
     return Precision(resolve_precision(cfg), device, cfg.TRAIN.FP16_LOSS_SCALE, (low, high or 2.0**24))
 

@@ -99,9 +99,6 @@ class Images:
         equal = [found for found in same.values() if len(found) > 1]
         return [f"equal images: {', '.join(str(i.path) for i in found)}" for found in equal]
 
-    def faulty(self) -> list[UserImage]:
-        return [image for image in self if image.fault]
-
     def keep(self, used: Iterable[UserImage]) -> None:
         """Forgets the images that are not in `used`."""
         numbers = {image.number for image in used}

@@ -18,6 +18,7 @@ from common.boxes import iou
 from common.detect.sources import VisualGenomeBoxes, build_detector, build_source
 from common.errors import ImageError, RegionError
 from common.files.images import load_image
+from common.precision import set_tf32
 from common.predict.region_features import DetectorFeatures
 from common.predict.user_images import ModuleFeatureExtractor
 from common.regions.box_sources import BoxSource, ImageEntry, name_in
@@ -84,6 +85,7 @@ def build_regions(settings: Settings, images: Images, spec: str | None, problems
     Adds a problem for two images that the source cannot tell apart. Raises as `build_source` and `build_encoder` do.
     """
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    set_tf32(False, device)
     encoder = settings.encoder or ""
     kind, _, argument = (spec or "").partition(":")
     detector = None

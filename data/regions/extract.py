@@ -24,6 +24,7 @@ from common.files.archives import read_bytes
 from common.files.images import load_image
 from common.nn.cpu.memory import keep_freed_memory
 from common.nn.fast_rcnn import FastRCNN
+from common.precision import set_tf32
 from common.predict.region_features import RegionFeatureExtractor
 from common.regions.arguments import DetectorLimits
 from common.regions.box_sources import BoxSource, ImageEntry, ModuleBoxes
@@ -274,6 +275,7 @@ def run_extract(settings: Settings) -> int:
     out = settings.out
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory(torch.device(device))
+    set_tf32(False, device)
     own = settings.source_features
     precision = getattr(torch, settings.network.precision)
     source = build_source(settings.boxes, settings.limits, device, with_features=own, precision=precision)

@@ -1,12 +1,14 @@
 """Two gloo processes on the CPU; the same calls on one process."""
 
 import os
+import socket
 
 import pytest
 import torch
 from torch.multiprocessing import spawn
 
 from common import distributed
+from common.errors import ConfigError
 from common.metrics import Accuracy, Mean, MetricGroup
 from common.train.launch import free_port
 
@@ -69,9 +71,30 @@ def _metrics(rank: int) -> None:
     assert group.compute()["Acc"] == 5 / 6
 
 
-@pytest.mark.parametrize("function", [_collectives, _metrics])
+def _agreement(rank: int) -> None:
+    same = {"torch": "2.14", "TRAIN.LR": 0.1, "samples": [3, 4]}
+    distributed.check_agreement(same)
+    with pytest.raises(ConfigError) as error:
+        distributed.check_agreement({**same, "samples": [3, 4 + rank], **({"own": 1} if rank else {})})
+    host = socket.gethostname()
+    expected = f"rank 1 on {host} differs from rank 0 on {host}: samples is [3, 5], not [3, 4]; own is 1, not None"
+    assert str(error.value) == expected
+    with pytest.raises(ConfigError, match=r"; key4 is 1, not 0 and 3 more$"):
+        distributed.check_agreement({f"key{i}": rank for i in range(8)})
+
+
+@pytest.mark.parametrize("function", [_collectives, _metrics, _agreement])
 def test_two_processes(function):
     run_on_two(function)
+
+
+def test_more_processes_than_gpus_is_an_error_of_one_line(monkeypatch):
+    """Before the group exists: plain torchrun starts as many processes as it is told to."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="^LOCAL_RANK 1: 1 GPU found, counted from 0$"):
+        distributed.init_from_env(cuda=True)
 
 
 def test_one_process(monkeypatch):
@@ -83,5 +106,8 @@ def test_one_process(monkeypatch):
     distributed.barrier()
     assert distributed.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]
     assert distributed.broadcast_object("x") == "x"
+    distributed.check_agreement({"a": 1})
+    distributed.doing("nothing that anybody waits for")
+    distributed.started_up()
     assert distributed.gather_objects("x") == ["x"]
     distributed.shutdown()

@@ -4,9 +4,33 @@ import pytest
 import torch
 from torch import nn
 
-from common.precision import Precision, resolve_precision
+from common.precision import Precision, resolve_precision, set_tf32
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def tf32_flags():
+    """Returns a function that reads both flags, products first. They are restored afterwards."""
+
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True  # the defaults of PyTorch
+    yield flags
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_the_same_for_products_and_convolutions(allowed, tf32_flags):
+    set_tf32(allowed, "cuda:1")
+    assert tf32_flags() == (allowed, allowed)
+
+
+def test_a_cpu_leaves_tf32_alone(tf32_flags):
+    set_tf32(True, "cpu")
+    assert tf32_flags() == (False, True)
 
 
 def model_and_optimizer(device="cpu"):
@@ -107,6 +131,21 @@ def test_dynamic_scale_grows_up_to_the_range():
     precision.backward(loss_of(model, precision))
     assert precision.step(optimizer)
     assert precision.scale() == 150
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "lowest"),
+    [("fp16", 128.0, True), ("fp16", "dynamic", False), ("bf16", 128.0, False), ("fp32", "dynamic", False)],
+)
+def test_at_lowest_scale(name, scale, lowest):
+    assert Precision(name, "cpu", scale).at_lowest_scale() == lowest
+
+
+def test_a_dynamic_scale_reaches_its_lowest_value():
+    precision = Precision("fp16", "cpu", "dynamic", (50.0, 100.0))
+    assert not precision.at_lowest_scale()
+    overflow(precision, *model_and_optimizer())
+    assert precision.at_lowest_scale()
 
 
 def test_state_goes_on():

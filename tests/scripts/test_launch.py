@@ -22,14 +22,14 @@ from tests.tiny import tiny_vqa, write_settings
 WAIT = 120
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # sums are in the same order
 CHILD = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from common import distributed
 from common.cli import guarded
 from common.errors import ConfigError
 
 def run():
-    distributed.init_from_env(cuda=False)
+    distributed.init_from_env(cuda=False, timeout=3)
     what, rank = sys.argv[1], distributed.rank()
     if what == "fine":
         text = f"rank {{rank}} of {{distributed.world_size()}}, threads {{os.environ['OMP_NUM_THREADS']}}\\n"
@@ -40,6 +40,11 @@ def run():
         raise KeyError("a fault of the program")
     if what == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "hangs":
+        distributed.started_up()
+        distributed.doing("epoch 0 batch 7: reading")
+        if rank == 1:
+            time.sleep(300)
     distributed.barrier()
     if what == "once" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -151,6 +156,17 @@ class TestWhatTheUserSees:
         status, out = launch("--nproc_per_node", 2, child, "killed")
         assert status == 128 + signal.SIGKILL and "SIGKILL" in out.strip().splitlines()[-1]
 
+    def test_a_rank_that_hangs_ends_all_and_is_named(self, child):
+        """And not the rank that waited for it, nor the one that the launcher ends."""
+        status, out = launch("--nproc_per_node", 2, child, "hangs")
+        last = out.strip().splitlines()[-1]
+        assert status == 1 and "failed first" not in out and "Traceback" not in out, out
+        assert re.search(
+            r"^rank 1 on \S+ hangs in 'epoch 0 batch 7: reading': no progress for 3 s, the time-out. "
+            r"Waiting for it: rank 0$",
+            last,
+        ), out
+
     def test_a_restart(self, child):
         status, out = launch("--nproc_per_node", 2, child, "once", MAX_RESTARTS="1")
         assert status == 0 and "together after a restart" in out
@@ -197,6 +213,7 @@ class TestTraining:
             start(
                 *("scripts/dist_run_multi.sh", 2, rank, "127.0.0.1", 1, "vqa/train_end2end.py", cfg_path, tmp_path),
                 MASTER_PORT=port,
+                LOCAL_ADDR="127.0.0.1",
                 **ONE_THREAD,
             )
             for rank in (0, 1)

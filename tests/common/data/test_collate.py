@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 
 from common.data.collate import clip_pad, collate, pad_stack
 from common.data.sample import Sample
+from common.errors import RegionError
 
 
 def sample(index: int, boxes: int, tokens: int, **fields: Any) -> Sample:
@@ -34,6 +36,17 @@ def test_fields_are_padded_and_masked():
     assert batch.features is not None and batch.features.shape == (2, 2, 6)
     assert batch.targets["label"].tolist() == [2, 0]
     assert batch.box_classes is None and batch.text_tags is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("pixels", [True, False])
+def test_a_box_that_is_not_finite_is_named(value, pixels):
+    """RoIAlign would end the process on a CPU and return anything on a GPU."""
+    bad = sample(1, 3, 1, image=torch.ones(3, 4, 3)) if pixels else sample(1, 3, 1, features=torch.ones(3, 6))
+    good = dataclasses.replace(bad, id="s0", boxes=torch.ones(3, 4))
+    bad.boxes[1, 2] = value
+    with pytest.raises(RegionError, match=rf"^sample 's1': box 2 of 3 is not finite: \[2.0, 2.0, {value}, 2.0\]$"):
+        collate([good, bad])
 
 
 def test_choices_may_differ_in_length():

@@ -13,6 +13,7 @@ from torch import Tensor
 from common.detect.detections import Detections
 from common.detect.detector import Detector, refine
 from common.detect.network import VisualGenomeDetector
+from common.errors import RegionError
 from common.nn.parts import PLAIN, Parts
 from common.regions.arguments import DetectorLimits
 from common.weights.build import FAST
@@ -91,6 +92,13 @@ def test_features_of_given_boxes_are_those_of_the_detection(plain, images, expec
     for got, found in zip(features, expected, strict=True):
         torch.testing.assert_close(got, found.features, rtol=1e-4, atol=1e-4)
     assert plain.region_features(images[:1], [torch.zeros(0, 4)])[0].shape == (0, 2048)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_given_box_that_is_not_finite_never_reaches_the_network(plain, images, value):
+    good, bad = torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 0, 9, value]])
+    with pytest.raises(RegionError, match=rf"^image 2 of 2: box 1 of 1 is not finite: \[0.0, 0.0, 9.0, {value}\]$"):
+        plain.region_features(images, [good, bad])
 
 
 def test_the_fast_network_equals_the_plain_one(images, expected):

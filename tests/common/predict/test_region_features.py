@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from common.data.transforms import Transform
+from common.errors import RegionError
 from common.nn.fast_rcnn import FastRCNN
 from common.predict.region_features import RegionFeatureExtractor
 
@@ -46,6 +48,18 @@ def test_features_do_not_depend_on_the_other_images_of_a_batch() -> None:
     alone = extract([noise], [boxes])[0]
     same_size = extract([GRAY, noise], [boxes, boxes])[1]
     torch.testing.assert_close(same_size, alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_box_that_is_not_finite_never_reaches_the_network(value: float) -> None:
+    """A transform clips infinity to the border and keeps NaN."""
+    extract = RegionFeatureExtractor(FastRCNN(50), transform((48, 64)), "cpu")
+    boxes = [torch.tensor([[2.0, 2, 30, 30]]), torch.tensor([[2.0, value, 30, 30]])]
+    if value != value:
+        with pytest.raises(RegionError, match=r"^image 2 of 2: box 1 of 1 is not finite: \[2.0, nan, 30.0, 30.0\]$"):
+            extract([GRAY, GRAY], boxes)
+    else:
+        assert extract([GRAY, GRAY], boxes)[1].isfinite().all()
 
 
 def test_masks_and_blanked_boxes_reach_the_network() -> None:

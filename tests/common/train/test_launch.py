@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from common import distributed
 from common.errors import ConfigError
-from common.train.launch import ERROR_FILE, first_failure, report_failure, run_local, slurm_environment, visible_devices
+from common.failures import ERROR_FILE, report_failure
+from common.train.launch import (
+    first_failure,
+    run_elastic,
+    run_local,
+    slurm_environment,
+    visible_devices,
+)
 
 
 def _meet(folder: Path) -> int:
@@ -94,6 +102,15 @@ class TestReports:
         failures[1].timestamp += 1  # it is that of the moment at which the launcher looked
         assert first_failure(failures)[0] == 1
 
+    def test_a_report_about_the_group_comes_before_a_killed_process(self, tmp_path, monkeypatch):
+        """The launcher kills the rank that hangs."""
+        path = tmp_path / "0" / "error.json"
+        monkeypatch.setenv(ERROR_FILE, str(path))
+        report_failure(None, "rank 1 hangs", of_group=True)
+        failures = {0: ProcessFailure(0, 100, 1, str(path)), 1: self.failure(tmp_path, 1, -signal.SIGKILL)}
+        rank, failure = first_failure(failures)
+        assert rank == 0 and failure.message["message"] == "rank 1 hangs"
+
     @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGTERM])
     def test_an_aborted_or_terminated_process_is_a_consequence(self, tmp_path, number):
         """nccl aborts a process that lost another one, and torchrun terminates the others after a failure."""
@@ -118,6 +135,16 @@ class TestReports:
         assert content["extraInfo"]["py_callstack"].strip().endswith("KeyError: 'fault'")
 
 
+def test_the_address_of_a_machine_reaches_torchrun(monkeypatch):
+    given = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # run_elastic sets it
+    monkeypatch.setattr(torch.distributed.run, "run", given.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for address in ("10.0.0.2", ""):
+        assert run_elastic(["x.py"], 2, nodes=2, node=1, host="node0", port=29500, local_address=address) == 0
+    assert [args.local_addr for args in given] == ["10.0.0.2", None]
+
+
 class TestSlurm:
     given = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu07,login", "SLURM_LOCALID": "1"}
 
@@ -130,6 +157,35 @@ class TestSlurm:
             "RANK": "3",
             "LOCAL_RANK": "1",
         }
+
+    @pytest.mark.parametrize(
+        ("gpus", "task", "local"),
+        [
+            (4, {"SLURM_PROCID": "2", "SLURM_LOCALID": "1"}, "1"),  # cyclic over two nodes
+            (8, {"SLURM_PROCID": "14", "SLURM_LOCALID": "7"}, "7"),
+            (1, {"SLURM_PROCID": "3", "SLURM_LOCALID": "3"}, "0"),  # a GPU for each task
+            (4, {"SLURM_PROCID": "6", "SLURM_LOCALID": ""}, "2"),
+        ],
+    )
+    def test_the_gpu_of_a_task(self, monkeypatch, gpus, task, local):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        assert slurm_environment(self.given | task)["LOCAL_RANK"] == local
+
+    def port(self, **job: str) -> int:
+        return int(slurm_environment(self.given | job)["MASTER_PORT"])
+
+    def test_jobs_and_steps_have_ports_of_their_own(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        jobs = [self.port(SLURM_JOB_ID=str(job)) for job in range(7_123_990, 7_124_010)]
+        steps = [self.port(SLURM_JOB_ID="7123990", SLURM_STEP_ID=str(step)) for step in range(1, 4)]
+        assert len({*jobs, *steps}) == 23 and all(20000 <= port < 30000 for port in jobs + steps)
+        first, second = ({"SLURM_PROCID": rank, "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0"} for rank in "01")
+        assert self.port(**first) == self.port(**second)
+
+    def test_a_given_port_is_kept(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert self.port(SLURM_JOB_ID="77", MASTER_PORT="1234") == 1234
 
     def test_missing_variables(self):
         with pytest.raises(ConfigError, match="--slurm: SLURM_PROCID, SLURM_NODELIST not set"):

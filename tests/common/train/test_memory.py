@@ -62,12 +62,12 @@ def test_what_an_optimizer_keeps():
 
 
 class TestLog:
-    """What a run on a GPU of 1 GiB says."""
+    """What a run says on a GPU of 4 GiB, of which others hold 3 and this process 0.25."""
 
     @pytest.fixture
     def forecast(self, cfg, monkeypatch, caplog):
-        properties = types.SimpleNamespace(total_memory=2**30)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**28, 2**32))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**28)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(Batch, "to", lambda batch, device: batch)
         caplog.set_level("INFO")
@@ -82,7 +82,7 @@ class TestLog:
 
     def test_it_fits(self, forecast):
         text = forecast(lambda *_: 2**29)
-        assert "about 0.6 of 1.0 GiB: 0.5 for a step on a batch of 8 of the largest samples, 0.1 for" in text
+        assert "about 0.6 of 1.0 GiB free: 0.5 for a step on a batch of 8 of the largest samples, 0.1 for" in text
 
     def test_the_optimizer_makes_it_too_much(self, forecast):
         assert "WARNING" in (text := forecast(lambda *_: 2**30)) and "will not fit: smaller TRAIN.BATCH_IMAGES" in text
@@ -90,7 +90,7 @@ class TestLog:
     @pytest.mark.parametrize(
         ("error", "message"),
         [
-            (torch.cuda.OutOfMemoryError(), "does not fit into the 1.0 GiB of the GPU: smaller"),
+            (torch.cuda.OutOfMemoryError(), "does not fit into the 1.0 GiB that the GPU has free: smaller"),
             (
                 ValueError("an odd config"),
                 "no forecast of memory for a batch of 8 of the largest samples: an odd config",

@@ -3,7 +3,10 @@ VQA."""
 
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +20,9 @@ from torch import nn
 from common import distributed
 from common.config import load_config, replace
 from common.data.loader import BatchLoader
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.train.run import (
+    common_facts,
     resume,
     run_test,
     run_training,
@@ -28,6 +32,7 @@ from common.train.trainer import Trainer
 from common.weights import checkpoint
 from common.weights.foreign import load_initial_weights
 from common.weights.restore import (
+    build_precision,
     load_trained,
     model_size,
     pick_device,
@@ -35,6 +40,7 @@ from common.weights.restore import (
 )
 from tests.common.test_distributed import run_on_two
 from tests.common.train.toy import PREFIX, toy_trainer
+from tests.paths import ROOT
 from tests.tiny import tiny_vqa, write_settings
 from vqa.task import TASK
 
@@ -66,6 +72,8 @@ class TestDevice:
     def pick(self, monkeypatch, device: str, gpus: str = "", count: int = 0) -> torch.device:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        self.current: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "set_device", self.current.append)
         return pick_device(SimpleNamespace(DEVICE=device, GPUS=gpus))
 
     def test_cuda_without_a_gpu_is_an_error(self, monkeypatch):
@@ -79,12 +87,82 @@ class TestDevice:
     def test_the_first_gpu_named(self, monkeypatch):
         assert self.pick(monkeypatch, "auto", "2,3", 4) == torch.device("cuda", 2)
         assert self.pick(monkeypatch, "cuda", "", 4) == torch.device("cuda", 0)
-        assert self.pick(monkeypatch, "auto", "3", 1) == torch.device("cuda", 0)  # a config of a larger machine
+        assert self.pick(monkeypatch, "auto", "0,1,2,3", 1) == torch.device("cuda", 0)  # a config of a larger machine
+
+    def test_it_becomes_the_current_one(self, monkeypatch):
+        assert self.pick(monkeypatch, "auto", "2", 4) == torch.device("cuda", 2)
+        assert self.current == [torch.device("cuda", 2)]
+
+    @pytest.mark.parametrize(("gpus", "count", "found"), [("7", 4, "4 GPUs"), ("3,0", 1, "1 GPU")])
+    def test_a_gpu_that_is_not_there_is_an_error_of_one_line(self, monkeypatch, gpus, count, found):
+        number = int(gpus.split(",")[0])
+        with pytest.raises(ConfigError) as error:
+            self.pick(monkeypatch, "auto", gpus, count)
+        assert str(error.value) == f"GPUS (--gpus, device cuda:N) {number}: {found} found, counted from 0"
+        assert self.current == []
+
+    @pytest.mark.parametrize("gpus", ["a", "-1", "cuda:0", "0 1"])
+    def test_what_is_no_number(self, monkeypatch, gpus):
+        with pytest.raises(ConfigError, match="expected numbers with commas"):
+            self.pick(monkeypatch, "auto", gpus, 4)
 
     def test_a_process_of_several_takes_its_own(self, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setattr(distributed, "is_distributed", lambda: True)
         assert self.pick(monkeypatch, "auto", "0", 4) == torch.device("cuda", 1)
+        assert self.current == [torch.device("cuda", 1)]
+        with pytest.raises(ConfigError, match="LOCAL_RANK 1: 1 GPU found, counted from 0"):
+            self.pick(monkeypatch, "auto", "0", 1)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_precision_of_a_run_sets_tf32(cfg_path, allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+    before = torch.backends.cuda.matmul.allow_tf32
+    build_precision(TASK, load_config("vqa", cfg_path, {"TRAIN.TF32": allowed}), torch.device("cuda"))
+    found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = before
+    assert found == (allowed, allowed)
+
+
+DETERMINISTIC = """
+import json, os, sys
+from pathlib import Path
+import torch
+from common.config import load_config
+from common.train.run import run_training
+from common.task import load_task
+found = {}
+original = torch.use_deterministic_algorithms
+def watch(mode, warn_only=False):
+    found["cuda used before"] = torch.cuda.is_initialized()
+    original(mode, warn_only=warn_only)
+torch.use_deterministic_algorithms = watch
+path, value = sys.argv[1:]
+keys = {"TRAIN.DETERMINISTIC": value == "true", "TRAIN.MAX_STEPS": 2, "OUTPUT_PATH": path + value}
+cfg = load_config("vqa", path, keys)
+run_training(load_task("vqa"), cfg, Path(path))
+found |= {
+    "algorithms": torch.are_deterministic_algorithms_enabled(),
+    "warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+    "cudnn": torch.backends.cudnn.deterministic,
+    "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_deterministic_algorithms(cfg_path, value):
+    """In a process of its own: the settings stay. Training on a CPU has a deterministic form of every operation."""
+    kept = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    command = [sys.executable, "-c", DETERMINISTIC, str(cfg_path), value]
+    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    on = {"cuda used before": False, "algorithms": True, "warn only": False, "cudnn": True, "cublas": ":4096:8"}
+    off = {"algorithms": False, "warn only": False, "cudnn": False, "cublas": None}
+    assert found == (on if value == "true" else off)
 
 
 class TestSeeds:
@@ -333,3 +411,23 @@ def _train_on_two(rank: int, cfg_path: Path) -> None:
 def test_two_processes_train_one_model(cfg_path):
     run_on_two(_train_on_two, cfg_path)
     assert (cfg_path.parent / "out/tiny/train2014_train/tiny-0001.model").is_file()
+
+
+def _ranks_that_differ(rank: int, cfg_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        run(cfg_path, "out", **{"TRAIN.LR": 1e-4 * (1 + rank)})
+    line = str(error.value)
+    assert line.startswith("rank 1 on ") and line.endswith(": TRAIN.LR is 0.0002, not 0.0001")
+
+
+def test_ranks_with_other_configs_do_not_start(cfg_path):
+    run_on_two(_ranks_that_differ, cfg_path)
+
+
+def test_what_ranks_must_have_in_common(cfg_path):
+    cfg = load_config("vqa", cfg_path)
+    made = {"python": "3.11", "torch": "2.14", "vl-bert": "0.1", "git_commit": None, "host": "a", "device": "cuda:0"}
+    facts = common_facts(cfg, made, [range(3), range(4)], range(5))
+    assert facts["samples for training"] == [3, 4] and facts["samples for validation"] == [5]
+    assert facts["TRAIN.LR"] == cfg.TRAIN.LR and facts["torch"] == "2.14"
+    assert not {"host", "device"} & facts.keys()  # these may differ

@@ -210,9 +210,21 @@ class TestNonFinite:
         with caplog.at_level(logging.WARNING):
             trainer.fit()
         torch.testing.assert_close(weights(trainer), by_hand((EPOCH[:2] + EPOCH[3:]) * 2, 1)[0])
-        assert trainer.position.skipped == 2 and trainer.position.updates == 10
+        assert trainer.position.skipped == 2 and trainer.position.updates == 8
         assert "epoch 1 batch 2" in caplog.text and "2 so far" in caplog.text
         assert load_file(epoch_path(tmp_path, PREFIX, 1))["run"]["position"]["skipped"] == 2
+
+    def test_the_schedule_does_not_move_on_an_update_that_is_left_out(self, tmp_path):
+        trainer = toy_trainer(tmp_path, self.bad, nonfinite="skip", schedule=lambda step: step / 8)
+        seen = learning_rates(trainer)
+        trainer.fit()
+        assert seen == pytest.approx([LR * k / 8 for k in range(1, 9)])
+
+    def test_one_that_is_left_out_saves_no_second_position(self, tmp_path, monkeypatch):
+        saved = []
+        monkeypatch.setattr(Trainer, "save", lambda t, path, also=None: saved.append((path.name, t.position.step)))
+        toy_trainer(tmp_path, self.bad, nonfinite="skip", save_updates=2, end_epoch=1).fit()
+        assert saved == [(f"{PREFIX}-latest.model", 2), (f"{PREFIX}-latest.model", 5), (f"{PREFIX}-0000.model", 5)]
 
     def test_the_whole_update_is_left_out(self, tmp_path):
         trainer = toy_trainer(tmp_path, self.bad, nonfinite="skip", momentum=0.0, accumulate=5, end_epoch=1)
@@ -309,6 +321,24 @@ class TestPlateau:
 
 
 RANDOM = {"shuffle": True, "dropout": 0.5, "dataset": ToyDataset(noise=1.0)}  # order, dropout and samples are drawn
+
+
+def test_the_trainer_names_what_it_does(tmp_path, monkeypatch):
+    """For the line of a rank that hangs. The short time-out begins with the first update that is made."""
+    said: list[str] = []
+    monkeypatch.setattr(distributed, "doing", said.append)
+    monkeypatch.setattr(distributed, "started_up", lambda: said.append("started"))
+    toy_trainer(tmp_path, ToyDataset(bad=(0,)), nonfinite="skip", end_epoch=1).fit()
+    assert said[:7] == [
+        "epoch 0 batch 0: reading",
+        "epoch 0 batch 0: forward and backward",
+        "epoch 0 batch 0, update 1: optimizer step",
+        "epoch 0 batch 1: reading",
+        "epoch 0 batch 1: forward and backward",
+        "epoch 0 batch 1, update 1: optimizer step",
+        "started",
+    ]
+    assert f"writing {epoch_path(tmp_path, PREFIX, 0)}" in said
 
 
 class TestMaxUpdates:
@@ -504,6 +534,50 @@ def test_rng_state_round_trip(tmp_path):
     assert drawn() == want
 
 
+class TestGeneratorOfTheGpu:
+    """The device's generators are stood in for by a dict: GPU number -> state."""
+
+    @pytest.fixture
+    def gpus(self, monkeypatch) -> dict[int, torch.Tensor]:
+        states = {i: torch.tensor([10 + i]) for i in range(4)}
+
+        def put(state: torch.Tensor, device: torch.device) -> None:
+            states[torch.device(device).index] = state
+
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[torch.device(device).index])
+        monkeypatch.setattr(torch.cuda, "set_rng_state", put)
+        return states
+
+    def test_a_run_goes_on_on_another_gpu_of_a_smaller_machine(self, tmp_path, gpus):
+        first = toy_trainer(tmp_path)
+        first.device = torch.device("cuda", 2)
+        torch.save(first.state_dict(), tmp_path / "a.model")
+        gpus.clear()
+        second = toy_trainer(tmp_path)
+        second.device = torch.device("cuda", 0)
+        second.load_state_dict(load_file(tmp_path / "a.model"), "a.model")
+        assert gpus == {0: torch.tensor([12])}
+
+    @pytest.mark.parametrize(("made_on", "want"), [("cuda:2", 12), ("cuda", 10), (None, 10)])
+    def test_an_old_file_has_the_states_of_all_gpus(self, tmp_path, gpus, made_on, want):
+        content = toy_trainer(tmp_path).state_dict()
+        content["run"]["rng"][0]["cuda"] = [torch.tensor([10 + i]) for i in range(3)]
+        content["made_with"] = {"device": made_on} if made_on else {}
+        trainer = toy_trainer(tmp_path)
+        trainer.device = torch.device("cuda", 1)
+        trainer.load_state_dict(content, "a.model")
+        assert gpus[1] == torch.tensor([want])
+
+    def test_an_old_file_without_that_gpu(self, gpus, caplog):
+        set_rng_state(rng_state() | {"cuda": [torch.tensor([1])]}, "cuda:1", 3)
+        assert gpus[1] == torch.tensor([11]) and "no random state of GPU 3" in caplog.text
+
+    def test_a_cpu_goes_on_from_a_file_of_a_gpu_and_back(self, gpus):
+        set_rng_state(rng_state("cuda:1"), "cpu")
+        set_rng_state(rng_state("cpu"), "cuda:1")
+        assert gpus == {i: torch.tensor([10 + i]) for i in range(4)}
+
+
 def test_a_batch_without_targets_is_an_error(tmp_path, monkeypatch):
     from common.data.sample import ModelOutput
 
@@ -539,14 +613,45 @@ class TestPrecision:
         if name == "fp16":
             assert trainer.precision.scale() == (128 if scale == 128.0 else 1024)
 
-    def test_overflow_leaves_updates_out_until_the_scale_fits(self, tmp_path):
-        """Their losses are finite, so this is no failure; the schedule goes on (original 3.10)."""
-        trainer = toy_trainer(tmp_path, precision=Precision("fp16", "cpu", "dynamic"))
+    def test_overflow_leaves_updates_out_until_the_scale_fits(self, tmp_path, caplog):
+        """Their losses are finite, so this is no failure. The schedule waits, unlike that of original 3.10."""
+        trainer = toy_trainer(tmp_path, schedule=lambda step: step / 8, precision=Precision("fp16", "cpu", "dynamic"))
         trainer.precision.load_state_dict({"scaler": trainer.precision.state_dict()["scaler"] | {"scale": 2.0**24}})
-        stepped = learning_rates(trainer)
+        rates = learning_rates(trainer)
         trainer.fit()
-        assert trainer.position.updates == 10 and trainer.position.skipped == 0
-        assert 0 < len(stepped) < 10 and trainer.precision.scale() == 2.0 ** (24 - (10 - len(stepped)))
+        at = trainer.position
+        assert at.updates == len(rates) and at.updates + at.skipped == 10 and 0 < at.updates < 10
+        assert trainer.precision.scale() == 2.0 ** (24 - at.skipped)
+        assert rates == pytest.approx([LR * k / 8 for k in range(1, at.updates + 1)])
+        assert f"update left out, {at.skipped} so far" in caplog.text and "in a row" not in caplog.text
+
+    @pytest.mark.parametrize("scale", [2.0**40, "dynamic"])
+    def test_a_scale_that_cannot_fall_ends_the_run(self, tmp_path, scale, caplog):
+        """A static one, or a dynamic one at the end of its range (here it has one value)."""
+        precision = Precision("fp16", "cpu", scale, (2.0**40, 2.0**40))
+        trainer = toy_trainer(tmp_path, end_epoch=9, precision=precision)
+        message = r"epoch 3 batch 4, update 1: the fp16 gradients overflowed, 20 in a row at the loss scale 1.0995"
+        with pytest.raises(FloatingPointError, match=message):
+            trainer.fit()
+        assert caplog.text.count("the fp16 gradients overflowed") == 20 and not weights(trainer).any()
+        assert (trainer.position.updates, trainer.position.skipped) == (0, 20)
+
+    def test_the_run_goes_on_where_such_updates_are_skipped(self, tmp_path):
+        precision = Precision("fp16", "cpu", 2.0**40)
+        trainer = toy_trainer(tmp_path, end_epoch=9, nonfinite="skip", precision=precision)
+        trainer.fit()
+        assert trainer.position.skipped == 45
+
+    def test_only_overflows_in_a_row_end_a_run(self, tmp_path):
+        trainer = toy_trainer(tmp_path, end_epoch=9, precision=Precision("fp16", "cpu", 128.0))
+        done = iter(range(45))
+
+        def overflow(grad: torch.Tensor) -> torch.Tensor:
+            return grad if next(done) % 20 == 19 else grad * float("inf")
+
+        trainer.model.linear.weight.register_hook(overflow)
+        trainer.fit()
+        assert trainer.position.updates == 2 and trainer.position.skipped == 43
 
     @pytest.mark.parametrize("scale", [128.0, "dynamic"])
     def test_skipping_under_a_loss_scale(self, tmp_path, scale):
