@@ -203,7 +203,7 @@ def guarded(run: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> 
         log.warning("%s", stop)
         report_failure(stop, str(stop))
         return 128 + stop.signum
-    except (UserError, FileNotFoundError, FloatingPointError, yaml.YAMLError) as error:
+    except (UserError, OSError, FloatingPointError, yaml.YAMLError) as error:
         if not report_failure(error, one_line(error)):
             log.error("%s", one_line(error))
         return 1

@@ -182,12 +182,12 @@ def write_own(cfg: Config, loaded: Loaded, inputs: Path, boxes: str | None, fold
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line 3", object) of every line that is not empty. Raises DataError for a line that is no JSON object."""
     from common.files.json_files import parse_object
+    from common.files.text import read_text
 
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            if line.strip():
-                yield where, parse_object(line, where)
+    for number, line in enumerate(read_text(path, "a JSON object a line").split("\n"), start=1):
+        where = f"{path}, line {number}"
+        if line.strip():
+            yield where, parse_object(line, where)
 
 
 def map_path(folder: Path, name: str) -> Path:

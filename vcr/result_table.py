@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from common.files.atomic import write_text
+from common.files.text import read_text
 from vcr.annotations import NUM_CHOICES
 from vcr.text import Q2A, QA2R
 
@@ -53,11 +54,10 @@ def read_table(path: Path) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"result file {path}: no such file")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            kind = _kind(next(reader, []), path)
-            rows = [Row(reader.line_num, row[0], row[1:]) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+        reader = csv.reader(io.StringIO(read_text(path, "a CSV file"), newline=""))
+        kind = _kind(next(reader, []), path)
+        rows = [Row(reader.line_num, row[0], row[1:]) for row in reader if row]
+    except csv.Error as error:
         raise DataError(f"{path}: no text with commas: {error}") from error
     width = len(COLUMNS[kind])
     for row in rows:

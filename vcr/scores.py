@@ -11,6 +11,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.files.atomic import save_array, write_text
+from common.files.json_files import read_json
 from common.task import Record
 from vcr.annotations import NUM_CHOICES, Annotations
 from vcr.outputs import logits_in_order
@@ -38,10 +39,14 @@ class Predictions:
         """From the .npy at `path` and the ids beside it. Raises DataError when they do not belong together."""
         try:
             logits = np.load(path, allow_pickle=False)
-            ids = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (ValueError, EOFError) as error:
+            ids = read_json(path.with_suffix(".json"))
+        except (ValueError, EOFError, OSError) as error:
             raise DataError(f"{path} or the .json beside it cannot be read: {error}") from error
-        if not isinstance(ids, list) or logits.shape != (len(ids), NUM_CHOICES):
+        if (
+            not isinstance(ids, list)
+            or not all(isinstance(i, str) for i in ids)
+            or logits.shape != (len(ids), NUM_CHOICES)
+        ):
             raise DataError(f"{path}: scores of shape {logits.shape}, the .json beside it has {len(ids)} ids")
         return cls(ids, logits)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
+from common.files.text import read_text
 
 UNKNOWN = "<unk>"
 MARKS = (";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!")
@@ -60,11 +61,11 @@ class AnswerVocabulary:
         """Read one answer a line, in lower case and stripped, without empty lines.
 
         processed: apply `process_punctuation`, as for all data but imdb files. The annotators' answers are looked up
-        unprocessed. Raises FileNotFoundError, and DataError without the entry `<unk>`.
+        unprocessed. Raises FileNotFoundError, and DataError without the entry `<unk>` and for a file that is no text.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"answer vocabulary {path} (DATASET.ANSWER_VOCAB_FILE): no such file")
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").lower().split("\n")]
+        lines = [line.strip() for line in read_text(path, "one answer a line").lower().split("\n")]
         answers = [line for line in lines if line]
         try:
             return cls([process_punctuation(answer) for answer in answers] if processed else answers)

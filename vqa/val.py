@@ -91,13 +91,9 @@ def _predict(cfg: Config, flags: Flags) -> list[dict[str, Any]]:
 def _read_result(path: Path) -> list[dict[str, Any]]:
     """The entries of a result file. Raises DataError naming an entry without question_id or answer."""
     from common.errors import DataError
+    from common.files.json_files import read_json
 
-    if not path.is_file():
-        raise FileNotFoundError(f"result file {path}: no such file")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    records = read_json(path, "result file")
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a list of results, found {type(records).__name__}")
     for i, record in enumerate(records):

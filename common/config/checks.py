@@ -14,6 +14,8 @@ def check(task: str, cfg: Config) -> None:
     """Raises ConfigError, naming key, value and what was expected, where a value or a combination cannot work."""
     for path, key, value in _items(task, cfg):
         _check_value(path, value, key)
+    if "/" in cfg.MODEL_PREFIX or "\0" in cfg.MODEL_PREFIX:
+        raise bad_value("MODEL_PREFIX", cfg.MODEL_PREFIX, "the start of a file name, without /")
     _check_image(cfg)
     _check_sizes(cfg)
     load_keys(task).check(cfg)

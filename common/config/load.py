@@ -20,7 +20,8 @@ from common.config.config import Config, did_you_mean
 from common.config.convert import CONVERTERS
 from common.config.keys import SECTIONS
 from common.config.table import key_table, load_keys, table_path, tasks_with, unread_keys
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
+from common.files.text import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -231,10 +232,13 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8") as file:
-            tree = yaml.load(file, _Loader)
+        tree = yaml.load(read_text(path, "a YAML file"), _Loader)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: no valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: no valid YAML: nested too deeply") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.errors import DataError
+from common.files.text import read_text
+
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_LENGTH = 100  # characters; a longer word is [UNK]
 KNOWN_WORDS = 2**15  # words whose pieces are cached
@@ -92,8 +95,11 @@ def load_tokenizer(path: str | Path) -> BertTokenizer:
             f"BERT vocabulary {file} not found (asked for {str(path)!r}): NETWORK.BERT_MODEL_NAME must be a folder "
             "with vocab.txt, or that file"
         )
-    with file.open(encoding="utf-8", newline="\n") as lines:  # a token may be another line separator of Unicode
+    lines = read_text(file, "a vocabulary, one token a line").removesuffix("\n").split("\n")
+    try:  # no splitlines(): a token may be another line separator of Unicode
         return BertTokenizer({line.strip(): index for index, line in enumerate(lines)})
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def join_segments(

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import ijson
 
 from common.errors import DataError
+from common.files.text import START, decode_text, kind_of
 
 
 def read_json(path: Path | str, what: str = "file") -> Any:
@@ -21,13 +22,19 @@ def read_json(path: Path | str, what: str = "file") -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{what} {path}: no such file")
-    with open(path, encoding="utf-8") as f:
-        try:
-            return json.load(f)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not a text file: {error}") from error
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, path: Path | str) -> Any:
+    """Returns the content of a JSON file that was read. Raises DataError as `read_json` does."""
+    try:
+        return json.loads(decode_text(data, path, "JSON"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits, lists in lists in lists
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not valid JSON: {error}") from error
 
 
 def iter_list(path: Path | str, key: str, what: str = "file") -> Iterator[Any]:
@@ -42,6 +49,9 @@ def iter_list(path: Path | str, key: str, what: str = "file") -> Iterator[Any]:
         raise FileNotFoundError(f"{what} {path}: no such file")
     empty = True
     with open(path, "rb") as f:
+        if kind := kind_of(f.read(START)):
+            raise DataError(f"{path}: this is {kind}; expected JSON")
+        f.seek(0)
         try:
             for element in ijson.items(f, f"{key}.item", use_float=True):
                 empty = False
@@ -74,7 +84,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     """
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.files.atomic import atomic_write
+from common.files.text import BOM, START, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class LineFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"text file {self.path}: no such file")
+        with open(self.path, "rb") as file:
+            if kind := kind_of(file.read(START)):
+                raise DataError(f"{self.path}: this is {kind}; expected UTF-8 text")
         self._index = self._find_index(Path(cache))
         if not len(self):
             raise DataError(f"{self.path}: has no line of text")
@@ -55,7 +59,7 @@ class LineFile:
         ends = [end for mark in (b"\n", b"\r") if (end := self._bytes.find(mark, start, self._limit(number))) >= 0]
         data = self._bytes[start : min(ends, default=self._limit(number))]
         try:
-            return data.decode("utf-8").strip()
+            return data.removeprefix(BOM if start == 0 else b"").decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path}: line {number + 1} that is not blank, at byte {start}: {error}") from error
 

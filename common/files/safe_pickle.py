@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,52 @@ _ALLOWED = {
     ("__builtin__", "dict"),
     ("__builtin__", "set"),
 }
+
+
+# Bytes of an argument by opcode; negative where the argument states its own length (pickletools.ArgumentDescriptor).
+_ARGUMENT = [0] * 256
+_KNOWN = bytearray(256)
+for _op in pickletools.opcodes:
+    _ARGUMENT[ord(_op.code)] = _op.arg.n if _op.arg else 0
+    _KNOWN[ord(_op.code)] = 1
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_LINES = {ord("i"): 2, ord("c"): 2}  # opcodes with two lines as argument
+_PUT, _LONG_BINPUT, _STOP = ord("p"), ord("r"), ord(".")
+
+
+def _check_memo(content: bytes) -> None:
+    """Raises UnpicklingError for a memo number beyond the length of the file.
+
+    The unpickler makes an array of this length: eight bytes of a damaged file would take gigabytes.
+    """
+    position, end = 0, len(content)
+    while position < end:
+        op = content[position]
+        position += 1
+        if op == _STOP:
+            return
+        if not _KNOWN[op]:
+            raise pickle.UnpicklingError(f"byte {position - 1} is no opcode")
+        size = _ARGUMENT[op]
+        if size == pickletools.UP_TO_NEWLINE:
+            start = position
+            for _ in range(_LINES.get(op, 1)):
+                position = content.find(b"\n", position) + 1 or end
+            number = int(content[start:position]) if op == _PUT else 0
+        elif size < 0:
+            width = _LENGTH_BYTES[size]
+            position += width + int.from_bytes(content[position : position + width], "little")
+            continue
+        else:
+            number = int.from_bytes(content[position : position + 4], "little") if op == _LONG_BINPUT else 0
+            position += size
+        if number > end:
+            raise pickle.UnpicklingError(f"memo number {number} in a file of {end} bytes")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -66,6 +113,7 @@ def load_object_array(path: Path | str) -> np.ndarray:
 
 def _load(content: bytes, path: Path | str, encoding: str) -> Any:
     try:
+        _check_memo(content)
         return _Unpickler(io.BytesIO(content), encoding=encoding).load()
     except Exception as error:  # a damaged pickle may fail in any way
         raise DataError(f"{path}: cannot be read as plain data: {error}") from error

@@ -20,6 +20,7 @@ from common.data.build import build_transform
 from common.detect.detector import Detector
 from common.detect.sources import VisualGenomeBoxes, build_detector, build_source
 from common.errors import CheckpointError, ConfigError
+from common.files.text import read_text
 from common.predict.hub import download_folder
 from common.predict.predictor import Predictor
 from common.predict.region_features import DetectorFeatures, RegionFeatureExtractor
@@ -184,5 +185,5 @@ def _read_labels(path: str | Path | None, module: Any) -> Sequence[str] | None:
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"names of region classes {path}: no such file")
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return read_text(path, "the name of a class a line").splitlines()
     return getattr(module, "CLASSES", None)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from common.boxes import FEATURE_DIM
 from common.errors import BoxError, ConfigError, ImageError, RegionError
-from common.files.images import decode_image, load_image
+from common.files.images import as_rgb, decode_image, load_image
 from common.predict.region_features import DetectorFeatures
 from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
 from common.regions.class_names import region_labels
@@ -189,12 +189,15 @@ class UserImages:
 
 
 def as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    """The upright RGB image of a PIL image or of an array uint8 [H, W, 3] or [H, W]. Raises ImageError."""
+    """The upright RGB image of a PIL image or of an array uint8 [H, W, 3], [H, W, 4] or [H, W]. Raises ImageError."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
             raise ImageError(f"an array of {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3] or [H, W]")
         image = Image.fromarray(image)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        return as_rgb(ImageOps.exif_transpose(image))
+    except ValueError as error:
+        raise ImageError(f"an image of mode {image.mode}: {error}") from error
 
 
 def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
@@ -268,8 +271,17 @@ def _key(image: ImageLike) -> tuple[Any, ...]:
     if not isinstance(image, Image.Image | np.ndarray):
         raise ImageError(f"a {type(image).__name__} is no image: expected a path, bytes, a PIL image or an array")
     pixels = np.asarray(image)
-    exif = image.getexif().get(0x0112) if isinstance(image, Image.Image) else None
-    return ("pixels", hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(), pixels.shape, exif)
+    look: tuple[Any, ...] = ()
+    if isinstance(image, Image.Image):  # equal numbers are other colours in another mode or palette
+        palette = image.palette.tobytes() if image.palette else b""
+        look = (image.mode, palette, repr(image.info.get("transparency")), image.getexif().get(0x0112))
+    return (
+        "pixels",
+        hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest(),
+        pixels.shape,
+        str(pixels.dtype),
+        look,
+    )
 
 
 def _box_key(box: Tensor) -> bytes:

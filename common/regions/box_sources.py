@@ -25,7 +25,8 @@ from common.boxes import clip_boxes
 from common.errors import ConfigError, DataError, RegionError
 from common.files.archives import list_files, read_bytes
 from common.files.images import IMAGE_SUFFIXES
-from common.files.json_files import list_under, read_json
+from common.files.json_files import list_under, parse_object, read_json
+from common.files.text import read_text
 from common.regions.names import check_same_file, region_name, stored_name, unique_names
 from common.regions.regions import Regions, RegionStore
 
@@ -167,20 +168,21 @@ class VcrBoxes(BoxSource):
     def __init__(self, path: str) -> None:
         self._path = path
         self._files: dict[str, tuple[str, str]] = {}  # name -> image, metadata
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                    files = str(row["img_fn"]), str(row["metadata_fn"])
-                except (KeyError, TypeError, ValueError) as error:
-                    raise RegionError(f"{where}: no img_fn and metadata_fn: {error!r}") from error
-                other = self._files.setdefault(region_name(files[0]), files)
-                check_same_file(other[0], files[0], where)
-                if other != files:
-                    raise RegionError(f"{where}: {files[0]} has the metadata {other[1]} and {files[1]}")
+        for number, line in enumerate(read_text(path, "a JSON object a line").split("\n"), start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                row = parse_object(line, where)
+            except DataError as error:
+                raise RegionError(str(error)) from error
+            files = str(row.get("img_fn")), str(row.get("metadata_fn"))
+            if "img_fn" not in row or "metadata_fn" not in row:
+                raise RegionError(f"{where}: expected img_fn and metadata_fn")
+            other = self._files.setdefault(region_name(files[0]), files)
+            check_same_file(other[0], files[0], where)
+            if other != files:
+                raise RegionError(f"{where}: {files[0]} has the metadata {other[1]} and {files[1]}")
 
     def entries(self, folder: str) -> list[ImageEntry]:
         return [ImageEntry(name, f"{folder}/{image}") for name, (image, _) in self._files.items()]

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from zipfile import BadZipFile
 
@@ -109,10 +109,14 @@ def save_regions(folder: str | Path, name: str, regions: Regions) -> None:
 def unpack(source: RegionStore, folder: str | Path) -> JsonRegions:
     """Writes every image of `source` as `<folder>/<name>.json`. The folder appears when all files are written.
 
-    Raises FileExistsError if the folder exists.
+    Raises FileExistsError if the folder exists, RegionError for a name that is no plain file name.
     """
+    names = source.names()
+    for name in names:
+        if name == ".." or PurePath(name).name != name or "\0" in name:
+            raise RegionError(f"{source.path}: {name!r:.80} is no name of an image: it would leave the folder {folder}")
     with new_folder(folder) as temporary:
-        for name in source.names():
+        for name in names:
             save_regions(temporary, name, source.regions(name))
     return JsonRegions(folder)
 

@@ -26,14 +26,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import RegionError
+from common.errors import DataError, RegionError
 from common.files.atomic import new_folder
+from common.files.json_files import read_json
 from common.regions.arguments import DTYPES
 from common.regions.lazy_features import FeatureFile, LazyFeatures, read_features
 from common.regions.regions import Regions, RegionStore, check_finite_boxes, check_shapes
@@ -61,7 +63,7 @@ class PackedRegions(RegionStore):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self.meta: dict[str, Any] = json.loads((Path(path) / "meta.json").read_text())
+        self.meta = _read_meta(Path(path) / "meta.json")
         if self.meta["format"] not in (FORMAT, ORDERED_FORMAT):
             raise RegionError(
                 f"{path}: packed format {self.meta['format']}, this program reads {FORMAT} and {ORDERED_FORMAT}"
@@ -114,7 +116,8 @@ class PackedRegions(RegionStore):
         folder = Path(self.path)
         names = ["names", "offsets", "sizes"] + ["order"] * (self.meta["format"] == ORDERED_FORMAT)
         # As plain arrays: each part of a memmap is made a memmap too, which makes indexing slow.
-        maps = {key: np.load(folder / f"{key}.npy", mmap_mode="r").view(np.ndarray) for key in names}
+        maps = {key: _load_index(folder / f"{key}.npy") for key in names}
+        _check_index(maps, self.meta["count"], self.meta["rows"], folder)
         for key, shape in self._shapes().items():
             if key not in _LAZY:  # LazyFeatures map those files
                 dtype = np.dtype(self._dtype(key)).newbyteorder("<")
@@ -282,6 +285,47 @@ class PackedWriter:
         }
         with _named_errors(self.folder / "meta.json"):
             (self.folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """Returns the content of meta.json. Raises RegionError unless it has the keys that a store needs."""
+    try:
+        meta = read_json(path)
+    except DataError as error:
+        raise RegionError(str(error)) from error
+    numbers = ("format", "count", "rows")
+    if (
+        not isinstance(meta, dict)
+        or not all(type(meta.get(key)) is int and meta[key] >= 0 for key in numbers)
+        or meta.get("dtype") not in DTYPES
+        or not isinstance(meta.get("columns"), dict)
+        or not all(key in _FILES and type(width) is int and width > 0 for key, width in meta["columns"].items())
+    ):
+        raise RegionError(f"{path}: expected the numbers {', '.join(numbers)}, a dtype and the columns of files")
+    return meta
+
+
+def _load_index(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
+        raise RegionError(f"{path}: damaged: {type(error).__name__}") from error
+
+
+def _check_index(maps: dict[str, np.ndarray], count: int, rows: int, folder: Path) -> None:
+    """Raises RegionError unless names, places and sizes are those of `count` images with `rows` boxes."""
+    expected = {"names": (count,), "offsets": (count + 1,), "sizes": (count, 2), "order": (count,)}
+    for key, values in maps.items():
+        kind = "S" if key == "names" else "i"
+        if values.shape != expected[key] or values.dtype.kind != kind:
+            raise RegionError(
+                f"{folder / key}.npy: {values.dtype} {list(values.shape)}, expected {list(expected[key])}"
+            )
+    offsets, order = maps["offsets"], maps.get("order")
+    if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 1).any():
+        raise RegionError(f"{folder}/offsets.npy: damaged: expected rising numbers from 0 to {rows}")
+    if order is not None and count and (order.min() < 0 or order.max() >= count):
+        raise RegionError(f"{folder}/order.npy: damaged: expected numbers from 0 to {count - 1}")
 
 
 @contextmanager

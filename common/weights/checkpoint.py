@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from common.config.derived import numbered_file
 from common.errors import CheckpointError
 from common.files.atomic import atomic_write
+from common.files.text import START, ZIP, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,10 @@ def load_file(path: Path) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
+    with open(path, "rb") as file:
+        kind = kind_of(file.read(START))
+    if kind and kind != ZIP:  # the format of PyTorch since 1.6 is a zip archive
+        raise CheckpointError(f"checkpoint {path}: this is {kind}; expected a file of torch.save")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -127,7 +133,9 @@ def find_resume(directory: Path, prefix: str, begin_epoch: int, end_epoch: int) 
     Candidates are the epochs begin_epoch .. end_epoch - 1 and the positions inside an epoch. Damaged files are logged
     and skipped.
     """
-    epochs = {epoch_of(p, prefix): p for p in directory.glob(f"{prefix}-*.model")} if directory.is_dir() else {}
+    epochs = (
+        {epoch_of(p, prefix): p for p in directory.glob(f"{glob.escape(prefix)}-*.model")} if directory.is_dir() else {}
+    )
     path, latest = latest_path(directory, prefix), None
     for path in (latest_path(directory, prefix), previous_path(directory, prefix)):
         latest = _readable(path, "run") if path.is_file() else None

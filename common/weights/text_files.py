@@ -10,6 +10,7 @@ from typing import Any
 from common.config import Config
 from common.config.derived import value_at, vocabulary_path
 from common.errors import CheckpointError
+from common.files.text import BOM
 from common.task import Task
 
 VOCABULARY = "NETWORK.BERT_MODEL_NAME"
@@ -29,7 +30,9 @@ def digest(path: Path) -> dict[str, Any]:
     Entries are stripped lines without empty ones at the end. The SHA-256 is that of the file with one entry and "\\n" a
     line, so line ends of another system do not change it.
     """
-    entries = [line.strip() for line in path.read_bytes().decode("utf-8", "surrogateescape").split("\n")]
+    entries = [
+        line.strip() for line in path.read_bytes().removeprefix(BOM).decode("utf-8", "surrogateescape").split("\n")
+    ]
     while entries and not entries[-1]:
         entries.pop()
     text = "".join(f"{entry}\n" for entry in entries)

@@ -107,7 +107,7 @@ class TestProblems:
         ),
         ("annot_id,answer_0,answer_1,answer_2,answer_3\na,1,0,0\n", r"line 2: 4 columns, expected 5 \(Q2A\)"),
         ("annot_id,answer_0,answer_1,answer_2,answer_3\na,1,0,0,0\n\nb,1,0,0,0,0\n", "line 4: 6 columns"),
-        ("annot_id,answer_0\xff", "no text with commas"),
+        ("annot_id,answer_0\xff", "byte 17 is no UTF-8"),
     ],
 )
 def test_files_that_are_no_table(tmp_path, text, message):

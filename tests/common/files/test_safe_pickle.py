@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,23 @@ def test_broken_files_are_named(tmp_path, content):
     (tmp_path / "a.pkl").write_bytes(content)
     with pytest.raises(ValueError, match="a.pkl: cannot be read as plain data"):
         load_pickle(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02Nr\xff\xff\xff\x0f.", b"Np268435455\n.", b"\x80\x02\xff."])
+def test_a_memo_beyond_the_file_is_refused_before_memory_is_taken(tmp_path, content):
+    (tmp_path / "a.pkl").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="a.pkl: cannot be read as plain data: (memo number|byte 2)"):
+        load_pickle(tmp_path / "a.pkl")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_all_kinds_of_values_pass_the_check_of_the_memo(tmp_path, protocol):
+    value = {"text": "a" * 300, "b": b"x" * 300, "n": 10**300, "f": 1.5, "none": None, "list": [1, (2, True)] * 300}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(value, protocol))
+    assert load_pickle(tmp_path / "a.pkl") == value
 
 
 class TestObjectArrays:

@@ -55,6 +55,15 @@ class TestOpen:
         assert UserImages(None).open(data).pixels.size == (20, 30)
         assert UserImages(None, StoredBoxes(JsonRegions(tmp_path))).open(data).pixels.size == (30, 20)
 
+    def test_equal_numbers_in_another_mode_or_palette_are_another_image(self):
+        images = UserImages(None)
+        plain = Image.fromarray(np.full((12, 12), 3, np.uint8))
+        red, green = (Image.frombytes("P", plain.size, plain.tobytes()) for _ in range(2))
+        red.putpalette([200, 0, 0] * 256)
+        green.putpalette([0, 200, 0] * 256)
+        found = [images.open(image).pixels.getpixel((0, 0)) for image in (plain, red, green)]
+        assert found == [(3, 3, 3), (200, 0, 0), (0, 200, 0)]
+
     def test_a_changed_file_is_another_image(self, tmp_path):
         images = UserImages(None)
         noise().save(tmp_path / "a.png")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import resource
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,3 +139,63 @@ def test_a_full_disk_names_the_file(folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, before)
     assert [p.name for p in folder.parent.iterdir()] == ["regions"]
+
+
+def damaged_meta(path: Path, change: dict[str, object]) -> None:
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": None}, {"format": "1"}, {"count": -1}, {"dtype": "object"}, {"columns": {"other": 4}}, {"rows": 1.5}],
+)
+def test_a_damaged_meta_file_is_named(folder: Path, change: dict[str, object]) -> None:
+    store = as_packed(folder)
+    damaged_meta(Path(store.path), change)
+    with pytest.raises(RegionError, match=r"meta\.json: expected"):
+        PackedRegions(store.path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"<html>"])
+def test_a_meta_file_of_something_else_is_named(folder: Path, content: bytes) -> None:
+    store = as_packed(folder)
+    (Path(store.path) / "meta.json").write_bytes(content)
+    with pytest.raises(RegionError, match=r"meta\.json"):
+        PackedRegions(store.path)
+
+
+@pytest.mark.parametrize("file", ["names.npy", "offsets.npy", "sizes.npy"])
+@pytest.mark.parametrize("damage", ["cut", "text", "other", "pickle"])
+def test_a_damaged_index_is_named(folder: Path, file: str, damage: str) -> None:
+    store = as_packed(folder)
+    path = Path(store.path) / file
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif damage == "text":
+        path.write_bytes(b"no array")
+    elif damage == "other":
+        np.save(path, np.full(3, 7))
+    else:
+        np.save(path, np.array([None], dtype=object), allow_pickle=True)
+    with pytest.raises(RegionError, match=file):
+        PackedRegions(store.path).regions(9)
+
+
+def test_places_beyond_the_store_are_named(folder: Path) -> None:
+    store = as_packed(folder)
+    path = Path(store.path) / "offsets.npy"
+    offsets = np.load(path)
+    offsets[1] = -65532
+    np.save(path, offsets)
+    with pytest.raises(RegionError, match=r"offsets\.npy: damaged"):
+        PackedRegions(store.path).regions(9)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/b", ".."])
+def test_names_that_leave_the_folder_are_not_unpacked(tmp_path: Path, name: str) -> None:
+    with packed_writer(tmp_path / "x.packed") as writer:
+        writer.add(name, Regions(torch.tensor([[0.0, 0, 1, 1]])))
+    with pytest.raises(RegionError, match="is no name of an image"):
+        unpack(PackedRegions(tmp_path / "x.packed"), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.packed"]

@@ -171,6 +171,11 @@ class TestFindResume:
         write(tmp_path / "p-best.model", 3)
         assert self.find(tmp_path) is None
 
+    def test_a_prefix_is_no_pattern(self, tmp_path):
+        write(epoch_path(tmp_path, "bert[v1]", 0), 1)
+        found = find_resume(tmp_path, "bert[v1]", 0, 5)
+        assert found is not None and found[0].name == "bert[v1]-0000.model"
+
     def test_the_last_epoch_in_the_range(self, tmp_path):
         for epoch in (0, 1, 2, 9):
             write(epoch_path(tmp_path, "p", epoch), epoch + 1)
