@@ -1,7 +1,7 @@
 """Tensors that report cuda:0 and compute on the CPU, to observe what a program would do on a GPU.
 
-`with FakeGpu() as gpu:` catches every operator. Factories and copies to cuda:0 return a CudaLike, whose `inner` tensor
-holds the numbers on the CPU. PyTorch's host code (autograd, autocast, the choice of an attention kernel) takes its CUDA
+`with FakeGpu() as gpu:` catches every operator. Factories and copies to cuda:0 return a CudaLike, whose `held` tensor
+has the numbers on the CPU. PyTorch's host code (autograd, autocast, the choice of an attention kernel) takes its CUDA
 paths. An operator on tensors of two devices raises DeviceMixing. `gpu.waits` and `gpu.kernels` list where the host
 waits for the device and what is launched.
 
@@ -72,30 +72,30 @@ class Kernel:
 
 
 class CudaLike(Tensor):
-    """Reports `device` and computes with `inner`, which lies on the CPU, or on meta where the values are unknown."""
+    """Reports `device` and computes with `held`, which lies on the CPU, or on meta where the values are unknown."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device) -> CudaLike:
+    def __new__(cls, held: Tensor, device: torch.device) -> CudaLike:
         made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            layout=inner.layout,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            layout=held.layout,
             device=device,
         )
-        made.inner = inner
+        made.held = held
         return made
 
     def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
-        return ["inner"], self.device
+        return ["held"], self.device
 
     @staticmethod
     def __tensor_unflatten__(inner: dict[str, Tensor], device: torch.device, size: Any, stride: Any) -> CudaLike:
-        return CudaLike(inner["inner"], device)
+        return CudaLike(inner["held"], device)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -103,7 +103,11 @@ class CudaLike(Tensor):
 
     def tolist(self) -> Any:
         FakeGpu.active().wait("copy to the host")
-        return (torch.zeros(self.shape, dtype=self.dtype) if self.inner.is_meta else self.inner).tolist()
+        return (torch.zeros(self.shape, dtype=self.dtype) if self.held.is_meta else self.held).tolist()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file holds it as a CPU tensor, as `torch.load(map_location="cpu")` reads a CUDA tensor."""
+        return self.held.__reduce_ex__(protocol)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"CudaLike({tuple(self.shape)}, {self.dtype})"
@@ -214,7 +218,7 @@ class FakeGpu(TorchDispatchMode):
     def _is_unknown(self, call: Call) -> bool:
         if call.likes:
             return any(
-                t.inner.is_meta or (t.inner.numel() > self.limit and t.inner.is_floating_point()) for t in call.likes
+                t.held.is_meta or (t.held.numel() > self.limit and t.held.is_floating_point()) for t in call.likes
             )
         count, dtype = call.made()
         return count > self.limit and dtype.is_floating_point
@@ -223,8 +227,8 @@ class FakeGpu(TorchDispatchMode):
         if target is META:
             call = _without_masks(call)
             for t in call.changed():
-                if not t.inner.is_meta and (t.inner.is_floating_point() or call.name == "copy_"):
-                    t.inner = t.inner.to(META)
+                if not t.held.is_meta and (t.held.is_floating_point() or call.name == "copy_"):
+                    t.held = t.held.to(META)
         args, kwargs = call.on(target)
         if target is META and call.name in WITHOUT_META:
             out = None
@@ -267,7 +271,7 @@ class Call:
         if not self.func._schema.returns:
             return None
         written = [v for v, schema in self._arguments() if schema.alias_info and schema.alias_info.is_write]
-        return written[0] if len(written) == 1 else tuple(written)
+        return written[0] if len(self.func._schema.returns) == 1 else tuple(written)
 
     def changed(self) -> list[CudaLike]:
         """The tensors on cuda:0 that the operator changes."""
@@ -295,7 +299,7 @@ class Call:
         def inner(x: Any) -> Any:
             if isinstance(x, torch.device):
                 return CPU if self.to_cpu else target
-            x = x.inner if isinstance(x, CudaLike) else x
+            x = x.held if isinstance(x, CudaLike) else x
             return x.to(META) if isinstance(x, Tensor) and target is META else x
 
         args, kwargs = tree_unflatten([inner(x) for x in self.flat], self.spec)
@@ -358,7 +362,7 @@ def _without_masks(call: Call) -> Call:
         return call
     indices: list[Any] = []
     for index in call.args[1]:
-        inner = index.inner if isinstance(index, CudaLike) else index
+        inner = index.held if isinstance(index, CudaLike) else index
         if inner is not None and inner.dtype == torch.bool:
             indices += [CudaLike(i, call.device) for i in inner.nonzero().unbind(1)]
         else:
