@@ -2,7 +2,7 @@
 
 Stages, in order: tests (those that need a GPU), golden (reference cases in fp32), curves (losses of the scenes configs
 in fp32, bf16 and fp16), benchmark (samples/s, memory, MFU and waits at full size). Each stage writes its results to
-<out>/results.json as it goes. A second run goes on with the stages that are not complete; --again repeats all.
+<out>/results.json as it goes. A second run runs the stages that did not pass; --again repeats all.
 At the end, <out>/rows.md has rows for docs/gpu.md; --docs also writes them there.
 """
 
@@ -132,13 +132,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_stage(name: str, check: Check) -> bool:
-    """Runs a stage that is not complete. Returns whether it passed."""
+    """Runs a stage that has not passed. Returns whether it passed."""
     if not check.results.get(name, {}).get("complete"):
         print(f"== {name}", flush=True)
         start = time.monotonic()
         check.deadline = start + SECONDS[name]
         try:
-            check.keep(name, STAGES[name](check), complete=True)
+            found = STAGES[name](check)
+            check.keep(name, found, complete=found["passed"])
         except Exception as error:  # the next stages still have something to report
             check.keep(name, {"passed": False, "error": f"{type(error).__name__}: {error}"})
         print(f"   {time.monotonic() - start:.0f} s: {short(check.results[name]['found'])}", flush=True)

@@ -18,9 +18,6 @@ from typing import Any
 import torch
 
 from tests.gpu import steps  # isort: skip # first, because it changes torch before the product is imported
-from tests.gpu.forms import FORMS, PRECISIONS, SIZES, Form
-from tests.gpu.lookalike import CudaLike, FakeGpu, Kernel, Wait
-
 from common.config import Config
 from common.data.build import build_transform
 from common.data.sample import Batch
@@ -32,6 +29,8 @@ from common.task import Task, load_task
 from common.train import memory
 from common.train.evaluator import evaluate
 from common.weights import checkpoint
+from tests.gpu.forms import FORMS, PRECISIONS, SIZES, Form
+from tests.gpu.lookalike import CudaLike, FakeGpu, Kernel, Wait
 
 ACCUMULATE = 2
 # Elements. Larger tensors get no values where only waits and kernels count, which saves their arithmetic.

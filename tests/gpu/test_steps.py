@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.gpu import fake_gpu
 from tests.gpu.forms import FORMS, PRECISIONS
 from tests.gpu.waits import measured, read_table
+from tests.paths import ROOT
 
 RENEW = "python -m tests.gpu.waits writes the table anew"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -97,3 +101,17 @@ def test_region_features_are_those_of_a_cpu(found):
     seen = case(found, "region features")
     assert seen["difference"] < 1e-4
     assert seen["devices"] == ["cpu"]
+
+
+@pytest.mark.slow
+def test_a_step_of_vqa_base_stays_below_its_bounds(shim):
+    """A bound of the kernels at full size. The FLOPs follow from the model."""
+    command = [sys.executable, "-m", "tests.gpu.count", "vqa base"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=fake_gpu.environment(shim), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (total,) = [line.split() for line in done.stdout.splitlines() if line.startswith("all ")]
+    ops, kernels, gflop = map(int, total[1:4])
+    assert kernels <= 1400
+    assert 1900 < gflop < 2300
