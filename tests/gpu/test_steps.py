@@ -41,21 +41,28 @@ def case(found: dict[str, Any], title: str) -> dict[str, Any]:
     return found[title]
 
 
+def allowed_of(form: str) -> dict[str, Any]:
+    """The entries of the table for a form."""
+    table = read_table()
+    assert form in table, f"waits.json has no {form}: {RENEW}"
+    return table[form]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_batch_waits_only_at_the_places_of_the_table(form, found, precision):
-    seen, allowed = case(found, f"training {precision}"), read_table()[form]
+    seen, allowed = case(found, f"training {precision}"), allowed_of(form)
     assert seen["batch"]["waits"] == allowed["batch"]["waits"], RENEW
     assert seen["update"]["waits"] == allowed[f"update {precision}"]["waits"], RENEW
 
 
 def test_an_evaluation_batch_waits_only_at_the_places_of_the_table(form, found):
     seen = case(found, "evaluation")
-    assert seen["waits"] == read_table()[form]["evaluation"]["waits"], RENEW
+    assert seen["waits"] == allowed_of(form)["evaluation"]["waits"], RENEW
     assert seen["metrics"] == 1  # one copy for all metrics of a split
 
 
 def test_a_step_launches_no_more_kernels_than_the_table_allows(form, found):
-    allowed = read_table()[form]
+    allowed = allowed_of(form)
     assert case(found, "training bf16")["batch"]["kernels"] <= allowed["batch"]["kernels"], RENEW
     assert case(found, "evaluation")["kernels"] <= allowed["evaluation"]["kernels"], RENEW
     for precision in PRECISIONS:
