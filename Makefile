@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo demo-vcr demo-refcoco demo-pretrain demo-easy-vqa serve test test-browser test-slow golden lint format doctor clean
+.PHONY: setup demo demo-vcr demo-refcoco demo-pretrain demo-easy-vqa serve test test-browser test-slow gpu-check golden lint format doctor clean
 
 setup: $(INSTALLED)
 
@@ -51,6 +51,10 @@ test-browser: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU, at most ten minutes: tests, reference numbers, loss curves, speed. docs/gpu.md
+gpu-check: setup
+	$(BIN)/python -m tests.gpu.check --docs
 
 # Compares with reference numbers: make golden GOLDEN=<folder> (a folder with the layout of tests/golden/cases).
 GOLDEN ?= tests/golden/cases

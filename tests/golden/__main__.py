@@ -1,4 +1,4 @@
-"""Comparison with the reference numbers of a folder: `python -m tests.golden DIR [--data KIT] [--only PATTERN]`."""
+"""Comparison with reference numbers: `python -m tests.golden DIR [--data KIT] [--only PATTERN] [--device cuda]`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import tempfile
 import traceback
 from collections import Counter
 from pathlib import Path
+
+import torch
 
 from tests.golden.core import Case, Report, Skip, find_cases
 
@@ -29,6 +31,7 @@ ADAPTERS = {
     "K": "datasets",
     "L": "detector",
 }
+ON_DEVICES = "ABCD"  # groups that --device moves
 MAX_LINES = 5  # failures printed of one case
 
 
@@ -44,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", metavar="PATTERN", help="part of a case's name, or a pattern: 'D_*/vqa_*'"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda runs the cases of modules, groups A to D")
     parser.add_argument("--traceback", action="store_true", help="print the traceback of a case that raised")
     args = parser.parse_args(argv)
     golden = args.golden.resolve()
@@ -54,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     outcomes: Counter[str] = Counter()
     for path in find_cases(golden, args.only):
         with tempfile.TemporaryDirectory(prefix="golden-") as tmp:
-            outcomes[run_case(Case(path, golden, data, vocab, Path(tmp)), args.traceback)] += 1
+            case = Case(path, golden, data, vocab, Path(tmp), torch.device(args.device))
+            outcomes[run_case(case, args.traceback)] += 1
         gc.collect()  # models with cycles go before the next one is built
     if not outcomes:
         print(f"no cases in {golden}" + (f" match {args.only!r}" if args.only else ""), file=sys.stderr)
@@ -89,6 +94,8 @@ def run_case(case: Case, show_traceback: bool = False) -> str:
 def adapter_of(case: Case) -> str:
     """Name of the module that runs a case. Raises Skip for a group without one."""
     letter = case.group[:1]
+    if case.device.type != "cpu" and letter not in ON_DEVICES:
+        raise Skip(f"group {case.group} computes on the CPU")
     if letter not in ADAPTERS:
         raise Skip(f"no adapter yet: group {case.group} is unknown")
     if case.group.startswith("G") and case.json.get("class") == "metrics":

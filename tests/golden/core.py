@@ -56,7 +56,7 @@ class Case:
     """One case.
 
     path: its JSON. golden: the folder of all groups. data: the data kit. vocab: folder with
-    bert-base-uncased/vocab.txt. tmp: an empty folder of this case.
+    bert-base-uncased/vocab.txt. tmp: an empty folder of this case. device: where the modules of groups A to D compute.
     """
 
     path: Path
@@ -64,6 +64,7 @@ class Case:
     data: Path
     vocab: Path
     tmp: Path
+    device: torch.device = torch.device("cpu")
 
     @property
     def name(self) -> str:
@@ -118,9 +119,10 @@ class Case:
         # An array that is listed and not stored differs in shape from any output.
         return Output(array, self.arrays.get(array, np.empty(0)), stride)
 
-    def tensors(self) -> dict[str, Tensor | None]:
+    def tensors(self, device: torch.device | str = "cpu") -> dict[str, Tensor | None]:
         """`inputs` as fresh tensors."""
-        return {name: None if array is None else torch.from_numpy(array) for name, array in self.inputs.items()}
+        arrays = self.inputs.items()
+        return {name: None if array is None else torch.from_numpy(array).to(device) for name, array in arrays}
 
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -25,6 +25,7 @@ def run(case: Case, report: Report) -> None:
     else:
         raise ValueError(f"no adapter for class {case.json['class']}")
     report.equal("aliases", fill_weights(model), case.json["aliases"])
+    model.to(case.device)
     if isinstance(model, VisualLinguisticBertForPretraining):
         _run_pretraining(case, report, model, tolerance(cfg))
     else:
@@ -34,7 +35,7 @@ def run(case: Case, report: Report) -> None:
 
 def _inputs(case: Case, model: VisualLinguisticBert) -> dict[str, Any]:
     """Arguments of forward. The reference has the visual and the linguistic part of a region in one tensor."""
-    t = case.tensors()
+    t = case.tensors(case.device)
     visual = model.sizes.visual_size
     objects = t["object_vl_embeddings"]
     return {
@@ -90,7 +91,7 @@ def _compare_eval(case: Case, report: Report, got: Mapping[str, Tensor | None], 
 
 def _check_training(case: Case, report: Report, model: nn.Module, projected: Mapping[str, Tensor | None]) -> None:
     """The loss of a case is the sum of the products of some outputs with an input; projected: input -> output."""
-    inputs = case.tensors()
+    inputs = case.tensors(case.device)
     products = [
         (value * inputs[name]).sum()
         for name, value in projected.items()

@@ -26,11 +26,11 @@ def run(case: Case, report: Report) -> None:
     model = plain(lambda cfg: build_fast_rcnn(cfg, regulariser, width), case_config(case))
     assert isinstance(model, FastRCNN)
     fill_weights(model)
-    model.eval()
+    model.to(case.device).eval()
     with torch.no_grad():
         _compare(case, report, "eval", _forward(case, model))
         if "eval.body4" in case.arrays:
-            body = model.backbone(case.tensors()["images"])
+            body = model.backbone(case.tensors(case.device)["images"])
             report.equal("body4 shape", list(body.shape), case.json["body4_full_shape"])
             report.close("eval.body4", body[:, :: case.json["body4_stride"]], case.array("eval.body4"), ATOL_RAW)
     model.train()
@@ -46,7 +46,7 @@ def run(case: Case, report: Report) -> None:
 
 def _compare_loss(case: Case, report: Report, out: dict[str, Any]) -> None:
     """The loss of a case is a projection of the embeddings, plus the classification loss where there is one."""
-    loss = (out["obj_reps"] * case.tensors()["proj"]).sum()
+    loss = (out["obj_reps"] * case.tensors(case.device)["proj"]).sum()
     if out["cnn_regularization_loss"] is not None:
         loss = loss + out["cnn_regularization_loss"].sum()
     report.close("train.loss", loss, case.array("train.loss"), 1e-3)
@@ -55,7 +55,7 @@ def _compare_loss(case: Case, report: Report, out: dict[str, Any]) -> None:
 
 def _forward(case: Case, model: FastRCNN) -> dict[str, Any]:
     """The output by the reference's names, with what the sub-modules receive and return on the way there."""
-    t = case.tensors()
+    t = case.tensors(case.device)
     boxes, mask = t["boxes"], t["box_mask"].bool()
     masked, classes = t.get("mvrc_ops"), t.get("classes")
     seen: dict[str, Any] = {"obj_logits": None, "obj_labels": None}

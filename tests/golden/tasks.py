@@ -67,14 +67,15 @@ def is_label(name: str) -> bool:
 def _forwards(case: Case, model: nn.Module, cfg: Config, all_positions: bool) -> Forwards:
     prepare(model, all_positions)
     found = Forwards({}, {}, {})
-    model.eval()
+    model.to(case.device).eval()
+    inputs = eval_inputs(case.json, case.tensors())
     with torch.no_grad():
-        found.eval = outputs(model(to_batch(case.json["task"], eval_inputs(case.json, case.tensors()), cfg)))
+        found.eval = outputs(model(to_batch(case.json["task"], inputs, cfg).to(case.device)))
     if "grad_norm" not in case.json and not any(o.mode == "train" for o in case.outputs):
         return found
     model.train()
     without_dropout(model)
-    output = model(to_batch(case.json["task"], case.tensors(), cfg))
+    output = model(to_batch(case.json["task"], case.tensors(), cfg).to(case.device))
     if "grad_norm" in case.json:
         assert output.loss is not None, "a case with gradients has labels"
         output.loss.backward()
@@ -131,9 +132,9 @@ def prepare(model: nn.Module, all_positions: bool) -> None:
 
 
 def outputs(output: ModelOutput) -> Values:
-    """Predictions, losses and their sum by name, detached."""
+    """Predictions, losses and their sum by name, detached and on the CPU."""
     got = output.predictions | output.losses | ({} if output.loss is None else {"loss": output.loss})
-    return {name: value.detach() for name, value in got.items()}
+    return {name: value.detach().cpu() for name, value in got.items()}
 
 
 def eval_inputs(content: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
