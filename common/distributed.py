@@ -98,6 +98,13 @@ def all_reduce_max(value: int) -> int:
     return int(largest)
 
 
+def all_reduce_max_later(values: Tensor) -> Tensor:
+    """The largest of each value over all ranks, in place. The host does not wait for a GPU, which does it later."""
+    if is_distributed():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def any_rank(value: bool) -> bool:
     """Whether `value` is true on any rank."""
     return bool(all_reduce_max(int(value)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from common.errors import CheckpointError
 from common.log import RunWriter
 from common.train.adamw import AdamW
 from common.train.evaluator import Interrupted
+from common.train.late import LateValues
 from common.train.optim import apply_lr, divide_gradients, measure_clipping
 from common.train.progress import Progress, format_duration
 from common.train.schedules import PlateauSchedule
@@ -29,12 +30,26 @@ from common.weights import checkpoint
 log = logging.getLogger(__name__)
 
 
+class _Undecided(NamedTuple):
+    """An update that the device has, and of which the host does not know yet whether it was finite.
+
+    values: 1 where it was not, and the number of a signal, over all ranks. cycle: its losses.
+    """
+
+    values: LateValues
+    place: str
+    cycle: list[dict[str, Tensor]]
+    grad_norm: Tensor | None
+
+
 @dataclass(kw_only=True)
 class Trainer(TrainerState):
     """Trains `model` on `loader`.
 
     directory, prefix: checkpoints are `<directory>/<prefix>-%04d.model`.
     validate: takes a function that returns whether to stop, and returns metrics by name; None for no validation.
+    read_late: with TRAIN.NONFINITE stop, the device itself leaves out an update that is not finite, and the host learns
+        of it, and of signals to other ranks, one update later instead of waiting. Not in fp16, whose scaler waits.
     """
 
     device: torch.device
@@ -42,6 +57,7 @@ class Trainer(TrainerState):
     prefix: str
     validate: Callable[[Callable[[], bool]], dict[str, float]] | None = None
     writer: RunWriter | None = None
+    read_late: bool = False
 
     def __post_init__(self) -> None:
         self._signals = StopSignals()
@@ -49,6 +65,8 @@ class Trainer(TrainerState):
         self._cycle: list[dict[str, Tensor]] = []  # losses of the micro-batches since the last update
         self._loss = torch.tensor(math.nan)
         self._grad_norm: Tensor | None = None
+        self._undecided: _Undecided | None = None  # the last update, until the host knows whether it was finite
+        self._signal_of_any_rank = 0  # as of the last update that the host knows
         self._progress = Progress()
         self.position.epoch = max(self.position.epoch, self.settings.begin_epoch)
 
@@ -88,7 +106,8 @@ class Trainer(TrainerState):
                 self._train_batch(batch)
                 bar.update()
                 if self._enough():
-                    return
+                    break
+        self._decide()
 
     def _train_batch(self, batch: Batch) -> None:
         """Forward, backward and what is due after this batch: an update, a report, a checkpoint, a stop."""
@@ -131,44 +150,69 @@ class Trainer(TrainerState):
         self.precision.unscale(self.optimizer)
         limit = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
         self._grad_norm, divisor = measure_clipping(self.module.parameters(), limit)
-        if distributed.any_rank(not self._is_finite()):
+        if self._reads_late():
+            self._decide()
+            non_finite = self._non_finite()
+            signum = torch.full_like(non_finite, self._signals.signum)
+            values = distributed.all_reduce_max_later(torch.stack([non_finite, signum]))
+            self._step(divisor, found_inf=values[0])
+            self._undecided = _Undecided(LateValues(values), self._place(), [*self._cycle], self._grad_norm)
+        elif distributed.any_rank(bool(self._non_finite())):
             self._not_finite()
         else:
             self._step(divisor)
         self.optimizer.zero_grad(set_to_none=True)
         self._cycle.clear()
 
-    def _step(self, divisor: Tensor | None) -> None:
-        """The optimizer step on the gradients divided by `divisor`, which clips them."""
+    def _step(self, divisor: Tensor | None, found_inf: Tensor | None = None) -> None:
+        """The optimizer step on the gradients divided by `divisor`, which clips them; none where found_inf is 1."""
         if isinstance(self.optimizer, AdamW):
-            self.precision.step(self.optimizer, grad_scale=divisor)  # one pass over all gradients less
+            # One pass over all gradients less.
+            self.precision.step(self.optimizer, grad_scale=divisor, found_inf=found_inf)
             return
         if divisor is not None:
             divide_gradients(self.module.parameters(), divisor)
+        if found_inf is not None:
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # where SGD reads it
         self.precision.step(self.optimizer)
 
-    def _is_finite(self) -> bool:
-        """Whether all losses since the last update are finite, and the gradient norm unless a loss scale handles it.
+    def _reads_late(self) -> bool:
+        """Whether the device can leave out an update that is not finite, and the end of the run is all that follows."""
+        fused = isinstance(self.optimizer, AdamW) and self.optimizer.fused
+        fused = fused or (isinstance(self.optimizer, torch.optim.SGD) and bool(self.optimizer.defaults["fused"]))
+        return self.read_late and self.settings.nonfinite == "stop" and self.precision.scaler is None and fused
 
-        Waits for the device once.
+    def _decide(self) -> None:
+        """Learn whether the last update was finite. Raises FloatingPointError where it was not."""
+        if self._undecided is None:
+            return
+        update, self._undecided = self._undecided, None
+        non_finite, signum = update.values.read()
+        self._signal_of_any_rank = int(signum)
+        if non_finite:
+            raise _stopping(_description(update.place, update.cycle, update.grad_norm))
+
+    def _non_finite(self) -> Tensor:
+        """1 unless all losses since the last update are finite, and the gradient norm unless a loss scale handles it.
+
+        float32 scalar on the device.
         """
         values = [losses["loss"] for losses in self._cycle]
         if self.precision.scaler is None and self._grad_norm is not None:
             values.append(self._grad_norm)
-        return bool(torch.stack([v.float().reshape(()) for v in values]).isfinite().all())
+        return 1.0 - torch.stack([v.float().reshape(()) for v in values]).isfinite().all().float()
 
     def _not_finite(self) -> None:
         at = self.position
-        losses = [{k: round(float(v.mean()), 6) for k, v in one.items()} for one in self._cycle]
-        norm = "" if self._grad_norm is None else f", gradient norm {float(self._grad_norm)}"
-        text = (
-            f"epoch {at.epoch} batch {at.batch - 1}, update {at.updates}: loss or gradient not finite: {losses}{norm}"
-        )
+        text = _description(self._place(), self._cycle, self._grad_norm)
         if self.settings.nonfinite == "stop":
-            raise FloatingPointError(text + ". Set TRAIN.NONFINITE skip to leave such updates out")
+            raise _stopping(text)
         self.precision.skip()
         at.skipped += 1
         log.warning("%s; update left out, %d so far", text, at.skipped)
+
+    def _place(self) -> str:
+        return f"epoch {self.position.epoch} batch {self.position.batch - 1}, update {self.position.updates}"
 
     def _enough(self) -> bool:
         return 0 < self.settings.max_updates <= self.position.updates
@@ -225,6 +269,7 @@ class Trainer(TrainerState):
 
     def _report(self) -> None:
         """Write the numbers of training since the last report to the log and the writer."""
+        self._decide()
         at, batches = self.position, len(self.loader)
         remaining = (self.settings.end_epoch - at.epoch) * batches - at.batch
         speed, eta = self._progress.measure(at.step, remaining, distributed.world_size())
@@ -251,7 +296,8 @@ class Trainer(TrainerState):
 
     def _stop_if_asked(self) -> None:
         """Stop at the same batch on all ranks. Every rank must call it: the signal may have reached only some."""
-        signum = distributed.all_reduce_max(self._signals.signum)
+        late = self._reads_late() and distributed.is_distributed()
+        signum = self._signal_of_any_rank if late else distributed.all_reduce_max(self._signals.signum)
         if signum:
             self._stop(signum)
 
@@ -269,6 +315,7 @@ class Trainer(TrainerState):
 
         A full disk is logged as an error and does not end the run, which saves again later. Older checkpoints stay.
         """
+        self._decide()
         state = self.state_dict()
         if not distributed.is_main():
             return
@@ -288,3 +335,14 @@ class Trainer(TrainerState):
             raise CheckpointError(
                 f"the last checkpoint could not be written ({self._unsaved}); the one before is in {self.directory}"
             ) from self._unsaved
+
+
+def _description(place: str, cycle: Sequence[dict[str, Tensor]], grad_norm: Tensor | None) -> str:
+    """What is not finite, with the losses of the micro-batches. Waits for the device."""
+    losses = [{k: round(float(v.mean()), 6) for k, v in one.items()} for one in cycle]
+    norm = "" if grad_norm is None else f", gradient norm {float(grad_norm)}"
+    return f"{place}: loss or gradient not finite: {losses}{norm}"
+
+
+def _stopping(text: str) -> FloatingPointError:
+    return FloatingPointError(text + ". Set TRAIN.NONFINITE skip to leave such updates out")
