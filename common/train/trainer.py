@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import distributed
+from common.data.copies import DeviceCopies
 from common.data.sample import Batch, ModelOutput
 from common.errors import CheckpointError
 from common.log import RunWriter
@@ -61,6 +62,7 @@ class Trainer(TrainerState):
 
     def __post_init__(self) -> None:
         self._signals = StopSignals()
+        self._to_device = DeviceCopies(self.device)
         self._unsaved: OSError | None = None  # why the last checkpoint could not be written
         self._cycle: list[dict[str, Tensor]] = []  # losses of the micro-batches since the last update
         self._loss = torch.tensor(math.nan)
@@ -118,7 +120,7 @@ class Trainer(TrainerState):
         # they must be averaged at the end of an epoch too.
         exchange = updates or last
         with distributed.gradient_exchange(self.model, exchange):
-            self._micro_step(batch.to(self.device))
+            self._micro_step(self._to_device(batch))
         at.batch += 1
         at.step += 1
         if updates:
