@@ -137,7 +137,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     # static graph finds them in the first step and keeps the order of the buckets.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # not every PyTorch has the new name of broadcast_buffers
-        return _Replica(model, device_ids, broadcast_buffers=False, static_graph=True)
+        return _Replica(model, device_ids, broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
