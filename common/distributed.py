@@ -159,6 +159,13 @@ def all_reduce_max(value: int) -> int:
         return int(largest)
 
 
+def all_reduce_max_later(values: Tensor) -> Tensor:
+    """The largest of each value over all ranks, in place. The host does not wait for a GPU, which does it later."""
+    if is_distributed():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def any_rank(value: bool) -> bool:
     """Whether `value` is true on any rank."""
     return bool(all_reduce_max(int(value)))
@@ -216,7 +223,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     # static graph finds them in the first step and keeps the order of the buckets.
     with warnings.catch_warnings(), exchanging():
         warnings.simplefilter("ignore", FutureWarning)  # not every PyTorch has the new name of broadcast_buffers
-        return _Replica(model, device_ids, broadcast_buffers=False, static_graph=True)
+        return _Replica(model, device_ids, broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -14,7 +14,9 @@ from common.config import Config
 from common.data.collate import clip_pad
 from common.data.sample import Batch, ModelOutput
 from common.nn.fast_rcnn import FEATURE_DIM, FastRCNN
+from common.nn.packing import pack, unpack
 from common.nn.vl_bert import VisualLinguisticBert, VisualLinguisticBertForPretraining
+from common.places import PackedSequences, target_places
 from common.weights.build import build_fast_rcnn, build_vlbert, build_vlbert_for_pretraining
 from pretrain.losses import masked_region_loss, masked_word_loss
 
@@ -78,6 +80,7 @@ class PretrainingEncoder(nn.Module):
             masked=masked,
             mask_feature=feature,
             image_row=batch.image_row,
+            box_places=batch.places.boxes,
         ).reps
         words = self.object_linguistic_embeddings(first)  # (H,)
         if self.object_mask_word_embedding is not None:
@@ -112,6 +115,12 @@ class PretrainingEncoder(nn.Module):
             object_linguistic=_append_zeros(captions.object_linguistic, count),
             object_mask=_append_zeros(captions.object_mask, count),
         )
+
+    def joint_sequences(self, batch: Batch) -> PackedSequences | None:
+        """The sequences of `joint_rows`, None where a batch does not know its own."""
+        batches = (batch, *batch.auxiliary)
+        known = [b.places.sequences for b in batches if b.places.sequences is not None]
+        return PackedSequences.joined(known, [len(b) for b in batches]) if len(known) == len(batches) else None
 
 
 class VLBertForPretraining(PretrainingEncoder):
@@ -154,14 +163,14 @@ class VLBertForPretraining(PretrainingEncoder):
         predictions: mlm_logits [n, V] and mlm_label [n] of the n words to predict, mvrc_logits [m, C] and mvrc_label
         [m, C] of the regions, relationship_logits [B, 2]; multitask has mlm_logits_wvc, mlm_logits_aux and so on.
         """
-        encoded = self.vlbert(*self.joint_rows(batch))
+        encoded = self.vlbert(*self.joint_rows(batch), sequences=self.joint_sequences(batch))
         output = ModelOutput({})
         # The rows of the captions; without a slice where they are all, because their number may be a symbol.
         captions = slice(len(batch)) if batch.auxiliary else slice(None)
         self._words(output, "_wvc" if self.multitask else "", encoded.text[captions], [batch])
         if batch.auxiliary:
             self._words(output, "_aux", encoded.text[len(batch) :], batch.auxiliary)
-        self._regions(output, encoded.objects[captions], batch.targets)
+        self._regions(output, encoded.objects[captions], batch)
         self._relationship(output, None if encoded.pooled is None else encoded.pooled[captions], batch)
         if batch.targets:
             for name, missing in self._switched_off(batch):
@@ -178,39 +187,44 @@ class VLBertForPretraining(PretrainingEncoder):
             output.predictions[f"mlm_logits{suffix}"] = head(hidden)
             return
         labels = _stack([b.targets["mlm_labels"] for b in batches], hidden.shape[1], -1)
-        wanted = labels != -1
+        wanted = _masked_words(batches, labels)  # (n,)
         logits, chosen = self._at(head, hidden, wanted)
-        shown = labels if self.all_positions else labels[wanted]
-        output.predictions |= {f"mlm_logits{suffix}": logits, f"mlm_label{suffix}": shown}
-        sample = wanted.nonzero()[:, 0] if self.mlm_norm_in_batch_first else None
-        output.losses[f"mlm_loss{suffix}"] = masked_word_loss(chosen, labels[wanted], sample)
+        words = pack(labels, wanted)
+        output.predictions |= {
+            f"mlm_logits{suffix}": logits,
+            f"mlm_label{suffix}": labels if self.all_positions else words,
+        }
+        sample = wanted // labels.shape[1] if self.mlm_norm_in_batch_first else None
+        output.losses[f"mlm_loss{suffix}"] = masked_word_loss(chosen, words, sample, len(labels))
 
-    def _regions(self, output: ModelOutput, hidden: Tensor, targets: dict[str, Tensor]) -> None:
+    def _regions(self, output: ModelOutput, hidden: Tensor, batch: Batch) -> None:
         """Predictions and loss at the regions [B, R, H]."""
         head = self.vlbert.mvrc_head
         if head is None:
             return
-        if "mvrc_mask" not in targets:
+        if "mvrc_mask" not in batch.targets:
             output.predictions["mvrc_logits"] = head(hidden)
             return
-        wanted, labels = targets["mvrc_mask"], targets["mvrc_labels"]
-        real = torch.arange(labels.shape[1], device=wanted.device) < wanted.sum(1, keepdim=True)  # (B, K)
-        rows = labels[real]
+        mask, labels = batch.targets["mvrc_mask"], batch.targets["mvrc_labels"]
+        known = batch.places.targets.get("mvrc_mask")
+        wanted = target_places(mask) if known is None else known  # (m,)
+        sample = wanted // mask.shape[1]
+        number = pack(mask.cumsum(1) - 1, wanted)  # (m,), of a region among those of its sample
+        rows = pack(labels, sample * labels.shape[1] + number)  # (m, C)
         logits, chosen = self._at(head, hidden, wanted)
-        shown = rows
-        if self.all_positions:
-            shown = rows.new_zeros(logits.shape)
-            shown[wanted] = rows
-        output.predictions |= {"mvrc_logits": logits, "mvrc_label": shown}
-        sample = wanted.nonzero()[:, 0] if self.mvrc_norm_in_batch_first else None
-        output.losses["mvrc_loss"] = masked_region_loss(chosen, rows, sample)
+        output.predictions |= {
+            "mvrc_logits": logits,
+            "mvrc_label": unpack(rows, mask, wanted) if self.all_positions else rows,
+        }
+        by_sample = sample if self.mvrc_norm_in_batch_first else None
+        output.losses["mvrc_loss"] = masked_region_loss(chosen, rows, by_sample, len(mask))
 
     def _at(self, head: nn.Module, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits to report, and those at `wanted` [B, n] in row-major order."""
+        """Logits to report, and those at `wanted`, indices of [B * n], of states [B, n, H]."""
         if self.all_positions:
             logits = head(hidden)
-            return logits, logits[wanted]
-        chosen = head(hidden[wanted])
+            return logits, pack(logits, wanted)
+        chosen = head(pack(hidden, wanted))
         return chosen, chosen
 
     def _relationship(self, output: ModelOutput, pooled: Tensor | None, batch: Batch) -> None:
@@ -235,7 +249,9 @@ class VLBertForAttention(PretrainingEncoder):
     def forward(self, batch: Batch) -> ModelOutput:
         """predictions: attention_probs [B + A, layers, heads, L, L]; hidden_states [B + A, layers, L, H] of layers
         1..n; mask bool [B + A, L], the real positions. A: rows of the auxiliary batches."""
-        encoded = self.vlbert(*self.joint_rows(batch), all_layers=True, with_attention=True)
+        encoded = self.vlbert(
+            *self.joint_rows(batch), all_layers=True, with_attention=True, sequences=self.joint_sequences(batch)
+        )
         return ModelOutput(
             {
                 "attention_probs": torch.stack(encoded.attention or [], dim=1),
@@ -249,6 +265,18 @@ def _embedding(size: int, std: float) -> nn.Embedding:
     embedding = nn.Embedding(1, size)
     nn.init.normal_(embedding.weight, std=std)
     return embedding
+
+
+def _masked_words(batches: Sequence[Batch], labels: Tensor) -> Tensor:
+    """The words to predict of some batches with the joint labels [n, T], as indices of [n * T]."""
+    found, start = [], 0
+    for batch in batches:
+        places, width = batch.places.targets.get("mlm_labels"), batch.targets["mlm_labels"].shape[1]
+        if places is None:
+            return target_places(labels)
+        found.append((places // width + start) * labels.shape[1] + places % width)
+        start += len(batch)
+    return torch.cat(found)
 
 
 def _stack(parts: list[Tensor], width: int, value: float = 0) -> Tensor:

@@ -9,7 +9,9 @@ from common.config import Config
 from common.data.sample import Batch, ModelOutput
 from common.nn.fast_rcnn import FastRCNN
 from common.nn.heads import RegionHeadTransform, init_classifier
+from common.nn.packing import pack
 from common.nn.vl_bert import VisualLinguisticBert
+from common.places import true_places
 from common.weights.build import build_fast_rcnn, build_vlbert
 
 PADDED_LOGIT = -10000.0
@@ -56,7 +58,13 @@ class VLBertForReferring(nn.Module):
         losses: cls_loss.
         """
         regions = self.image_feature_extractor(
-            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, image_row=batch.image_row
+            batch.image,
+            batch.boxes,
+            batch.box_mask,
+            batch.im_info,
+            features=batch.features,
+            image_row=batch.image_row,
+            box_places=batch.places.boxes,
         ).reps
         object_word = self.object_linguistic_embeddings(batch.text_ids.new_zeros(1))  # (1, H), one for all regions
         encoded = self.vlbert(
@@ -67,6 +75,7 @@ class VLBertForReferring(nn.Module):
             regions,
             object_word.expand(*batch.box_mask.shape, -1),
             batch.box_mask,
+            sequences=batch.places.sequences,
         )
         logits = self.final_mlp(encoded.objects).squeeze(-1)  # (B, R)
         if not self.score_padding:
@@ -75,14 +84,14 @@ class VLBertForReferring(nn.Module):
         label = batch.targets.get("label")
         if label is None:
             return ModelOutput(predictions)
-        valid = batch.box_mask
-        loss = F.binary_cross_entropy_with_logits(logits[valid].float(), label[valid].float())
+        places = true_places(batch.box_mask) if batch.places.boxes is None else batch.places.boxes
+        loss = F.binary_cross_entropy_with_logits(pack(logits, places).float(), pack(label, places).float())
         return ModelOutput(predictions, loss, {"cls_loss": loss})
 
 
 def _best_boxes(batch: Batch, logits: Tensor) -> Tensor:
     best = logits.argmax(1)[:, None, None].expand(-1, 1, 4)
-    return batch.boxes.gather(1, best).squeeze(1) / batch.im_info[:, [2, 3, 2, 3]]
+    return batch.boxes.gather(1, best).squeeze(1) / batch.im_info[:, 2:4].repeat(1, 2)
 
 
 def build_model(cfg: Config) -> VLBertForReferring:

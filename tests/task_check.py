@@ -25,6 +25,7 @@ from common.data.sample import Batch, Sample
 from common.data.samplers import MOST_SHARED
 from common.errors import DataError, InputError
 from common.files.images import load_image
+from common.places import Places
 from common.precision import Precision
 from common.predict.export import export
 from common.predict.load import load_predictor
@@ -326,7 +327,7 @@ def padded(batch: Batch, boxes: int = 3, words: int = 5) -> Batch:
         elif f.name in ("text_ids", "segment_ids", "text_mask", "text_tags") and value is not None:
             value = _widen(value, value.dim() - 1, words)
         fields[f.name] = value
-    return Batch(**fields)
+    return Batch(**fields | {"places": Places()})  # those of the batch count from the old sizes
 
 
 def _widen(value: Tensor, axis: int, count: int) -> Tensor:

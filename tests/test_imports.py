@@ -15,7 +15,14 @@ FILES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py") if "-
 PACKAGES = [p for p in FILES if p.name == "__init__.py" and "tests" not in p.parts and p.parent.parent != ROOT]
 
 # Packages and modules of common, each with what it may import of common beside itself, from the bottom to the top.
-BASE = {"common.errors", "common.failures", "common.boxes", "common.distributed", "common.provenance"}
+BASE = {
+    "common.errors",
+    "common.failures",
+    "common.boxes",
+    "common.places",
+    "common.distributed",
+    "common.provenance",
+}
 ON_DISK = {"common.config", "common.files", *BASE}
 DATA = {"common.data", "common.regions", *ON_DISK}
 MODEL = {"common.nn", "common.precision", "common.weights", *ON_DISK}
@@ -24,6 +31,7 @@ RULES: dict[str, set[str]] = {
     "common.errors": set(),
     "common.boxes": set(),
     "common.failures": set(),
+    "common.places": set(),
     "common.watchdog": {"common.failures"},
     "common.distributed": {"common.errors", "common.watchdog"},
     "common.provenance": set(),
@@ -32,7 +40,7 @@ RULES: dict[str, set[str]] = {
     "common.metrics": {"common.distributed"},
     "common.files": {"common.errors"},
     "common.config": {"common.errors", "common.files"},
-    "common.nn": {"common.boxes"},
+    "common.nn": {"common.boxes", "common.places"},
     "common.needs": {"common.config"},
     "common.precision": {"common.config", "common.errors"},
     "common.regions": {"common.errors", "common.boxes", "common.files"},

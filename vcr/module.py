@@ -14,7 +14,9 @@ from common.errors import ConfigError
 from common.nn.bert import init_weights
 from common.nn.fast_rcnn import NUM_CLASSES, ROI_SIZE, FastRCNN
 from common.nn.heads import RegionHeadTransform, build_classifier
+from common.nn.packing import pack
 from common.nn.vl_bert import VisualLinguisticBert, VLBertOutput
+from common.places import PackedSequences, true_places
 from common.weights.build import build_fast_rcnn, build_vlbert
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,8 @@ class FoldChoices(nn.Module):
         super().__init__()
         self._module = vlbert
 
-    def forward(self, *inputs: Tensor) -> VLBertOutput:
-        return self._module(*(x.flatten(0, 1) for x in inputs))
+    def forward(self, *inputs: Tensor, sequences: PackedSequences | None = None) -> VLBertOutput:
+        return self._module(*(x.flatten(0, 1) for x in inputs), sequences=sequences)
 
 
 class VLBertForVCR(nn.Module):
@@ -112,8 +114,9 @@ class VLBertForVCR(nn.Module):
             words = self._object_words(batch)
         tags = torch.zeros_like(batch.text_ids) if self.no_grounding else batch.text_tags
         text_visual = regions.gather(1, tags.flatten(1)[..., None].expand(-1, -1, regions.shape[-1]))
+        sequences = batch.places.sequences
         if self.blind or self.no_object_attention:
-            box_mask = torch.zeros_like(box_mask)
+            box_mask, sequences = torch.zeros_like(box_mask), None  # the batch knows the sequences with regions
         encoded = self.vlbert(
             batch.text_ids,
             batch.segment_ids,
@@ -122,6 +125,7 @@ class VLBertForVCR(nn.Module):
             regions[:, None].expand(-1, num_choices, -1, -1),
             words,
             box_mask[:, None].expand(-1, num_choices, -1),
+            sequences=sequences,
         )
         logits = self.final_mlp(encoded.pooled).view(-1, num_choices)
         return self._output(logits, encoded.objects, class_loss, batch)
@@ -136,6 +140,7 @@ class VLBertForVCR(nn.Module):
             classes=batch.box_classes,
             box_masks=batch.box_masks,
             image_row=batch.image_row,
+            box_places=batch.places.boxes,
         )
         return out.reps, out.class_loss
 
@@ -167,9 +172,10 @@ class VLBertForVCR(nn.Module):
             predictions["positive_fraction"] = F.one_hot(label, logits.shape[1]).float().mean()
         if self.class_loss_top:
             assert batch.box_classes is not None
-            mask = batch.box_mask[:, None].expand(-1, logits.shape[1], -1).flatten(0, 1)  # (B * C, R)
-            classes = batch.box_classes[:, None].expand(-1, logits.shape[1], -1).flatten(0, 1)
-            class_loss = F.cross_entropy(self.cnn_loss_reg(objects[mask]).float(), classes[mask])
+            boxes = true_places(batch.box_mask) if batch.places.boxes is None else batch.places.boxes  # (K,)
+            places = _with_choices(boxes, logits.shape[1], batch.box_mask.shape[1])  # (C * K,)
+            classes = batch.box_classes[:, None].expand(-1, logits.shape[1], -1).flatten(0, 1)  # (B * C, R)
+            class_loss = F.cross_entropy(self.cnn_loss_reg(pack(objects, places)).float(), pack(classes, places))
         if class_loss is not None:
             losses["cnn_regularization_loss"] = class_loss
             loss = loss + class_loss * self.class_loss_weight
@@ -182,6 +188,13 @@ class VLBertForVCR(nn.Module):
         weight = torch.where(target == 1, self.positive_weight, 1.0)
         scale = (self.positive_weight + 1.0) / (2.0 * self.positive_weight)
         return scale * F.binary_cross_entropy_with_logits(logits.float(), target, weight)
+
+
+def _with_choices(places: Tensor, choices: int, width: int) -> Tensor:
+    """Indices of [B * width], in rising order, as those of [B * choices * width] for every choice, in rising order."""
+    sample, column = places // width, places % width
+    choice = torch.arange(choices, device=places.device)[:, None]
+    return ((sample * choices + choice) * width + column).flatten().sort().values
 
 
 def build_model(cfg: Config) -> VLBertForVCR:

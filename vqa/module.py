@@ -46,7 +46,13 @@ class VLBertForVQA(nn.Module):
         predictions: label_logits [B, V]. losses: ans_loss.
         """
         regions = self.image_feature_extractor(
-            batch.image, batch.boxes, batch.box_mask, batch.im_info, features=batch.features, image_row=batch.image_row
+            batch.image,
+            batch.boxes,
+            batch.box_mask,
+            batch.im_info,
+            features=batch.features,
+            image_row=batch.image_row,
+            box_places=batch.places.boxes,
         ).reps  # (B, R, D)
         text_visual = regions[:, :1].expand(-1, batch.text_ids.shape[1], -1)  # every word looks at the first box
         if self.no_grounding:
@@ -60,6 +66,7 @@ class VLBertForVQA(nn.Module):
             regions,
             object_word.expand(*batch.box_mask.shape, -1),
             batch.box_mask,
+            sequences=batch.places.sequences,
         )
         answer = batch.text_mask.sum(1) - 2  # [MASK] is the last word but one
         logits = self.final_mlp(encoded.text[torch.arange(answer.shape[0], device=answer.device), answer])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.data.sample import PAD_VALUES, Batch, Sample
+from common.places import NO_TARGET, PackedSequences, Places, target_places, true_places
 from common.regions.lazy_features import Features, LazyFeatures, read_padded
 from common.regions.regions import check_finite_boxes
 
@@ -74,6 +75,7 @@ def collate_unread(samples: Sequence[Sample]) -> Batch | UnreadBatch:
         },
         **fields,
     )
+    batch.places = _places(batch, samples[0].target_pads)
     if not lazy:
         return batch
     for features in lazy:
@@ -119,6 +121,23 @@ def _images(samples: Sequence[Sample]) -> tuple[Tensor | None, Tensor | None]:
     stacked = pad_stack([*images.values()], PAD_VALUES["image"])
     row = {key: i for i, key in enumerate(images)}
     return stacked, torch.tensor([row[key] for key in keys]) if len(images) < len(samples) else None
+
+
+def _places(batch: Batch, target_pads: Mapping[str, float]) -> Places:
+    """The indices of a batch on the CPU."""
+    words, boxes = batch.text_mask.sum(-1), batch.box_mask.sum(1)  # (B,) or (B, C), and (B,)
+    if words.dim() > 1:
+        boxes = boxes[:, None]
+    marked = {
+        name: target
+        for name, target in batch.targets.items()
+        if target.dtype == torch.bool or (target.dtype == torch.int64 and target_pads.get(name) == NO_TARGET)
+    }
+    return Places(
+        boxes=true_places(batch.box_mask),
+        sequences=PackedSequences.of_lengths((words + boxes + 1).flatten()),  # END is one more
+        targets={name: target_places(target) for name, target in marked.items()},
+    )
 
 
 def _padded(samples: Sequence[Sample], name: str) -> Any:

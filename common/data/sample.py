@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
 
+from common.places import Places
 from common.regions.lazy_features import Features
 
 # Fields of a Sample that collate pads, with the value of the padding.
@@ -72,6 +73,8 @@ class Batch:
     image: float32 [P, 3, height, width], each image once. image_row: int64 [B], the row of `image` of a sample; None
         where each sample has its own (P = B, in the same order).
     auxiliary: batches of further datasets for the same step (pretraining on plain text beside captions).
+    places: indices of what the masks and targets mark as real, so that a model on a GPU need not wait for them. Empty
+        in a batch made by hand, whose masks the model reads. Code that changes a mask or a target must empty it.
     """
 
     ids: list[int | str]
@@ -89,6 +92,7 @@ class Batch:
     text_tags: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     auxiliary: tuple[Batch, ...] = ()
+    places: Places = field(default_factory=Places)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,6 +138,8 @@ def _move(value: Any, device: torch.device | str) -> Any:
         return {k: _move(v, device) for k, v in value.items()}
     if isinstance(value, tuple):
         return tuple(batch.to(device) for batch in value)
+    if isinstance(value, Places):
+        return value.map(lambda places: places.to(device, non_blocking=True))
     return value
 
 
@@ -144,4 +150,6 @@ def _pin(value: Any) -> Any:
         return {k: _pin(v) for k, v in value.items()}
     if isinstance(value, tuple):
         return tuple(batch.pin_memory() for batch in value)
+    if isinstance(value, Places):
+        return value.map(Tensor.pin_memory)
     return value

@@ -157,9 +157,16 @@ class Encoder(nn.Module):
         )
 
     def forward(
-        self, hidden: Tensor, mask: Tensor, all_layers: bool = False, with_probs: bool = False
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        all_layers: bool = False,
+        with_probs: bool = False,
+        at: Tensor | None = None,
     ) -> EncoderOutput:
         """hidden [B, L, H], mask bool [B, L] (True is real) -> EncoderOutput.
+
+        at: int64 [2, N], sample and position of the real states, for subclasses that leave out the others.
 
         A masked key gets MASKED_SCORE added to its score, as in the original. States at masked positions carry no
         meaning, and nothing may read them.

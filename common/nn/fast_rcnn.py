@@ -12,9 +12,10 @@ from torchvision.ops import roi_align
 
 from common.boxes import FEATURE_DIM, coordinate_embedding
 from common.nn import recompute
-from common.nn.packing import pack, unpack
+from common.nn.packing import pack, real_places, unpack
 from common.nn.parts import PLAIN, Parts
 from common.nn.resnet import build_c5, freeze
+from common.places import true_places
 
 NUM_CLASSES = 81  # COCO categories and background
 CLASS_EMBEDDING_DIM = 128
@@ -90,6 +91,7 @@ class FastRCNN(nn.Module):
         masked: Tensor | None = None,
         mask_feature: Tensor | None = None,
         image_row: Tensor | None = None,
+        box_places: Tensor | None = None,
     ) -> RegionOutput:
         """Embed the regions of B samples; K of the boxes are real.
 
@@ -100,19 +102,24 @@ class FastRCNN(nn.Module):
         features: [B, R, 2048], precomputed; the CNN does not run where they are given.
         classes: [B, R], class of each box. box_masks: [B, R, S, S], instance masks on the output grid of the RoI head.
         masked: bool [B, R], regions whose appearance is replaced by mask_feature [2048].
+        box_places: int64 [K], the real boxes as indices of [B * R]; None to read them from box_mask.
         Raises ValueError where an input that the configuration needs is missing.
         """
-        labels = pack(classes, box_mask).long() if classes is not None else None  # (K,)
-        appearance = self._appearance(images, boxes, box_mask, features, box_masks, image_row)  # (K, 2048)
+        places = real_places(box_mask) if box_places is None else box_places  # (K,)
+        labels = pack(classes, places).long() if classes is not None else None  # (K,)
+        if features is not None:
+            appearance = pack(features, places)  # (K, 2048)
+        else:
+            appearance = self.region_features(self._pixels(images), boxes, box_mask, box_masks, image_row, places)
         class_loss = self._class_loss(appearance, labels)
         if masked is not None and mask_feature is not None:
-            is_masked = pack(masked, box_mask)[:, None]  # (K, 1)
+            is_masked = pack(masked, places)[:, None]  # (K, 1)
             appearance = torch.where(is_masked, mask_feature.to(appearance.dtype), appearance)
-        sizes = pack(im_info[:, None, :2].expand(-1, boxes.shape[1], -1), box_mask)  # (K, 2)
-        geometry = coordinate_embedding(pack(boxes, box_mask), sizes).flatten(1)  # (K, 2048)
+        sizes = pack(im_info[:, None, :2].expand(-1, boxes.shape[1], -1), places)  # (K, 2)
+        geometry = coordinate_embedding(pack(boxes, places), sizes).flatten(1)  # (K, 2048)
         content = [geometry.to(appearance.dtype), appearance, *self._class_embedding(appearance, labels)]
         reps = self.obj_downsample(torch.cat(content, dim=1))  # (K, D)
-        return RegionOutput(unpack(reps, box_mask), class_loss)
+        return RegionOutput(unpack(reps, box_mask, places), class_loss)
 
     def region_features(
         self,
@@ -121,16 +128,18 @@ class FastRCNN(nn.Module):
         box_mask: Tensor,
         box_masks: Tensor | None = None,
         image_row: Tensor | None = None,
+        box_places: Tensor | None = None,
     ) -> Tensor:
         """Appearance of the K real boxes in row-major order: [K, 2048]. Arguments as in forward.
 
         Raises ValueError for a batch without a real box.
         """
-        if not box_mask.any():
+        places = true_places(box_mask) if box_places is None else box_places  # (K,)
+        if not len(places):
             raise ValueError("no real box in the batch")
         feature_map = self.backbone(images)  # (P, 1024, h / 16, w / 16)
-        rois = roi_rows(boxes, box_mask, image_row)  # (K, 5)
-        masks = None if box_masks is None else box_masks[box_mask]  # (K, S, S)
+        rois = roi_rows(boxes, places, image_row)  # (K, 5)
+        masks = None if box_masks is None else pack(box_masks, places)  # (K, S, S)
         return self.roi_features(feature_map, rois, masks, shared=image_row is not None)
 
     def roi_features(self, feature_map: Tensor, rois: Tensor, masks: Tensor | None, shared: bool) -> Tensor:
@@ -156,22 +165,13 @@ class FastRCNN(nn.Module):
         _, pool, flatten = self.head
         return flatten(pool(grid))  # (K, 2048)
 
-    def _appearance(
-        self,
-        images: Tensor | None,
-        boxes: Tensor,
-        box_mask: Tensor,
-        features: Tensor | None,
-        box_masks: Tensor | None,
-        image_row: Tensor | None,
-    ) -> Tensor:
-        if features is not None:
-            return pack(features, box_mask)
+    def _pixels(self, images: Tensor | None) -> Tensor:
+        """The images of a batch without features."""
         if self.precomputed:
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is true but the batch has no region features")
         if images is None:
             raise ValueError("NETWORK.IMAGE_FEAT_PRECOMPUTED is false but the batch has no images")
-        return self.region_features(images, boxes, box_mask, box_masks, image_row)
+        return images
 
     def _class_loss(self, appearance: Tensor, labels: Tensor | None) -> Tensor | None:
         """Cross entropy of the classes [K] that are predicted from the appearance [K, 2048]."""
@@ -190,11 +190,14 @@ class FastRCNN(nn.Module):
         return [self.object_embed(labels).to(appearance.dtype)]
 
 
-def roi_rows(boxes: Tensor, box_mask: Tensor, image_row: Tensor | None = None) -> Tensor:
-    """The K real boxes in RoIAlign's form: float32 [K, 5], the row of the image and xyxy."""
-    sample = box_mask.nonzero()[:, 0]  # (K,)
+def roi_rows(boxes: Tensor, places: Tensor, image_row: Tensor | None = None) -> Tensor:
+    """K of the boxes [B, R, 4] in RoIAlign's form: float32 [K, 5], the row of the image and xyxy.
+
+    places: int64 [K], indices of [B * R].
+    """
+    sample = places // boxes.shape[1]  # (K,)
     image = sample if image_row is None else image_row[sample]
-    return torch.cat([image[:, None].float(), boxes[box_mask].float()], dim=1)
+    return torch.cat([image[:, None].float(), pack(boxes, places).float()], dim=1)
 
 
 def roi_align_features(feature_map: Tensor, rois: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.places import true_places
+
 QUERY_KEY_VALUE = 3  # projections side by side in a joint tensor
 
 
@@ -21,18 +23,23 @@ def can_pack() -> bool:
     return not torch.compiler.is_exporting()
 
 
-def pack(x: Tensor, mask: Tensor) -> Tensor:
-    """x [B, R, ...] at the K True places of mask [B, R]: [K, ...]. During an export K is B * R."""
-    return x[mask] if can_pack() else x.flatten(0, 1)
+def real_places(mask: Tensor) -> Tensor | None:
+    """The K True entries of mask [B, R] as indices of [B * R]: int64 [K]. Waits for the device. None in an export."""
+    return true_places(mask) if can_pack() else None
 
 
-def unpack(packed: Tensor, mask: Tensor) -> Tensor:
+def pack(x: Tensor, places: Tensor | None) -> Tensor:
+    """x [B, R, ...] at K places of [B * R]: [K, ...]. Without places nothing is left out: [B * R, ...]."""
+    x = x.flatten(0, 1)
+    return x if places is None else x.index_select(0, places)
+
+
+def unpack(packed: Tensor, mask: Tensor, places: Tensor | None) -> Tensor:
     """The reverse of `pack`, with zeros where the mask is False: [K, F] -> [B, R, F]."""
-    if not can_pack():
+    if places is None:
         return packed.unflatten(0, mask.shape).masked_fill(~mask[..., None], 0.0)
-    out = packed.new_zeros(*mask.shape, packed.shape[-1])
-    out[mask] = packed
-    return out
+    out = packed.new_zeros(mask.numel(), packed.shape[-1])
+    return out.index_copy_(0, places, packed).unflatten(0, mask.shape)
 
 
 def longest(lengths: Tensor, limit: int) -> int:
@@ -44,29 +51,25 @@ class PackedHeads:
     """Conversion between packed states [N, ...] and padded attention heads [B * heads, L, d].
 
     Attention needs padded sequences, the linear layers do not. The index tensors are computed once for all layers.
-    mask: bool [B, L] with N True entries.
+    mask: bool [B, L] with N True entries. at: int64 [2, N], sample and position of each, in row-major order.
     """
 
-    def __init__(self, mask: Tensor, heads: int) -> None:
+    def __init__(self, mask: Tensor, at: Tensor, heads: int) -> None:
         (batch, length), device = mask.shape, mask.device
         self.heads, self.length = heads, length
-        real = mask.flatten().nonzero().squeeze(1)  # (N,)
+        sample, position = at
+        real = sample * length + position  # (N,)
         count = len(real)
         state = torch.arange(count, device=device)
         head, part = torch.arange(heads, device=device), torch.arange(QUERY_KEY_VALUE, device=device)
         # A padded position gets a copy of state 0. Its key is masked, and nothing reads the context of its query.
         place = state.new_zeros(batch * length).index_copy_(0, real, state).view(batch, 1, length)
         self._split = ((place[None] * QUERY_KEY_VALUE + part[:, None, None, None]) * heads + head[:, None]).flatten()
-        self._sample, self._position = real // length, real % length
-        where = (self._sample[:, None] * heads + head) * length + self._position[:, None]  # (N, heads)
+        where = (sample[:, None] * heads + head) * length + position[:, None]  # (N, heads)
         self._unsplit = (where[:, None] + part[:, None] * (batch * heads * length)).flatten()
         self._join = where.flatten()
         # Index count * heads lies behind the last gradient, so that padding has gradient zero.
         self._unjoin = torch.where(mask[:, None], place * heads + head[:, None], count * heads).flatten()
-
-    def places(self, length: int) -> Tensor:
-        """int64 [N], the index of each state in B sequences of another length, flattened to [B * length]."""
-        return self._sample * length + self._position
 
     def split(self, joint: Tensor) -> Tensor:
         """Query, key and value side by side [N, 3 * heads * d] -> [3, B * heads, L, d]."""

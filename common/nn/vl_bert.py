@@ -12,6 +12,7 @@ from common.nn.bert import Pooler, init_weights, layer_norm
 from common.nn.heads import MaskedLanguageHead, MaskedRegionHead, RelationshipHead
 from common.nn.packing import longest
 from common.nn.parts import PLAIN, Parts
+from common.places import PackedSequences
 
 # With frozen word embeddings, the first ids (special tokens and unused ones) have a table of their own that trains.
 NUM_SPECIAL_WORDS = 1000
@@ -133,15 +134,21 @@ class VisualLinguisticBert(nn.Module):
         object_mask: Tensor,
         all_layers: bool = False,
         with_attention: bool = False,
+        sequences: PackedSequences | None = None,
     ) -> VLBertOutput:
         """Encode words and regions together.
 
         text_ids, segment_ids: int64 [B, T]. text_visual: [B, T, D], the visual feature of each word.
         text_mask: bool [B, T]. object_visual: [B, R, D]. object_linguistic: [B, R, H]. object_mask: bool [B, R].
-        Masks may have holes; the sequence has the real elements in order.
+        Masks may have holes; the sequence has the real elements in order. sequences: of the B rows, None to find them
+        from the masks.
         """
-        given = self.embed(text_ids, segment_ids, text_visual, text_mask, object_visual, object_linguistic, object_mask)
-        encoded = self.encoder(given.embeddings, given.mask, all_layers, with_attention)
+        length = None if sequences is None else sequences.length
+        given = self.embed(
+            text_ids, segment_ids, text_visual, text_mask, object_visual, object_linguistic, object_mask, length
+        )
+        at = None if sequences is None else sequences.at
+        encoded = self.encoder(given.embeddings, given.mask, all_layers, with_attention, at)
         last = encoded.layers[-1]  # (B, L, H)
         return VLBertOutput(
             layers=encoded.layers,
@@ -161,8 +168,12 @@ class VisualLinguisticBert(nn.Module):
         object_visual: Tensor,
         object_linguistic: Tensor,
         object_mask: Tensor,
+        length: int | None = None,
     ) -> EncoderInput:
-        """The input of the encoder: words, regions, END, padding (original 2.5 to 2.7). Arguments as in forward."""
+        """The input of the encoder: words, regions, END, padding (original 2.5 to 2.7). Arguments as in forward.
+
+        length: L, that of the longest sequence, None to find it from the masks.
+        """
         batch, num_words = text_ids.shape
         text = self._words(text_ids) + self._text_visual(text_visual)  # (B, T, H)
         objects = object_linguistic + self._object_visual(object_visual)  # (B, R, H)
@@ -170,7 +181,8 @@ class VisualLinguisticBert(nn.Module):
 
         num_text, num_objects = text_mask.sum(1, keepdim=True), object_mask.sum(1, keepdim=True)  # (B, 1)
         end = num_text + num_objects  # (B, 1), the position of END
-        length = longest(end, num_words + object_mask.shape[1]) + 1
+        if length is None:
+            length = longest(end, num_words + object_mask.shape[1]) + 1
         position = torch.arange(length, device=text_ids.device)[None]  # (1, L)
         is_text, is_object = position < num_text, (position >= num_text) & (position < end)  # (B, L)
 

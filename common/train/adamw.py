@@ -49,9 +49,16 @@ class AdamW(Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, grad_scale: Tensor | None = None
+        self,
+        closure: Callable[[], float] | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
     ) -> float | None:
-        """One update. grad_scale: a scalar by which all gradients are divided first, in place."""
+        """One update. grad_scale: a scalar by which all gradients are divided first, in place.
+
+        found_inf: float32 scalar. Where it is 1, the device leaves weights and moments as they are, and the host need
+        not wait to read it. The step is counted all the same. Raises ValueError without the kernel for all parameters.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,7 +69,9 @@ class AdamW(Optimizer):
                 self._count_step(p)
             for (step, device, _), alike in self._alike(params).items():
                 if self.fused and device.type in FUSED_DEVICES:
-                    self._fused_update(alike, step, group, grad_scale)
+                    self._fused_update(alike, step, group, grad_scale, found_inf)
+                elif found_inf is not None:
+                    raise ValueError(f"AdamW: found_inf needs fused=True and one of {FUSED_DEVICES}, not {device}")
                 else:
                     for p in alike:
                         self._plain_update(p, step, group, grad_scale)
@@ -100,7 +109,9 @@ class AdamW(Optimizer):
         if group["weight_decay"] > 0:
             p.add_(p, alpha=-group["lr"] * group["weight_decay"])
 
-    def _fused_update(self, params: list[Tensor], step: int, group: Group, grad_scale: Tensor | None) -> None:
+    def _fused_update(
+        self, params: list[Tensor], step: int, group: Group, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
         """The update rule by `torch._fused_adam_`, which also divides the gradients by grad_scale.
 
         The kernel computes  lr / (1 - beta1^t) * mean / (sqrt(square) / sqrt(1 - beta2^t) + eps).  With lr and eps
@@ -118,7 +129,7 @@ class AdamW(Optimizer):
             [self.state[p]["exp_avg"] for p in params],
             [self.state[p]["exp_avg_sq"] for p in params],
             [],
-            [torch.tensor(float(step), device=device)] * len(params),
+            [torch.full((), float(step), device=device)] * len(params),  # torch.tensor would wait for a GPU
             lr=lr,
             beta1=beta1,
             beta2=beta2,
@@ -127,8 +138,12 @@ class AdamW(Optimizer):
             amsgrad=False,
             maximize=False,
             grad_scale=None if grad_scale is None else grad_scale.float().to(device),
+            found_inf=found_inf,
         )
         decay = group["lr"] * group["weight_decay"]
         if decay >= NO_DECAY or (decay > 0 and params[0].dtype != torch.float32):
-            torch._foreach_add_(params, params, alpha=-decay)
+            if found_inf is None:
+                torch._foreach_add_(params, params, alpha=-decay)
+            else:
+                torch._foreach_add_(params, torch._foreach_mul(params, (1.0 - found_inf) * -decay))
         torch.autograd.graph.increment_version(params)  # the kernel changes them without counting a version

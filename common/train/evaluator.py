@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common import distributed
+from common.data.copies import DeviceCopies
 from common.data.loader import Loader
 from common.data.sample import Batch, ModelOutput
 from common.metrics import MetricGroup
@@ -51,6 +52,7 @@ def evaluate(
     Raises Interrupted on all ranks after `should_stop` returned True on one of them.
     """
     records: list[Record] = []
+    to_device = DeviceCopies(device)
     stopped = False
     if metrics is not None:
         metrics.reset()
@@ -64,7 +66,7 @@ def evaluate(
             stopped = should_stop()
             if stopped:
                 break
-            batch = batch.to(device)
+            batch = to_device(batch)
             with precision.autocast():
                 output = model(batch)
             if metrics is not None:

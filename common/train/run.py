@@ -104,6 +104,7 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
         prefix=cfg.MODEL_PREFIX,
         validate=validation(model, val_loader, device, precision, task.build_metrics(cfg, False)),
         writer=writer,
+        read_late=device.type == "cuda",
         config=cfg.to_dict(),
         task=task.name,
         made_with=made,

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from common import distributed
+from common.data.copies import DeviceCopies
 from common.data.sample import Batch, ModelOutput
 from common.errors import CheckpointError
 from common.log import RunWriter
 from common.train.adamw import AdamW
 from common.train.evaluator import Interrupted
+from common.train.late import LateValues
 from common.train.optim import apply_lr, divide_gradients, measure_clipping
 from common.train.progress import Progress, format_duration
 from common.train.schedules import PlateauSchedule
@@ -31,26 +33,44 @@ log = logging.getLogger(__name__)
 OVERFLOWS = 20  # in a row at a loss scale that cannot fall: a run that would train nothing ends
 
 
+class _Undecided(NamedTuple):
+    """An update that the device has, and of which the host does not know yet whether it was finite.
+
+    values: 1 where it was not, and the number of a signal, over all ranks. cycle: its losses.
+    """
+
+    values: LateValues
+    place: str
+    cycle: list[dict[str, Tensor]]
+    grad_norm: Tensor | None
+
+
 @dataclass(kw_only=True)
 class Trainer(TrainerState):
     """Trains `model` on `loader`.
 
     directory, prefix: checkpoints are `<directory>/<prefix>-%04d.model`.
     validate: takes a function that returns whether to stop, and returns metrics by name; None for no validation.
+    read_late: with TRAIN.NONFINITE stop, the device itself leaves out an update that is not finite, and the host learns
+        of it, and of signals to other ranks, one update later instead of waiting. Not in fp16, whose scaler waits.
     """
 
     directory: Path
     prefix: str
     validate: Callable[[Callable[[], bool]], dict[str, float]] | None = None
     writer: RunWriter | None = None
+    read_late: bool = False
 
     def __post_init__(self) -> None:
         self._signals = StopSignals()
+        self._to_device = DeviceCopies(self.device)
         self._unsaved: OSError | None = None  # why the last checkpoint could not be written
         self._cycle: list[dict[str, Tensor]] = []  # losses of the micro-batches since the last update
         self._loss = torch.tensor(math.nan)
         self._grad_norm: Tensor | None = None
         self._overflows = 0  # in a row, at a loss scale that cannot fall
+        self._undecided: _Undecided | None = None  # the last update, until the host knows whether it was finite
+        self._signal_of_any_rank = 0  # as of the last update that the host knows
         self._progress = Progress()
         self.position.epoch = max(self.position.epoch, self.settings.begin_epoch)
 
@@ -92,8 +112,9 @@ class Trainer(TrainerState):
                 self._train_batch(batch)
                 bar.update()
                 if self._enough():
-                    return
+                    break
                 distributed.doing(f"epoch {at.epoch} batch {at.batch}: reading")
+        self._decide()
 
     def _train_batch(self, batch: Batch) -> None:
         """Forward, backward and what is due after this batch: an update, a report, a checkpoint, a stop."""
@@ -104,7 +125,7 @@ class Trainer(TrainerState):
         # they must be averaged at the end of an epoch too.
         exchange = updates or last
         with distributed.gradient_exchange(self.model, exchange):
-            self._micro_step(batch.to(self.device))
+            self._micro_step(self._to_device(batch))
         at.batch += 1
         at.step += 1
         updated = updates and self._update()
@@ -137,49 +158,86 @@ class Trainer(TrainerState):
         self.precision.unscale(self.optimizer)
         limit = self.settings.clip_norm if self.settings.clip_norm > 0 else math.inf
         self._grad_norm, divisor = measure_clipping(self.module.parameters(), limit)
-        done = False
         distributed.doing(f"{self._place()}: optimizer step")
-        with distributed.exchanging():  # gradients of a GPU may still be on their way
-            finite = self._is_finite()
-        if distributed.any_rank(not finite):
+        done = True
+        if self._reads_late():
+            self._update_late(divisor)
+        elif self._any_rank_not_finite():
+            done = False
             self._not_finite()
         elif self._step(divisor):
-            done = True
             self._overflows = 0
-            distributed.started_up()
         else:
+            done = False
             self._overflowed()
+        if done:
+            distributed.started_up()
         at.updates += done
         self.optimizer.zero_grad(set_to_none=True)
         self._cycle.clear()
         return done
 
-    def _step(self, divisor: Tensor | None) -> bool:
-        """The optimizer step on the gradients divided by `divisor`, which clips them. Returns False where fp16
-        overflowed."""
+    def _any_rank_not_finite(self) -> bool:
+        """Whether a loss or gradient of this update is not finite on a rank. Waits for the device."""
+        with distributed.exchanging():  # gradients of a GPU may still be on their way
+            non_finite = bool(self._non_finite())
+        return distributed.any_rank(non_finite)
+
+    def _update_late(self, divisor: Tensor | None) -> None:
+        """An optimizer step that the device itself leaves out where it is not finite. The host reads that later."""
+        self._decide()
+        non_finite = self._non_finite()
+        signum = torch.full_like(non_finite, self._signals.signum)
+        values = distributed.all_reduce_max_later(torch.stack([non_finite, signum]))
+        self._step(divisor, found_inf=values[0])
+        self._undecided = _Undecided(LateValues(values), self._place(), [*self._cycle], self._grad_norm)
+
+    def _step(self, divisor: Tensor | None, found_inf: Tensor | None = None) -> bool:
+        """The optimizer step on the gradients divided by `divisor`, which clips them; none where found_inf is 1.
+
+        Returns False where fp16 overflowed.
+        """
         if isinstance(self.optimizer, AdamW):
-            return self.precision.step(self.optimizer, grad_scale=divisor)  # one pass over all gradients less
+            # One pass over all gradients less.
+            return self.precision.step(self.optimizer, grad_scale=divisor, found_inf=found_inf)
         if divisor is not None:
             divide_gradients(self.module.parameters(), divisor)
+        if found_inf is not None:
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # where SGD reads it
         return self.precision.step(self.optimizer)
 
-    def _is_finite(self) -> bool:
-        """Whether all losses since the last update are finite, and the gradient norm unless a loss scale handles it.
+    def _reads_late(self) -> bool:
+        """Whether the device itself can leave out an update that is not finite, after which the run ends."""
+        fused = isinstance(self.optimizer, AdamW) and self.optimizer.fused
+        fused = fused or (isinstance(self.optimizer, torch.optim.SGD) and bool(self.optimizer.defaults["fused"]))
+        return self.read_late and self.settings.nonfinite == "stop" and self.precision.scaler is None and fused
 
-        Waits for the device once.
+    def _decide(self) -> None:
+        """Learn whether the last update was finite. Raises FloatingPointError where it was not."""
+        if self._undecided is None:
+            return
+        update, self._undecided = self._undecided, None
+        with distributed.exchanging():
+            non_finite, signum = update.values.read()
+        self._signal_of_any_rank = int(signum)
+        if non_finite:
+            raise _stopping(_description(update.place, update.cycle, update.grad_norm))
+
+    def _non_finite(self) -> Tensor:
+        """1 unless all losses since the last update are finite, and the gradient norm unless a loss scale handles it.
+
+        float32 scalar on the device.
         """
         values = [losses["loss"] for losses in self._cycle]
         if self.precision.scaler is None and self._grad_norm is not None:
             values.append(self._grad_norm)
-        return bool(torch.stack([v.float().reshape(()) for v in values]).isfinite().all())
+        return 1.0 - torch.stack([v.float().reshape(()) for v in values]).isfinite().all().float()
 
     def _not_finite(self) -> None:
         """Log an update whose loss or gradient is not finite, and leave it out, or raise FloatingPointError."""
-        losses = [{k: round(float(v.mean()), 6) for k, v in one.items()} for one in self._cycle]
-        norm = "" if self._grad_norm is None else f", gradient norm {float(self._grad_norm)}"
-        text = f"{self._place()}: loss or gradient not finite: {losses}{norm}"
+        text = _description(self._place(), self._cycle, self._grad_norm)
         if self.settings.nonfinite == "stop":
-            raise FloatingPointError(text + ". Set TRAIN.NONFINITE skip to leave such updates out")
+            raise _stopping(text)
         self.precision.skip()
         self._left_out(text)
 
@@ -262,6 +320,7 @@ class Trainer(TrainerState):
 
     def _report(self) -> None:
         """Write the numbers of training since the last report to the log and the writer."""
+        self._decide()
         at, batches = self.position, len(self.loader)
         remaining = (self.settings.end_epoch - at.epoch) * batches - at.batch
         speed, eta = self._progress.measure(at.step, remaining, distributed.world_size())
@@ -288,7 +347,8 @@ class Trainer(TrainerState):
 
     def _stop_if_asked(self) -> None:
         """Stop at the same batch on all ranks. Every rank must call it: the signal may have reached only some."""
-        signum = distributed.all_reduce_max(self._signals.signum)
+        late = self._reads_late() and distributed.is_distributed()
+        signum = self._signal_of_any_rank if late else distributed.all_reduce_max(self._signals.signum)
         if signum:
             self._stop(signum)
 
@@ -306,6 +366,7 @@ class Trainer(TrainerState):
 
         A full disk is logged as an error and does not end the run, which saves again later. Older checkpoints stay.
         """
+        self._decide()
         distributed.doing(f"writing {path}")
         state = self.state_dict()
         if not distributed.is_main():
@@ -326,3 +387,14 @@ class Trainer(TrainerState):
             raise CheckpointError(
                 f"the last checkpoint could not be written ({self._unsaved}); the one before is in {self.directory}"
             ) from self._unsaved
+
+
+def _description(place: str, cycle: Sequence[dict[str, Tensor]], grad_norm: Tensor | None) -> str:
+    """What is not finite, with the losses of the micro-batches. Waits for the device."""
+    losses = [{k: round(float(v.mean()), 6) for k, v in one.items()} for one in cycle]
+    norm = "" if grad_norm is None else f", gradient norm {float(grad_norm)}"
+    return f"{place}: loss or gradient not finite: {losses}{norm}"
+
+
+def _stopping(text: str) -> FloatingPointError:
+    return FloatingPointError(text + ". Set TRAIN.NONFINITE skip to leave such updates out")

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from common.boxes import FEATURE_DIM
 from common.nn.fast_rcnn import FastRCNN
-from common.nn.packing import unpack
+from common.nn.packing import real_places, unpack
 from common.weights.build import build_fast_rcnn
 from tests.golden.core import Case, Report, fill_weights
 from tests.golden.models import case_config, check_gradients, gradient_norms, plain, without_dropout
@@ -61,7 +61,8 @@ def _forward(case: Case, model: FastRCNN) -> dict[str, Any]:
     seen: dict[str, Any] = {"obj_logits": None, "obj_labels": None}
 
     def keep_appearance(module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen["obj_reps_raw"] = unpack(args[0][:, FEATURE_DIM : 2 * FEATURE_DIM], mask)  # behind the geometry
+        appearance = args[0][:, FEATURE_DIM : 2 * FEATURE_DIM]  # behind the geometry
+        seen["obj_reps_raw"] = unpack(appearance, mask, real_places(mask))
 
     def keep_logits(module: nn.Module, args: tuple[Any, ...], logits: Any) -> None:
         seen["obj_logits"] = logits

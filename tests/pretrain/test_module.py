@@ -9,6 +9,7 @@ from torch import nn
 
 from common.config import load_config, replace
 from common.metrics import MetricGroup
+from common.places import Places
 from pretrain.metrics import MLMAccuracy, MVRCAccuracy
 from pretrain.module import build_attention_vis, build_multitask, build_single
 from tests.made_up import made_up_batch
@@ -157,6 +158,7 @@ def test_a_batch_without_any_target():
     model, batch = build(build_multitask, cfg), made_up_batch("pretrain", cfg, samples=2)
     for part in (batch, *batch.auxiliary):
         part.targets["mlm_labels"].fill_(-1)
+        part.places = Places()
     batch.targets["mvrc_mask"].fill_(False)
     batch.targets["mvrc_labels"] = torch.zeros(2, 0, 9)
     output = model(batch)

@@ -59,6 +59,7 @@ class Regions(torch.nn.Module):
         classes=None,
         box_masks=None,
         image_row=None,
+        box_places=None,
     ) -> RegionOutput:
         self.calls += 1
         reps = torch.cat([boxes, boxes.flip(-1)], dim=-1) / 50 * box_mask[..., None]

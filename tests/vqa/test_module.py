@@ -37,7 +37,7 @@ class Core(nn.Module):
 
     sizes = SimpleNamespace(hidden_size=2)
 
-    def forward(self, *args: Tensor) -> Any:
+    def forward(self, *args: Tensor, sequences: Any = None) -> Any:
         self.ids, self.segments, self.text_visual, self.text_mask, self.regions, self.linguistic, self.box_mask = args
         count = torch.arange(float(self.ids.shape[1]))
         return SimpleNamespace(text=count[None, :, None].expand(len(self.ids), -1, 2))

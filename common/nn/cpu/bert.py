@@ -42,14 +42,20 @@ class FastEncoder(Encoder):
         self._packed_layers: defaultdict[int, PackedLayer] = defaultdict(PackedLayer)
 
     def forward(
-        self, hidden: Tensor, mask: Tensor, all_layers: bool = False, with_probs: bool = False
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        all_layers: bool = False,
+        with_probs: bool = False,
+        at: Tensor | None = None,
     ) -> EncoderOutput:
-        """hidden [B, L, H], mask bool [B, L] (True is real) -> EncoderOutput."""
+        """hidden [B, L, H], mask bool [B, L] (True is real) -> EncoderOutput. at: None to find it from the mask."""
         if with_probs or not can_pack():
             return super().forward(hidden, mask, all_layers, with_probs)
         keys = F.pad(mask, (0, -mask.shape[1] % VECTOR))  # (B, L')
-        heads, bias = PackedHeads(keys, self.num_heads), attention_bias(keys, hidden.dtype)
-        places = heads.places(mask.shape[1])  # (N,), in [B * L]
+        at = mask.nonzero().t() if at is None else at
+        heads, bias = PackedHeads(keys, at, self.num_heads), attention_bias(keys, hidden.dtype)
+        places = at[0] * mask.shape[1] + at[1]  # (N,), in [B * L]
         states = hidden.flatten(0, 1).index_select(0, places)  # (N, H)
         if lowered(hidden.device) and not torch.is_grad_enabled():
             states = states.to(torch.bfloat16)  # the residual of each block is then part of its product

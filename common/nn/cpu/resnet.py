@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,8 @@ class FastBottleneck(Bottleneck):
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """norm(conv(x)). A frozen norm is folded into the convolution, which saves passes over the maps.
 
-    The fold is computed in each forward, so that `conv.weight` stays the weight that trains.
+    The weight is scaled in each forward, so that `conv.weight` stays the weight that trains. The scale and the bias do
+    not train and are kept until a tensor of the norm is replaced or written to (not through `.data`).
     """
     if not _is_foldable(conv, norm):
         return norm(conv(x))
@@ -67,6 +69,8 @@ def conv_norm_relu(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, residual: T
 def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return (
         is_exact(norm, FrozenBatchNorm2d)
+        and not norm.weight.requires_grad
+        and not norm.bias.requires_grad
         and is_exact(conv, nn.Conv2d)
         and has_parameters(conv, "weight")
         and has_parameters(norm, "weight", "bias")
@@ -77,9 +81,45 @@ def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution with the norm inside."""
+    fold = _folds.get(norm)
+    if fold is None or fold.key != _key(norm):
+        fold = _folds[norm] = _Fold(norm)
+    return conv.weight * fold.scale, fold.bias
+
+
+class _Fold:
+    """What a frozen norm makes of a convolution.
+
+    scale: [C, 1, 1, 1], of the weight. bias: [C], in the dtype of autocast. key: equal as long as both hold.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        self.key, self._tensors = _key(norm), _tensors(norm)  # the tensors live on, so that their ids stay theirs
+        weight, bias, mean, var = self._tensors
+        with torch.inference_mode(False), torch.no_grad():  # a training step after an evaluation may use them
+            scale = weight * torch.rsqrt(var + norm.eps)
+            self.scale, self.bias = scale[:, None, None, None], (bias - mean * scale).to(_dtype(weight))
+
+
+_folds: WeakKeyDictionary[nn.BatchNorm2d, _Fold] = WeakKeyDictionary()
+
+
+def _tensors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+
+def _key(norm: nn.BatchNorm2d) -> tuple[Any, ...]:
+    tensors = _tensors(norm)
+    if any(t.is_inference() for t in tensors):
+        return (object(),)  # equal to no other, because such tensors do not count their changes
+    return _dtype(norm.weight), *((id(t), t.data_ptr(), t._version) for t in tensors)
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that a convolution with the weight computes in."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 class _ConvRelu(torch.autograd.Function):

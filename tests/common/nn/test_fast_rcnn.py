@@ -10,7 +10,7 @@ from common.nn.fast_rcnn import FEATURE_DIM, ROI_SIZE, FastRCNN, roi_align_featu
 
 
 def one_box(*xyxy: float) -> tuple[Tensor, Tensor]:
-    return torch.tensor([[xyxy]]), torch.ones(1, 1, dtype=torch.bool)
+    return torch.tensor([[xyxy]]), torch.tensor([0])
 
 
 def ramp(height: int, width: int) -> Tensor:
@@ -51,15 +51,16 @@ class TestRoIAlign:
     def test_boxes_belong_to_their_image_and_padding_has_no_row(self):
         feature_map = torch.stack([torch.full((1, 4, 4), 1.0), torch.full((1, 4, 4), 2.0)])
         boxes = torch.tensor([[[0.0, 0, 30, 30], [9, 9, 9, 9]], [[0, 0, 30, 30], [5, 5, 40, 40]]])
-        grid = roi_align_features(feature_map, roi_rows(boxes, torch.tensor([[True, False], [True, True]])))
+        grid = roi_align_features(feature_map, roi_rows(boxes, torch.tensor([0, 2, 3])))
         torch.testing.assert_close(grid[:, 0, 5, 5], torch.tensor([1.0, 2.0, 2.0]))
 
     def test_coordinates_stay_float32_under_autocast(self):
         """Original 2.33: bf16 would move 1000.75 to 1000, and 0.75 pixels are 0.047 cells."""
-        boxes, mask = one_box(1000.75, 700.25, 1000.75 + 14 * 16, 700.25 + 14 * 16)
-        want = roi_align_features(ramp(80, 80), roi_rows(boxes, mask))
+        boxes, places = one_box(1000.75, 700.25, 1000.75 + 14 * 16, 700.25 + 14 * 16)
+        want = roi_align_features(ramp(80, 80), roi_rows(boxes, places))
         with torch.autocast("cpu", torch.bfloat16):
-            got = roi_align_features(ramp(80, 80).bfloat16(), roi_rows(boxes, mask))  # whole numbers are exact in bf16
+            # Whole numbers are exact in bf16.
+            got = roi_align_features(ramp(80, 80).bfloat16(), roi_rows(boxes, places))
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
         assert got[0, 1, 0, 0].item() == pytest.approx(1000.75 / 16 + 0.5, abs=1e-4)

@@ -2,7 +2,7 @@
 
 import torch
 
-from common.nn.packing import PackedHeads, longest, pack, unpack
+from common.nn.packing import PackedHeads, longest, pack, real_places, unpack
 
 MASK = torch.tensor([[True, True, False], [True, False, True], [False, False, True]])
 HEADS, D = 2, 4
@@ -10,9 +10,10 @@ HEADS, D = 2, 4
 
 def test_pack_and_unpack():
     x = torch.arange(9.0).view(3, 3, 1)
-    packed = pack(x, MASK)
+    places = real_places(MASK)
+    packed = pack(x, places)
     assert packed.flatten().tolist() == [0, 1, 3, 5, 8]  # row-major
-    assert torch.equal(unpack(packed, MASK), x * MASK[..., None])
+    assert torch.equal(unpack(packed, MASK, places), x * MASK[..., None])
     assert longest(torch.tensor([[2], [4]]), 9) == 4
 
 
@@ -21,7 +22,8 @@ def test_an_export_keeps_the_padding():
 
     class Doubled(torch.nn.Module):
         def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return unpack(2 * pack(x, mask), mask) + longest(mask.sum(1), mask.shape[1])
+            places = real_places(mask)
+            return unpack(2 * pack(x, places), mask, places) + longest(mask.sum(1), mask.shape[1])
 
     x = torch.rand(3, 3, 2)
     program = torch.export.export(Doubled(), (x, MASK)).module()
@@ -35,7 +37,7 @@ def test_an_export_keeps_the_padding():
 def test_split_and_join_by_loops():
     count = int(MASK.sum())
     joint = torch.arange(count * 3 * HEADS * D, dtype=torch.float32).view(count, -1)
-    rows = PackedHeads(MASK, HEADS)
+    rows = PackedHeads(MASK, MASK.nonzero().t(), HEADS)
     parts = rows.split(joint)
     assert parts.shape == (3, 3 * HEADS, 3, D)
     places = MASK.nonzero().tolist()
@@ -49,7 +51,7 @@ def test_split_and_join_by_loops():
 def test_gradients_are_those_of_indexing():
     """Padding has no gradient on the way back, whatever its copies got."""
     count = int(MASK.sum())
-    rows, full = PackedHeads(MASK, HEADS), PackedHeads(torch.ones_like(MASK), HEADS)
+    rows, full = (PackedHeads(m, m.nonzero().t(), HEADS) for m in (MASK, torch.ones_like(MASK)))
     for ways, number in ((rows, count), (full, MASK.numel())):
         context = torch.randn(3 * HEADS, 3, D, requires_grad=True)
         weight = torch.randn(number, HEADS * D)

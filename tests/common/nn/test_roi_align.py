@@ -12,6 +12,6 @@ def test_one_sample_in_the_middle_of_a_bin():
     side = ROI_SIZE * 2 * 16  # pixels, of bins of two cells of 16 pixels
     left, top = 16.0, 48.0
     boxes = torch.tensor([[[left, top, left + side, top + side]]])
-    grid = roi_align_features(feature_map, roi_rows(boxes, torch.ones(1, 1, dtype=torch.bool)))
+    grid = roi_align_features(feature_map, roi_rows(boxes, torch.tensor([0])))
     middle_x, middle_y = (first + 1 + 2 * torch.arange(float(ROI_SIZE)) for first in (1, 3))
     assert torch.equal(grid[0, 0], middle_x**2 + 10 * middle_y[:, None] ** 2)

@@ -150,6 +150,28 @@ def test_the_kernel_and_the_formula_give_the_same_weights(dtype, correct_bias):
             torch.testing.assert_close(value, fused_optimizer.state[q][name], **tight)
 
 
+def test_an_update_with_found_inf_changes_nothing():
+    """The host does not read found_inf, so the device must leave weights and moments alone, decay included."""
+    torch.manual_seed(0)
+    start, grads = [torch.randn(5), torch.randn(3)], [torch.full((5,), math.nan), torch.randn(3)]
+    runs = []
+    for flags in ([1.0], [0.0], [None]):
+        params = [nn.Parameter(p.clone()) for p in start]
+        optimizer = AdamW(params, lr=0.1, weight_decay=0.5)
+        for flag in flags:
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad.clone() if flag == 1.0 else torch.ones_like(p)
+            optimizer.step(grad_scale=torch.tensor(2.0), found_inf=None if flag is None else torch.tensor(flag))
+        runs.append((params, optimizer))
+    (left, optimizer), (done, _), (plain, _) = runs
+    for p, q in zip(left, start, strict=True):
+        assert torch.equal(p, q)
+        assert not optimizer.state[p]["exp_avg"].any() and not optimizer.state[p]["exp_avg_sq"].any()
+    torch.testing.assert_close(done, plain, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="found_inf needs fused=True"):
+        AdamW(done, fused=False).step(found_inf=torch.tensor(0.0))
+
+
 def test_the_kernel_is_the_default_and_can_be_switched_off(monkeypatch):
     calls = []
     kernel = torch._fused_adam_

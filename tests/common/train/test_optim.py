@@ -49,6 +49,19 @@ class TestGroups:
         assert not build_optimizer(train_section(), [("a", parameter(0.0))], 1.0, fused=False).fused
         assert build_optimizer(train_section(), [("a", parameter(0.0))], 1.0).fused
 
+    def test_sgd_is_not_fused_on_a_cpu(self):
+        optimizer = build_optimizer(train_section(OPTIMIZER="SGD"), [("a", parameter(0.0))], 1.0)
+        assert optimizer.defaults["fused"] is None
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize(("precision", "fused"), [("bf16", True), ("fp16", None), ("", True)])
+    def test_sgd_is_one_kernel_on_a_gpu(self, precision, fused):
+        section = train_section(OPTIMIZER="SGD", PRECISION=precision, FP16=False)
+        assert (
+            build_optimizer(section, [("a", torch.nn.Parameter(torch.zeros(3, device="cuda")))], 1.0).defaults["fused"]
+            is fused
+        )
+
     def test_unknown_optimizer_raises(self):
         with pytest.raises(ValueError, match="'Lion'"):
             build_optimizer(train_section(OPTIMIZER="Lion"), [("a", parameter(0.0))], 1.0)

@@ -205,6 +205,24 @@ class TestNonFinite:
         assert "TRAIN.NONFINITE skip" in str(error.value)
         assert torch.equal(weights(trainer), weights(before)) and weights(trainer).any()
 
+    @pytest.mark.parametrize("settings", [{}, {"max_updates": 3}, {"accumulate": 3, "end_epoch": 1}])
+    def test_a_decision_that_is_read_late_keeps_the_weights_too(self, tmp_path, settings):
+        """The device leaves the update out. The host learns of it before the next update and before the run ends."""
+        late = {"adamw": True, "read_late": True, "log_every": 100, "clip_norm": 1.0}
+        trainer = toy_trainer(tmp_path / "b", self.bad, **late | settings)
+        with pytest.raises(FloatingPointError, match=r"epoch 0 batch 2, update [13]: .*'square': nan"):
+            trainer.fit()
+        before = toy_trainer(tmp_path / "a", **late | settings | {"max_updates": 2})
+        before.fit()
+        assert torch.equal(weights(trainer), weights(before) if "accumulate" not in settings else torch.zeros(5))
+        assert not list((tmp_path / "b").glob("*.model"))
+
+    def test_a_decision_that_is_read_late_changes_no_finite_run(self, tmp_path):
+        runs = [toy_trainer(tmp_path / str(late), adamw=True, read_late=late, clip_norm=1.0) for late in (False, True)]
+        for trainer in runs:
+            trainer.fit()
+        assert torch.equal(*map(weights, runs)) and losses(runs[0]) == losses(runs[1])
+
     def test_skip_counts_and_goes_on(self, tmp_path, caplog):
         trainer = toy_trainer(tmp_path, self.bad, nonfinite="skip", momentum=0.0, clip_norm=1e6)
         with caplog.at_level(logging.WARNING):

@@ -71,10 +71,28 @@ def _nan_on_one(rank: int, folder: Path) -> None:
         assert trainer.position.skipped == skipped > 0
         both = distributed.gather_objects(weights(trainer))
         assert both is None or (torch.equal(*both) and both[0].isfinite().all())
-    with pytest.raises(FloatingPointError, match="not finite"):
-        wrapped(folder / "stop", dataset=bad).fit()
+    for late in (False, True):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            wrapped(folder / "stop", dataset=bad, adamw=True, read_late=late).fit()
 
 
-@pytest.mark.parametrize("function", [_exchanges, _signal_to_one, _nan_on_one])
+def _signal_read_late(rank: int, folder: Path) -> None:
+    """A signal to one rank stops both at the same batch, at most one update later than without."""
+    trainer = wrapped(folder, adamw=True, read_late=True, log_every=100)
+    original = trainer._micro_step
+
+    def step(batch):
+        original(batch)
+        if rank == 1 and trainer.position.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer._micro_step = step
+    with pytest.raises(Stopped):
+        trainer.fit()
+    steps = distributed.gather_objects(trainer.position.step)
+    assert steps in (None, [3, 3], [4, 4])
+
+
+@pytest.mark.parametrize("function", [_exchanges, _signal_to_one, _signal_read_late, _nan_on_one])
 def test_two_processes(function, tmp_path):
     run_on_two(function, tmp_path)

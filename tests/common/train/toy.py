@@ -85,6 +85,7 @@ def toy_trainer(
     adamw: bool = False,
     validate: Callable[[Callable[[], bool]], dict[str, float]] | None = None,
     base_seed: int = 3,
+    read_late: bool = False,
     **settings: Any,
 ) -> Trainer:
     """A trainer on five batches an epoch; torch is seeded, so two calls give the same run."""
@@ -108,6 +109,7 @@ def toy_trainer(
         prefix=PREFIX,
         validate=validate,
         writer=Lines(),  # type: ignore[arg-type]
+        read_late=read_late,
     )
 
 

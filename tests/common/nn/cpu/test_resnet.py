@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.nn.cpu.resnet import conv_norm, conv_norm_relu
 from common.nn.resnet import FrozenBatchNorm2d
@@ -26,6 +27,46 @@ def test_a_frozen_norm_in_the_convolution_changes_nothing(stride, dilation):
         found.append([out, *torch.autograd.grad(out.square().sum(), [x, conv.weight])])
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators of a context that compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(func._schema.name.removeprefix("aten::"))
+        return func(*args, **kwargs or {})
+
+
+def test_the_fold_is_computed_once_and_again_after_a_change():
+    torch.manual_seed(0)
+    conv, norm, x = nn.Conv2d(3, 4, 1, bias=False), FrozenBatchNorm2d(4), torch.randn(2, 3, 5, 5)
+
+    def compare() -> list[str]:
+        with Operators() as operators:
+            out = conv_norm(x, conv, norm)
+        torch.testing.assert_close(out, norm(conv(x)), atol=1e-5, rtol=1e-5)
+        return operators.names
+
+    with torch.inference_mode():
+        assert "rsqrt" in compare()
+    for _ in range(2):
+        assert compare() == ["mul", "convolution"]
+        with torch.no_grad():
+            conv.weight.mul_(2.0)  # as an optimizer step
+    conv_norm(x, conv, norm).sum().backward()  # the scale of an evaluation is part of the graph
+    state = norm.state_dict() | {"running_var": torch.tensor([0.5, 1.0, 2.0, 3.0]), "bias": torch.ones(4)}
+    norm.load_state_dict(state)
+    assert "rsqrt" in compare()
+    norm.running_mean = torch.ones(4)
+    assert "rsqrt" in compare()
+    assert list(norm.state_dict()) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    conv, norm, x = conv.double(), norm.double(), x.double()
+    assert "rsqrt" in compare()
 
 
 def test_a_norm_that_trains_is_not_folded():
