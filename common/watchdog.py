@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import multiprocessing
@@ -80,6 +81,8 @@ class Watchdog:
 
     def start(self) -> None:
         self._thread.start()
+        # A thread inside the store's C++ code, at the end of the interpreter, would abort the process.
+        atexit.register(self.stop)
 
     def started(self) -> None:
         """The start-up is over: steps are short from now on."""
@@ -87,6 +90,7 @@ class Watchdog:
 
     def stop(self) -> None:
         """This rank leaves the group."""
+        atexit.unregister(self.stop)
         self._mine = replace(self._mine, left=True)
         self._stop.set()
         self._thread.join(timeout=5)
