@@ -60,8 +60,9 @@ def region_features(image: Image.Image, boxes: np.ndarray) -> np.ndarray:
 
     A trained detector separates shapes from colours, but a plain projection of pixels depends on colour nearly alone.
     So the first half of a feature depends on the silhouette only. All sums are exact in float32 (integers times +1 or
-    -1), so that every BLAS gives the same bits.
+    -1), so that every BLAS gives the same bits. A box without width or height gets a pixel.
     """
+    boxes = np.concatenate([boxes[:, :2], np.where(boxes[:, 2:] > boxes[:, :2], boxes[:, 2:], boxes[:, :2] + 1)], 1)
     size = (CROP_SIZE, CROP_SIZE)
     crops = [image.resize(size, Image.Resampling.BILINEAR, box=tuple(box)) for box in boxes]
     pixels = np.stack([np.asarray(crop, np.float32) for crop in crops])  # [n, 16, 16, 3]
