@@ -21,6 +21,7 @@ from common.cli import guarded
 from common.predict.answer_files import FORMATS, AnswerFile, format_of
 from common.predict.fields import Field
 from common.regions.arguments import DEFAULT_LIMITS, SOURCES, DetectorLimits, add_detector_arguments, detector_limits
+from common.weights.sizes import MAX_PARAMETERS
 
 if TYPE_CHECKING:
     from common.predict.predictor import Predictor
@@ -44,6 +45,7 @@ class PredictorOptions:
     encoder: str | None
     labels: str | None
     limits: DetectorLimits = DEFAULT_LIMITS
+    max_parameters: int = MAX_PARAMETERS
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, task: str | None) -> PredictorOptions:
@@ -59,6 +61,7 @@ class PredictorOptions:
             args.encoder,
             args.labels,
             detector_limits(args),
+            args.max_parameters,
         )
 
     def load(self) -> Predictor:
@@ -88,6 +91,13 @@ def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = Tr
     parser.add_argument("--labels", metavar="FILE", help="names of the region classes of pretraining, one a line")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--max-parameters",
+        type=int,
+        default=MAX_PARAMETERS,
+        metavar="N",
+        help=f"refuse a checkpoint whose config asks for more (default: {MAX_PARAMETERS})",
+    )
 
 
 def predict_main(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None = None) -> None:

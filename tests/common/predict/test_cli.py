@@ -324,7 +324,7 @@ def test_every_flag_arrives_where_it_belongs():
     flags = {"cfg": "c.yaml", "boxes": "grid:2x2", "encoder": "resnet:r", "labels": "l.txt", "device": "cpu"}
     flags |= {"ckpt": "m.model", "precision": "bf16"}
     argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
-    argv += ["--min-boxes", "3", "--max-boxes", "5", "--threshold", "0.2"]
+    argv += ["--min-boxes", "3", "--max-boxes", "5", "--threshold", "0.2", "--max-parameters", "9"]
     args = build_parser("vqa", FIELDS).parse_args([*argv, "--set", "A=1", "B=2", "--set", "C=3"])
     options = PredictorOptions.from_args(args, "vqa")
     assert vars(options) == {
@@ -332,6 +332,7 @@ def test_every_flag_arrives_where_it_belongs():
         "task": "vqa",
         "overrides": ["A=1", "B=2", "C=3"],
         "limits": DetectorLimits(3, 5, 0.2),
+        "max_parameters": 9,
     }
     assert vars(options).keys() == inspect.signature(load_predictor).parameters.keys()
 
