@@ -43,10 +43,10 @@ def least_parameters(cfg: Config) -> int:
 
 
 def check_sizes(cfg: Config, state: Mapping[str, Tensor], source: str) -> None:
-    """Raises CheckpointError where tables and layers of VisualLinguisticBert in a state dict have other sizes than the
-    config. What the state dict does not have is not checked. source: of the state dict, for the message."""
+    """Raises CheckpointError where the config asks for larger tables or more layers of VisualLinguisticBert than a
+    state dict has. Parts that the state dict does not have are not checked. source: of the state dict."""
     sizes = cfg.NETWORK.VLBERT
-    expected = {
+    asked = {
         "word_embeddings.weight": (sizes.vocab_size, sizes.hidden_size),
         "position_embeddings.weight": (sizes.max_position_embeddings, sizes.hidden_size),
         "token_type_embeddings.weight": (sizes.type_vocab_size, sizes.hidden_size),
@@ -57,9 +57,15 @@ def check_sizes(cfg: Config, state: Mapping[str, Tensor], source: str) -> None:
         if not hasattr(value, "shape"):
             raise CheckpointError(f"{source}: {key} is a {type(value).__name__}: expected a tensor")
         name = key.removeprefix("module.").removeprefix("vlbert.")
-        if name in expected and tuple(value.shape) != expected[name]:
-            raise CheckpointError(f"{source}: {key} is {tuple(value.shape)}, the config asks for {expected[name]}")
+        if any(want > have for want, have in zip(asked.get(name, ()), value.shape, strict=False)):
+            raise CheckpointError(
+                f"{source} does not fit the configured model: {key} is {tuple(value.shape)}, the config asks for "
+                f"{asked[name]}"
+            )
         if name.startswith("encoder.layer."):
             layers.add(name.split(".")[2])
-    if layers and len(layers) != sizes.num_hidden_layers:
-        raise CheckpointError(f"{source}: it has {len(layers)} layers, the config asks for {sizes.num_hidden_layers}")
+    if layers and len(layers) < sizes.num_hidden_layers:
+        raise CheckpointError(
+            f"{source} does not fit the configured model: it has {len(layers)} layers, the config asks for "
+            f"{sizes.num_hidden_layers}"
+        )

@@ -42,11 +42,11 @@ class TestLoad:
             ({"vocab_size": 10**12}, "asks for at least .* parameters: expected at most 2000000000"),
             ({"num_hidden_layers": 10**9}, "asks for at least .* parameters"),
             ({"visual_size": 10**9}, "asks for at least .* parameters"),
-            ({"vocab_size": 5000}, r"word_embeddings.weight is \(.*\), the config asks for \(5000, "),
+            ({"vocab_size": 30000}, r"does not fit .*word_embeddings.weight is \(.*\), the config asks for \(30000, "),
             ({"num_hidden_layers": 9}, "layers, the config asks for 9"),
         ],
     )
-    def test_a_config_of_other_sizes_than_the_weights_builds_no_model(
+    def test_a_config_of_larger_sizes_than_the_weights_builds_no_model(
         self, vqa_ckpt, tmp_path, monkeypatch, changes, message
     ):
         content = checkpoint.load_file(vqa_ckpt)
