@@ -269,9 +269,8 @@ class ModuleFeatureExtractor:
         """Features float32 [R, 2048] of boxes [R, 4]. Raises InputError for any fault of the module's function."""
         what = f"region_features of module {self._module}"
         try:
-            features = torch.as_tensor(
-                self._features(image, clip_boxes(boxes, *image.size).numpy()), dtype=torch.float32
-            )
+            inside = clip_boxes(boxes, image.width + 1, image.height + 1)  # boxes of modules may end at the border
+            features = torch.as_tensor(self._features(image, inside.numpy()), dtype=torch.float32)
         except Exception as error:  # the function is the user's
             raise InputError(f"{what} failed: {_place_and_reason(error)}") from error
         if features.shape != (len(boxes), FEATURE_DIM):

@@ -198,12 +198,12 @@ class TestOddLines:
 
     @pytest.mark.parametrize("box", [[-500, -500, 1, 1], [-5, -5, 0, 20], [5, 5, 1e30, 1e30], [3, 3, 3, 3]])
     def test_the_part_of_a_box_inside_the_image_is_taken(self, vqa_predictor, image, box):
-        """The border is that of the resized image, less than a pixel from that of the original one."""
+        """The border is that of the resized image, about a pixel from that of the original one."""
         width, height = Image.open(image).size
         inside = [max(box[0], 0), max(box[1], 0), min(box[2], width - 1), min(box[3], height - 1)]
         got, expected = (vqa_predictor(image, question=QUESTION, boxes=[b]).answers[0] for b in (box, inside))
         assert got["answer"] == expected["answer"]
-        assert got["probability"] == pytest.approx(expected["probability"], abs=0.01)
+        assert got["probability"] == pytest.approx(expected["probability"], abs=0.05)
 
     def test_utf_16_is_one_error(self, tmp_path):
         file = tmp_path / "in.jsonl"
