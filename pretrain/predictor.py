@@ -99,7 +99,9 @@ class CaptionPredictor(Predictor):
 
 
 def _hidden_boxes(hide: Any, count: int) -> Tensor:
-    """bool [count] from the numbers, from 1, of hidden boxes."""
+    """bool [count] from the numbers, from 1, of hidden boxes. Raises InputError."""
+    if not isinstance(hide, list | tuple | None):
+        raise InputError(f"hide: expected a list of numbers of boxes, got {type(hide).__name__}")
     hidden = torch.zeros(count, dtype=torch.bool)
     for number in hide or []:
         if type(number) is not int or not 1 <= number <= count:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.data.sample import ModelOutput
 from common.errors import InputError
+from common.predict.inputs import check_characters
 from common.predict.prediction import Prediction, Prepared, ranked
 from common.predict.predictor import Predictor
 from common.predict.user_images import UserImage
@@ -91,7 +92,7 @@ class VCRPredictor(Predictor):
     def _annotation(self, asked: dict[str, Any], count: int) -> Annotation:
         objects = _list(asked, "objects")
         for i, name in enumerate(objects):
-            if name not in CATEGORY_IDS:
+            if not isinstance(name, str) or name not in CATEGORY_IDS:
                 raise InputError(f"objects[{i}] is {name!r}: expected one of {', '.join(sorted(CATEGORY_IDS))}")
         if len(objects) != count:
             raise InputError(f"objects: {len(objects)} categories for {count} boxes")
@@ -128,7 +129,7 @@ class VCRPredictor(Predictor):
         for i, (outline, box) in enumerate(zip(polygons, boxes, strict=True)):
             try:
                 masks[i] = torch.from_numpy(instance_mask(outline, box.numpy(), size))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, LookupError, OverflowError) as error:
                 raise InputError(f"polygons[{i}]: {error}") from error
         return masks
 
@@ -158,6 +159,7 @@ def parse_text(text: Any, count: int, what: str) -> Text:
         raise InputError(f"{what}: expected a text, got {text!r}")
     for token in mixed:
         if isinstance(token, str):
+            check_characters(token, what)
             continue
         if not isinstance(token, list) or not token or any(type(n) is not int or not 0 <= n < count for n in token):
             raise InputError(f"{what}: {token!r} refers to a box that is not there, there are {count} (here from 0)")

@@ -9,45 +9,50 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
+import ipaddress
 import json
 import logging
+import socket
 import sys
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from common.cli import guarded
 from common.predict.cli import PredictorOptions, add_predictor_arguments
+from viz.upload import RequestError, decode_apart
 
 if TYPE_CHECKING:
     from flask import Flask
+    from waitress.server import BaseWSGIServer
 
     from common.predict.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
 MAX_UPLOAD = 20 * 2**20  # bytes of a file
-MAX_PIXELS = 50_000_000  # of an image before it is reduced
-MAX_SIDE = 1600  # pixels of a kept image; models resize it further
-MIN_SIDE = 8
 MAX_IMAGES = 32
 MAX_BODY = 2**20  # bytes of a question
 MAX_WORDS = 100
+MAX_CHARACTERS = 5000  # of a text; 1 MB of punctuation would be a million word pieces
+MAX_CHOICES = 16
+MAX_MASKS = 10
 MAX_BOXES = 100
 MAX_SLOTS = 220  # beyond that the attention is not sent: 12 x 12 maps of 220 slots are 14 MB
 MAX_WAITING = 8  # questions in the queue of the model
+MAX_DECODING = 3  # uploads in the queue of the decoder
+# All that wait, the two that are computed, and some that no other request can take away: for light requests, and for
+# refusing further ones.
+THREADS = MAX_WAITING + MAX_DECODING + 2 + 4
+MAX_CONNECTIONS = 900
+SILENCE = 20  # seconds after which a connection without a whole request is closed
 TOP_ANSWERS = 5
-
-
-class RequestError(Exception):
-    """A request that cannot be answered as it is. status: of HTTP."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+CHOICES = ("answers", "rationales")  # fields with a text sequence for each of their texts
+SCHEMES = ("http", "https")  # a proxy may add TLS
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class Gallery:
@@ -76,57 +81,23 @@ class Gallery:
 
 
 class Turnstile:
-    """Passes one question at a time to the model. A few wait; entering with a full queue raises RequestError."""
+    """Lets one request at a time through. `waiting` more may wait; entering with a full queue raises RequestError.
 
-    def __init__(self, waiting: int = MAX_WAITING) -> None:
-        self._places, self._model = threading.BoundedSemaphore(waiting), threading.Lock()
+    what: what is behind it, for the error.
+    """
+
+    def __init__(self, waiting: int = MAX_WAITING, what: str = "the model") -> None:
+        self._places, self._inside = threading.BoundedSemaphore(waiting + 1), threading.Lock()
+        self._what = what
 
     def __enter__(self) -> None:
         if not self._places.acquire(blocking=False):
-            raise RequestError(503, "the model is busy: try again in a moment")
-        self._model.acquire()
+            raise RequestError(503, f"{self._what} is busy: try again in a moment")
+        self._inside.acquire()
 
     def __exit__(self, *error: object) -> None:
-        self._model.release()
+        self._inside.release()
         self._places.release()
-
-
-def read_image(data: bytes) -> bytes:
-    """The PNG to keep of an upload: upright, RGB, the first frame, at most MAX_SIDE. Raises RequestError."""
-    from PIL import Image, ImageOps
-
-    if not data:
-        raise RequestError(400, "an empty file: expected an image")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise RequestError(413, f"an image of {image.width} x {image.height} pixels: at most 50 million fit here")
-        frames = getattr(image, "n_frames", 1)
-        image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG may be decoded at a reduced size
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        image = image.convert("RGB")
-    except RequestError:
-        raise
-    except Exception as error:  # decoders raise errors of any type on damaged files
-        log.info("upload of %d bytes: %s", len(data), error)
-        raise RequestError(
-            415, f"this file of {len(data)} bytes is no image that can be read here, or it is cut off"
-        ) from error
-    if min(image.size) < MIN_SIDE:
-        raise RequestError(
-            400, f"an image of {image.width} x {image.height} pixels: expected at least {MIN_SIDE} a side"
-        )
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    if min(image.size) < 2:
-        raise RequestError(400, "this image is too narrow: nothing is left of it after resizing")
-    if frames > 1:
-        log.info("an animation of %d frames: taking the first", frames)
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 class Service:
@@ -136,6 +107,7 @@ class Service:
         self.predictor = predictor
         self.gallery = Gallery()
         self.turnstile = Turnstile()
+        self.decoder = Turnstile(MAX_DECODING, "the decoder of images")
 
     def about(self) -> dict[str, Any]:
         p = self.predictor
@@ -150,17 +122,22 @@ class Service:
     def add(self, data: bytes) -> dict[str, Any]:
         """Keep an upload. Returns its name and size, and boxes with labels if there is a source of boxes.
 
-        The boxes are not rounded: features are known for exactly these boxes.
+        The boxes are not rounded: features are known for exactly these boxes. Raises RequestError.
         """
         import torch
 
         from common.predict.predictor import INPUT_ERRORS
 
-        png = read_image(data)
+        with self.decoder:
+            png = decode_apart(data)
         name = self.gallery.add(png)
         boxes = torch.zeros(0, 4)
         with self.turnstile:
             image = self.predictor.images.open(png)
+            try:
+                self.predictor.inputs.check_size(image)
+            except INPUT_ERRORS as error:
+                raise RequestError(400, str(error)) from error
             if self.predictor.images.source is not None:
                 try:
                     boxes = self.predictor.images.regions(image).boxes[:MAX_BOXES]
@@ -189,11 +166,14 @@ class Service:
         png, boxes, fields = self.gallery.get(body.get("image")), body.get("boxes"), body["fields"]
         if not isinstance(boxes, list) or len(boxes) > MAX_BOXES:
             raise RequestError(400, f"boxes: expected a list of at most {MAX_BOXES}")
+        known = [f.name for f in self.predictor.fields]
         for name, value in fields.items():
-            words = sum(len(str(v).split()) for v in (value if isinstance(value, list) else [value]))
-            if words > MAX_WORDS:
-                raise RequestError(400, f"{name} of {words} words: this page takes up to {MAX_WORDS}")
+            if name not in known:
+                raise RequestError(400, f"{name:.100}: unknown; expected {', '.join(known)}")
+            check_length(name, value)
         also = body.get("also") or []
+        if not isinstance(also, list) or not all(isinstance(key, str) for key in also):
+            raise RequestError(400, "also: expected a list of keys")
         with self.turnstile:
             try:
                 prediction = self.predictor(
@@ -201,8 +181,7 @@ class Service:
                 )
             except INPUT_ERRORS as error:
                 raise RequestError(400, str(error)) from error
-            except TypeError as error:
-                raise RequestError(400, f"fields: {error}") from error
+        wanted = set(also)
         answers = [{**a, "key": answer_key(a)} for a in prediction.answers]
         prediction.answers = _best(answers)
         capture = None
@@ -213,7 +192,7 @@ class Service:
             capture = make_capture(prediction, None, "", self.predictor.task, self.predictor.source.name, text)
         return {
             "answers": prediction.answers,
-            "also": [a for a in answers if a["key"] in also],
+            "also": [a for a in answers if a["key"] in wanted],
             "regions": prediction.regions,
             "notes": prediction.notes,
             "capture": capture,
@@ -232,17 +211,53 @@ def answer_key(answer: dict[str, Any]) -> str:
 def _best(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first TOP_ANSWERS answers for each mask."""
     best: list[dict[str, Any]] = []
+    counts: Counter[Any] = Counter()
     for answer in answers:
-        if sum(a.get("mask") == answer.get("mask") for a in best) < TOP_ANSWERS:
+        counts[answer.get("mask")] += 1
+        if counts[answer.get("mask")] <= TOP_ANSWERS:
             best.append(answer)
     return best
 
 
-def create_app(service: Service, hosts: Sequence[str] = ("localhost", "127.0.0.1")) -> Flask:
+def check_length(name: str, value: Any) -> None:
+    """Raises RequestError for a value of a field that costs the model too much time."""
+    values = value if isinstance(value, list) else [value]
+    texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
+    words, characters = sum(len(text.split()) for text in texts), sum(map(len, texts))
+    masks = sum(text.count("[MASK]") for text in texts)
+    if words > MAX_WORDS:
+        raise RequestError(400, f"{name} of {words} words: this page takes up to {MAX_WORDS}")
+    if characters > MAX_CHARACTERS:
+        raise RequestError(400, f"{name} of {characters} characters: this page takes up to {MAX_CHARACTERS}")
+    if masks > MAX_MASKS:
+        raise RequestError(400, f"{name} with {masks} [MASK]: this page takes up to {MAX_MASKS}")
+    if name in CHOICES and len(values) > MAX_CHOICES:
+        raise RequestError(400, f"{name}: {len(values)} choices: this page takes up to {MAX_CHOICES}")
+
+
+def host_of(netloc: str) -> str:
+    """The host name of "name:port", lower case, "" for what is none."""
+    try:
+        return urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def create_app(service: Service, hosts: Sequence[str] = LOCAL_HOSTS, addresses: bool = False) -> Flask:
     """The page and its interface.
 
-    hosts: host names that requests may use, empty for any. The check stops DNS rebinding, where a foreign page points a
-    name of its own at this machine.
+    hosts: host names that requests may use. addresses: whether requests may use any IP address too. The check stops DNS
+    rebinding, where a foreign page points a name of its own at this machine; it cannot do that with an address.
+    A POST must come from the page itself: a browser sends Origin, and a foreign page cannot change it.
     """
     from flask import Flask, Response, jsonify, request, send_from_directory
     from werkzeug.exceptions import HTTPException
@@ -253,8 +268,16 @@ def create_app(service: Service, hosts: Sequence[str] = ("localhost", "127.0.0.1
 
     @app.before_request
     def check_host() -> None:
-        if hosts and request.host.rpartition(":")[0].strip("[]") not in hosts and request.host not in hosts:
-            raise RequestError(403, f"this page is not served as {request.host}")
+        host = host_of(request.host)
+        if host not in hosts and not (addresses and is_address(host)):
+            raise RequestError(403, f"this page is not served as {request.host}; --name allows a host name")
+
+    @app.before_request
+    def check_origin() -> None:
+        origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
+        foreign = origin is not None and origin.lower() not in (f"{s}://{request.host}".lower() for s in SCHEMES)
+        if request.method not in ("GET", "HEAD") and (foreign or site not in ("same-origin", "none")):
+            raise RequestError(403, f"a request of the page {origin or 'of another site'}: expected one of this page")
 
     @app.after_request
     def close_doors(response: Response) -> Response:
@@ -272,6 +295,10 @@ def create_app(service: Service, hosts: Sequence[str] = ("localhost", "127.0.0.1
     def http_error(error: HTTPException) -> tuple[Response, int]:
         text = f"more than {MAX_UPLOAD // 2**20} MB: too large" if error.code == 413 else str(error.description)
         return jsonify(error=text), error.code or 500
+
+    @app.errorhandler(RecursionError)
+    def too_deep(error: RecursionError) -> tuple[Response, int]:
+        return jsonify(error="the JSON is nested too deeply"), 400
 
     @app.errorhandler(Exception)
     def server_error(error: Exception) -> tuple[Response, int]:
@@ -309,12 +336,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", help="task of a checkpoint that does not name it")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--name",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="further names by which browsers reach the page, such as that of a proxy",
+    )
     args = parser.parse_args(argv)
-    return guarded(serve, PredictorOptions.from_args(args, args.task), args.host, args.port)
+    return guarded(serve, PredictorOptions.from_args(args, args.task), args.host, args.port, args.name)
 
 
-def serve(options: PredictorOptions, host: str, port: int) -> None:
-    """Serve the page until the process ends. Raises ConfigError without flask and waitress, or for a port in use."""
+def make_server(service: Service, host: str, port: int, names: Sequence[str] = ()) -> BaseWSGIServer:
+    """The server of the page; its `run` serves. names: further host names of requests. A `host` that is not
+    local adds itself, the name of this machine and all IP addresses.
+
+    Raises ConfigError without flask and waitress, or for a port in use.
+    """
     from common.errors import ConfigError
 
     try:
@@ -322,17 +360,38 @@ def serve(options: PredictorOptions, host: str, port: int) -> None:
     except ImportError as error:
         raise ConfigError("the page needs flask and waitress: pip install flask waitress") from error
 
-    logging.getLogger().setLevel(logging.INFO)
-    service = Service(options.load())
-    local = host in ("127.0.0.1", "localhost", "::1")
-    app = create_app(service, ("localhost", "127.0.0.1", "::1") if local else ())
+    local, own = host in LOCAL_HOSTS, socket.gethostname()
+    reached = () if local else (host, own, f"{own}.local")
+    hosts = [name.lower() for name in (*LOCAL_HOSTS, *reached, *names)]
     try:
-        server = create_server(app, host=host, port=port, threads=8, max_request_body_size=2 * MAX_UPLOAD)
+        return create_server(
+            create_app(service, hosts, addresses=not local),
+            host=host,
+            port=port,
+            threads=THREADS,
+            max_request_body_size=2 * MAX_UPLOAD,
+            connection_limit=MAX_CONNECTIONS,
+            asyncore_use_poll=True,
+            channel_timeout=SILENCE,
+            cleanup_interval=5,
+        )
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: {error}") from error
+
+
+def server_port(server: BaseWSGIServer) -> int:
+    """The port of a server. One of a host name with several addresses has a socket for each."""
+    return int(server.effective_port if hasattr(server, "effective_port") else server.effective_listen[0][1])
+
+
+def serve(options: PredictorOptions, host: str, port: int, names: Sequence[str] = ()) -> None:
+    """Serve the page until the process ends. Raises as `make_server` and `load_predictor` do."""
+    logging.getLogger().setLevel(logging.INFO)
+    service = Service(options.load())
+    server = make_server(service, host, port, names)
     about = service.about()
     print(
-        f"{about['task']} {about['model']} on {about['device']}: http://{host}:{server.effective_port}/",
+        f"{about['task']} {about['model']} on {about['device']}: http://{host}:{server_port(server)}/",
         flush=True,
     )
     server.run()

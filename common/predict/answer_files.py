@@ -55,11 +55,11 @@ def format_of(given: str | None, output: str | None, default: str) -> str:
 
 
 def json_object(item: Item, answer: Prediction | Exception) -> str:
-    """The answer as JSON on one line, with the item's "id" and "image"."""
+    """The answer as JSON on one line, with the item's "id" and "image". Raises ValueError for NaN in the item."""
     about = {k: item[k] for k in ("id", "image") if k in item}
     if isinstance(answer, Exception):
-        return json.dumps({**about, "error": str(answer)})
-    return json.dumps({**about, **answer.to_dict()})
+        return json.dumps({**about, "error": str(answer)}, allow_nan=False)
+    return json.dumps({**about, **answer.to_dict()}, allow_nan=False)
 
 
 def csv_rows(item: Item, answer: Prediction | Exception) -> list[dict[str, Any]]:

@@ -6,10 +6,12 @@ Heavy imports happen after the arguments are parsed, so that `--help` and a wron
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +21,7 @@ from common.cli import guarded
 from common.predict.answer_files import FORMATS, AnswerFile, format_of
 from common.predict.fields import Field
 from common.regions.arguments import DEFAULT_LIMITS, SOURCES, DetectorLimits, add_detector_arguments, detector_limits
+from common.weights.sizes import MAX_PARAMETERS
 
 if TYPE_CHECKING:
     from common.predict.predictor import Predictor
@@ -42,6 +45,7 @@ class PredictorOptions:
     encoder: str | None
     labels: str | None
     limits: DetectorLimits = DEFAULT_LIMITS
+    max_parameters: int = MAX_PARAMETERS
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, task: str | None) -> PredictorOptions:
@@ -57,6 +61,7 @@ class PredictorOptions:
             args.encoder,
             args.labels,
             detector_limits(args),
+            args.max_parameters,
         )
 
     def load(self) -> Predictor:
@@ -86,6 +91,13 @@ def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = Tr
     parser.add_argument("--labels", metavar="FILE", help="names of the region classes of pretraining, one a line")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--max-parameters",
+        type=int,
+        default=MAX_PARAMETERS,
+        metavar="N",
+        help=f"refuse a checkpoint whose config asks for more (default: {MAX_PARAMETERS})",
+    )
 
 
 def predict_main(task_name: str, fields: Sequence[Field], argv: Sequence[str] | None = None) -> None:
@@ -157,7 +169,7 @@ def write_predictions(
     predictor = options.load()
     status = 0
     with ExitStack() as stack:
-        out: TextIO = stack.enter_context(open(output, "w", encoding="utf-8", newline="")) if output else sys.stdout
+        out = stack.enter_context(open_output(output))
         answers = AnswerFile(out, form, as_list=Path(output or "").suffix.lower() == ".json")
         bar = stack.enter_context(tqdm(unit="input", disable=len(chunk) < 2 or not sys.stderr.isatty()))
         while chunk:
@@ -170,6 +182,16 @@ def write_predictions(
             chunk = list(islice(items, batch_size))
         answers.end()
     return status
+
+
+def open_output(path: str | None) -> AbstractContextManager[TextIO]:
+    """The file to write to, None for stdout. A character that it cannot hold, such as a lone surrogate of an input, is
+    written as an escape."""
+    if path:
+        return open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return nullcontext(sys.stdout)
 
 
 def image_items(images: Sequence[str], boxes: Any, asked: Mapping[str, Any]) -> Iterator[Item | Exception]:
@@ -195,10 +217,9 @@ def image_items(images: Sequence[str], boxes: Any, asked: Mapping[str, Any]) -> 
 def read_lines(path: str, output: str | None = None) -> Iterator[Item | Exception]:
     """The items of a JSON-lines file, "-" for stdin, read when they are taken; an error for a line without an object.
 
-    Raises FileNotFoundError, and DataError where `output` is the same file.
+    A file of UTF-16 is one error. Raises FileNotFoundError, and DataError where `output` is the same file.
     """
     from common.errors import DataError
-    from common.files.json_files import parse_object
 
     if path != "-" and output and Path(output).exists() and Path(path).exists() and Path(output).samefile(path):
         raise DataError(
@@ -207,11 +228,32 @@ def read_lines(path: str, output: str | None = None) -> Iterator[Item | Exceptio
     stdin = getattr(sys.stdin, "buffer", sys.stdin)
     with nullcontext(stdin) if path == "-" else open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if number == 1 and isinstance(line, bytes) and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                yield DataError(f"{path}: UTF-16 text: expected UTF-8")
+                return
             try:
                 text = line.decode("utf-8-sig") if isinstance(line, bytes) else line
                 if text.strip():
-                    yield parse_object(text, f"{path}, line {number}")
+                    yield _read_item(text, f"{path}, line {number}")
             except UnicodeDecodeError as error:
                 yield DataError(f"{path}, line {number}: not UTF-8: {error}")
             except DataError as error:
                 yield error
+
+
+def _read_item(line: str, where: str) -> Item:
+    """The object on a line. Raises DataError, also for NaN and for numbers that become infinite: they would come back
+    in the answer, and are no JSON. where: the start of the message."""
+    from common.errors import DataError
+    from common.files.json_files import parse_object
+
+    try:
+        item = parse_object(line, where)
+        json.dumps(item, allow_nan=False)
+    except RecursionError as error:
+        raise DataError(f"{where}: nested too deeply") from error
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{where}: NaN or an infinite number: expected finite numbers") from error
+    return item

@@ -15,8 +15,8 @@ from common.config.derived import usable_positions
 from common.data.build import build_transform
 from common.data.sample import Sample
 from common.data.text import MASK, BertTokenizer, load_tokenizer
-from common.data.transforms import Transform
-from common.errors import InputError
+from common.data.transforms import Transform, resize_size
+from common.errors import ImageError, InputError
 from common.predict.prediction import Prepared, region_names
 from common.predict.region_features import NEVER
 from common.predict.user_images import UserImage, UserImages, whole_box
@@ -46,6 +46,15 @@ class InputBuilder:
             dataset_sections(cfg)[0].ADD_IMAGE_AS_A_BOX,
             usable_positions(cfg),
         )
+
+    def check_size(self, image: UserImage) -> None:
+        """Raises ImageError for an image of which nothing is left after resizing, such as 1 x 3000 pixels."""
+        size, scales = image.pixels.size, self.transform.scales
+        if min(resize_size(*size, *scales)) < 1:
+            raise ImageError(
+                f"{image.path}: an image of {size[0]} x {size[1]} pixels is too narrow: its longer side becomes "
+                f"{scales[1]} pixels, its shorter one none"
+            )
 
     def single_text(
         self,
@@ -136,10 +145,22 @@ class InputBuilder:
 
 
 def checked_text(value: Any, name: str) -> str:
-    """A text with spaces around each [MASK]. Raises InputError, with the `name` of the field, for any other value."""
+    """A text with spaces around each [MASK]. Raises InputError, with the `name` of the field, for any other value, and
+    for a text with a lone surrogate, which is no character."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{name}: expected a text, got {_short(value)}")
+    check_characters(value, name)
     return re.sub(re.escape(MASK), f" {MASK} ", value)
+
+
+def check_characters(text: str, name: str) -> None:
+    """Raises InputError for a lone surrogate, which JSON may hold as "\\ud800". name: of the field."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name}: character {error.start + 1} is the lone surrogate {ascii(text[error.start])[1:-1]}, no character"
+        ) from error
 
 
 def _short(value: Any) -> str:

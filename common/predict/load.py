@@ -34,6 +34,7 @@ from common.weights.foreign import load_backbone, read_tensors
 from common.weights.loaded import Loaded
 from common.weights.model_folder import CLASSES, read_checkpoint, record_of
 from common.weights.restore import restore
+from common.weights.sizes import MAX_PARAMETERS, check_limits
 from common.weights.text_files import check_text_files
 
 
@@ -48,6 +49,7 @@ def load_predictor(
     encoder: str | None = None,
     labels: str | Path | None = None,
     limits: DetectorLimits = DEFAULT_LIMITS,
+    max_parameters: int = MAX_PARAMETERS,
 ) -> Predictor:
     """The predictor of a checkpoint.
 
@@ -61,6 +63,7 @@ def load_predictor(
     limits: which boxes of a detector are kept.
     labels: text file with the names of the region classes, one a line, for the region head of pretraining. Default:
     those of the encoder's module, or of Visual Genome for 1601 classes.
+    max_parameters: that the config of a checkpoint may ask for. A YAML `cfg` may ask for any number.
     Raises CheckpointError, ConfigError and FileNotFoundError.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
@@ -69,6 +72,8 @@ def load_predictor(
     content = read_checkpoint(path)
     found = load_task(task or _task_of(content, path))
     config = _config_of(found.name, content, path, cfg, overrides)
+    if cfg is None:
+        check_limits(config, path, max_parameters)
     record = record_of(content)
     check_text_files(record.get("text_files", {}), config, path)
     stored = replace(config, {"NETWORK.REGION_ENCODER": encoder}) if (encoder or "").startswith("resnet:") else config

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.data.sample import Sample
 from common.data.text import CLS, SEP
+from common.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,13 @@ def region_names(count: int, image_box: bool) -> list[str]:
 
 
 def ranked(probabilities: Tensor, top_k: int) -> list[tuple[int, float]]:
-    """(index, probability) of the `top_k` largest of probabilities [n], best first."""
-    values, order = probabilities.float().sort(descending=True, stable=True)
+    """(index, probability) of the `top_k` largest of probabilities [n], best first. Raises InputError for NaN."""
+    values, order = finite(probabilities.float(), "probabilities").sort(descending=True, stable=True)
     return [(int(i), round(float(v), 6)) for i, v in zip(order[:top_k], values[:top_k], strict=True)]
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """Returns `values` unchanged. Raises InputError for NaN and infinite ones. what: the start of the message."""
+    if not values.isfinite().all():
+        raise InputError(f"{what}: the model computed NaN or infinite values: are its weights damaged?")
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,20 +16,24 @@ import torch
 from common.config import Config
 from common.data.collate import collate
 from common.data.sample import ModelOutput
-from common.errors import DataError, ImageError, InputError
+from common.errors import CheckpointError, ConfigError, DataError, ImageError, InputError, RegionError
 from common.nn.recording import recorded
 from common.predict.fields import Field
 from common.predict.hub import upload_folder
 from common.predict.inputs import InputBuilder
-from common.predict.prediction import Prediction, Prepared, Slot, sequence_slots
+from common.predict.prediction import Prediction, Prepared, Slot, finite, sequence_slots
 from common.predict.save import save_folder
 from common.predict.user_images import UserImage, UserImages
 from common.weights.loaded import Loaded
 
+log = logging.getLogger(__name__)
+
 BATCH = 16
 
 # Errors of one input. The other inputs of the same run can still be answered.
-INPUT_ERRORS = (DataError, ImageError, FileNotFoundError)
+INPUT_ERRORS = (DataError, ImageError, RegionError, FileNotFoundError)
+# Errors that every further input would have too.
+RUN_ERRORS = (ConfigError, CheckpointError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 class Predictor(ABC):
@@ -58,7 +63,8 @@ class Predictor(ABC):
 
         image: a path, the bytes of a file, a PIL image, or an array uint8 [H, W, 3]. asked: values of the task's fields
         and, instead of the boxes of the source, `boxes`, [R, 4] xyxy in pixels. top_k: number of answers.
-        Raises InputError, BoxError, ImageError and FileNotFoundError.
+        Raises InputError, BoxError, RegionError, ImageError and FileNotFoundError. InputError also where the model
+        computes NaN.
         """
         prepared = self.prepare({"image": image, **asked})
         return self.run([prepared], attention, hidden_states, top_k)[0]
@@ -73,7 +79,8 @@ class Predictor(ABC):
     ) -> Iterator[Prediction | Exception]:
         """One prediction for each item, in order; for an item that cannot be answered, its error (INPUT_ERRORS).
 
-        items: mappings with "image" and the other arguments of __call__.
+        items: mappings with "image" and the other arguments of __call__. An exception of another type, raised while an
+        item is prepared, is logged with its traceback, and the item gets an InputError. Raises RUN_ERRORS.
         """
         items = iter(items)
         while chunk := list(islice(items, batch_size)):
@@ -82,36 +89,52 @@ class Predictor(ABC):
                 if kind is Exception:
                     yield from run  # type: ignore[misc]
                 else:
-                    yield from self.run(list(run), attention, hidden_states, top_k)  # type: ignore[arg-type]
+                    yield from self._run(list(run), attention, hidden_states, top_k)  # type: ignore[arg-type]
 
     def prepare(self, item: Mapping[str, Any]) -> Prepared:
         """Check one input and make its sample. Raises the errors of __call__."""
         asked = {k: v for k, v in item.items() if k not in ("image", "boxes", "id") and v is not None}
         self._check_fields(item, asked)
         image = self.images.open(item["image"])
+        self.inputs.check_size(image)
         prepared = self.build(image, item.get("boxes"), asked)
         found = self.images.labels(image, prepared.boxes)
         prepared.labels = ["" if n == "image" else f for n, f in zip(prepared.names, found, strict=True)]
         return prepared
 
-    @torch.inference_mode()
     def run(
         self, prepared: Sequence[Prepared], attention: bool = False, hidden_states: bool = False, top_k: int = 5
     ) -> list[Prediction]:
-        """Predictions for inputs of one group."""
+        """Predictions for inputs of one group. Raises InputError where the model computes NaN for one of them."""
+        predictions = []
+        for answer in self._run(prepared, attention, hidden_states, top_k):
+            if isinstance(answer, Exception):
+                raise answer
+            predictions.append(answer)
+        return predictions
+
+    @torch.inference_mode()
+    def _run(
+        self, prepared: Sequence[Prepared], attention: bool, hidden_states: bool, top_k: int
+    ) -> list[Prediction | InputError]:
+        """The prediction for each input of one group, or its error."""
         batch = collate([p.sample for p in prepared]).to(self.device)
         record = attention or hidden_states
         with ExitStack() as stack:
             stack.enter_context(self.precision.autocast())
             passes = stack.enter_context(recorded(self.model)) if record else []
             output = self.model(batch)
-        predictions = []
+        predictions: list[Prediction | InputError] = []
         for i, p in enumerate(prepared):
-            prediction, choice = self.read(output, i, p, top_k)
-            prediction.slots = self._slots(p, choice)
-            if record:
-                self._add_recorded(prediction, passes[0], i * len(p.tokens) + choice, attention, hidden_states)
-            predictions.append(prediction)
+            try:
+                prediction, choice = self.read(output, i, p, top_k)
+                prediction.slots = self._slots(p, choice)
+                if record:
+                    self._add_recorded(prediction, passes[0], i * len(p.tokens) + choice, attention, hidden_states)
+            except InputError as error:
+                predictions.append(error)
+            else:
+                predictions.append(prediction)
         return predictions
 
     def save_pretrained(self, folder: str | Path, licence: str = "unknown") -> None:
@@ -147,7 +170,7 @@ class Predictor(ABC):
     def read(self, output: ModelOutput, index: int, prepared: Prepared, top_k: int) -> tuple[Prediction, int]:
         """The prediction for sample `index` of a batch, without slots, and the number of the text sequence to show.
 
-        The sequence is 0, or the number of a choice.
+        The sequence is 0, or the number of a choice. Raises InputError for NaN, as `ranked` does.
         """
 
     @property
@@ -176,6 +199,11 @@ class Predictor(ABC):
             return self.prepare(item)
         except INPUT_ERRORS as error:
             return error
+        except RUN_ERRORS:
+            raise
+        except Exception as error:  # a fault of the program: it must not cost the answers to the other inputs
+            log.exception("an input could not be prepared")
+            return InputError(f"this input could not be prepared: {type(error).__name__}: {error}")
 
     def _slots(self, prepared: Prepared, choice: int) -> list[Slot]:
         pieces = [self.pieces.get(i, "?") for i in prepared.tokens[choice]]
@@ -187,6 +215,7 @@ class Predictor(ABC):
         """Copy the maps and layer outputs of one sequence. row: its row in the encoder's batch."""
         size = len(prediction.slots)
         if attention:
-            prediction.attention = torch.stack([p[row, :, :size, :size] for p in recording.attention]).float().cpu()
+            maps = torch.stack([p[row, :, :size, :size] for p in recording.attention])
+            prediction.attention = finite(maps.float().cpu(), "attention")
         if hidden_states:
             prediction.hidden_states = torch.stack([h[row, :size] for h in recording.layers]).float().cpu()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.boxes import clip_boxes
 from common.data.collate import pad_stack
 from common.data.transforms import Transform, TransformResult, blank_pixels
 from common.detect.detector import Detector
@@ -39,7 +40,11 @@ class DetectorFeatures:
         """Features float32 [R_i, 2048] of each image, on the CPU. Raises InputError for masks and blanked boxes."""
         if masks or blanked:
             raise InputError("region features of a detector: masks and blanked boxes are not supported")
-        return self._detector.region_features(images, boxes)
+        return self._detector.region_features(
+            images,
+            # The last border is not that of `clip_boxes`, because boxes that the detector found reach it.
+            [clip_boxes(own, image.width + 1, image.height + 1) for image, own in zip(images, boxes, strict=True)],
+        )
 
 
 class RegionFeatureExtractor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from common.boxes import FEATURE_DIM
-from common.errors import BoxError, ConfigError, ImageError, RegionError
+from common.boxes import FEATURE_DIM, clip_boxes
+from common.errors import BoxError, ConfigError, ImageError, InputError, RegionError, UserError
 from common.files.images import as_rgb, decode_image, load_image
 from common.predict.region_features import DetectorFeatures
-from common.regions.box_sources import BoxSource, ImageEntry, StoredBoxes
+from common.regions.box_sources import BoxSource, ImageEntry, ModuleBoxes, StoredBoxes
 from common.regions.class_names import region_labels
 from common.regions.lazy_features import read_features
 from common.regions.names import region_name
@@ -77,9 +78,14 @@ class UserImages:
 
     def open(self, image: ImageLike) -> UserImage:
         """Raises FileNotFoundError and ImageError."""
-        key = _key(image)
-        if key not in self._kept:
-            self._kept[key] = self._read(image, key)
+        try:
+            key = _key(image)
+            if key not in self._kept:
+                self._kept[key] = self._read(image, key)
+        except (UserError, FileNotFoundError):
+            raise
+        except (OSError, ValueError) as error:  # a name that no file can have: with NUL, a lone surrogate, too long
+            raise ImageError(f"image {str(image)!a:.100}: {_reason(error)}") from error
         self._kept.move_to_end(key)
         while len(self._kept) > 1 and sum(p.num_bytes for p in self._kept.values()) > self.limit:
             self._kept.popitem(last=False)
@@ -164,6 +170,10 @@ class UserImages:
             found = self.source.boxes(ImageEntry(image.name, image.path), image.pixels)
         except RegionError as error:
             raise BoxError(str(error)) from error
+        except Exception as error:
+            if not isinstance(self.source, ModuleBoxes):
+                raise
+            raise BoxError(f"find_boxes of the module failed: {_place_and_reason(error)}") from error
         found.boxes = check_boxes(_at_least_a_pixel(found.boxes), image.pixels.size)
         if found.features is not None:
             for box, feature in zip(found.boxes, read_features(found.features), strict=True):
@@ -208,7 +218,7 @@ def check_boxes(boxes: Any, size: tuple[int, int]) -> Tensor:
     """
     try:
         checked = torch.as_tensor(np.asarray(boxes, dtype=np.float32).copy())
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # OverflowError: an integer of 400 digits
         raise BoxError(f"boxes: expected a list of [x1, y1, x2, y2]: {error}") from error
     if checked.numel() == 0:
         return torch.zeros(0, 4)
@@ -236,10 +246,12 @@ def whole_box(image: UserImage) -> Tensor:
 class ModuleFeatureExtractor:
     """Region features from the function `region_features(image, boxes)` of a Python module: an array [R, 2048].
 
-    Takes neither masks nor blanked boxes. Raises ConfigError if there is no such module or function.
+    The function gets the part of each box inside the image. Takes neither masks nor blanked boxes. Raises ConfigError
+    if there is no such module or function.
     """
 
     def __init__(self, module: str) -> None:
+        self._module = module
         try:
             self._features = importlib.import_module(module).region_features
         except (ImportError, AttributeError) as error:
@@ -253,11 +265,33 @@ class ModuleFeatureExtractor:
         blanked: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         if masks or blanked:
-            raise ValueError("region features of a module: masks and blanked boxes are not supported")
-        return [
-            torch.as_tensor(self._features(image, own.numpy()), dtype=torch.float32)
-            for image, own in zip(images, boxes, strict=True)
-        ]
+            raise InputError("region features of a module: masks and blanked boxes are not supported")
+        return [self._of_image(image, own) for image, own in zip(images, boxes, strict=True)]
+
+    def _of_image(self, image: Image.Image, boxes: Tensor) -> Tensor:
+        """Features float32 [R, 2048] of boxes [R, 4]. Raises InputError for any fault of the module's function."""
+        what = f"region_features of module {self._module}"
+        try:
+            inside = clip_boxes(boxes, image.width + 1, image.height + 1)  # boxes of modules may end at the border
+            features = torch.as_tensor(self._features(image, inside.numpy()), dtype=torch.float32)
+        except Exception as error:  # the function is the user's
+            raise InputError(f"{what} failed: {_place_and_reason(error)}") from error
+        if features.shape != (len(boxes), FEATURE_DIM):
+            raise InputError(f"{what} returned {list(features.shape)}: expected [{len(boxes)}, {FEATURE_DIM}]")
+        if not features.isfinite().all():
+            raise InputError(f"{what} returned NaN or infinite values: expected finite ones")
+        return features
+
+
+def _reason(error: Exception) -> str:
+    """The reason of an error without the path, which may have thousands of characters."""
+    return getattr(error, "strerror", None) or f"no name of a file: {getattr(error, 'reason', error)}"
+
+
+def _place_and_reason(error: Exception) -> str:
+    """The error of a user's function with the last line of code that ran."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _key(image: ImageLike) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from common.task import Task
 from common.weights import checkpoint
 from common.weights.loaded import Loaded
 from common.weights.model_folder import read_checkpoint
+from common.weights.sizes import check_sizes
 from common.weights.text_files import check_text_files
 
 
@@ -38,8 +39,10 @@ def load_trained(task: Task, cfg: Config, cfg_path: Path, ckpt: Path | None = No
 def restore(task: Task, cfg: Config, state: Mapping[str, torch.Tensor], source: Path) -> Loaded:
     """The model of a config with a complete state dict, in eval mode. source: the file that the state dict is from.
 
-    Raises CheckpointError where the keys or shapes differ from those of the model.
+    Raises CheckpointError where the keys or shapes differ from those of the model; before the model is built, where the
+    config asks for more.
     """
+    check_sizes(cfg, state, str(source))
     model = task.build_model(cfg)
     checkpoint.load_model(model, state, str(source))
     device = pick_device(cfg)

@@ -203,6 +203,8 @@ class FakeGpu(TorchDispatchMode):
             raise RuntimeError(f"{call.name} of unknown values at {_place()[1]}: raise the limit of FakeGpu")
         if unknown and call.to_cpu:
             return torch.zeros(call.likes[0].shape, dtype=call.kwargs.get("dtype") or call.likes[0].dtype)
+        if unknown and call.name == "copy_" and _is_plain(call.args[0]):
+            return call.args[0].zero_()
         return self._compute(call, META if unknown else CPU)
 
     def _adopt(self, call: Call) -> Call:

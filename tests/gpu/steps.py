@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-torch.inference_mode = torch.no_grad  # type: ignore[assignment,misc] # an inference tensor cannot be a CudaLike
+
+def _no_grad(mode: Any = True) -> Any:
+    """In the place of torch.inference_mode: an inference tensor cannot be a CudaLike."""
+    if callable(mode):
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else nullcontext()
+
+
+torch.inference_mode = _no_grad  # type: ignore[assignment,misc]
 
 from common.config import Config, load_config  # noqa: E402
 from common.data.sample import Batch  # noqa: E402
@@ -116,6 +124,7 @@ def build_trainer(
         device=DEVICE,
         directory=folder or Path(tempfile.mkdtemp(prefix="fake-gpu-")),
         prefix="fake",
+        read_late=True,  # as in a run on a GPU
     )
 
 

@@ -67,6 +67,8 @@ def test_a_hidden_box_looks_different_to_the_model(from_features, image):
     for wrong in (0, 99, "1"):
         with pytest.raises(InputError, match="is no number of a box"):
             from_features(image, caption="a", hide=[wrong])
+    with pytest.raises(InputError, match="hide: expected a list"):
+        from_features(image, caption="a", hide=7)
 
 
 def test_from_pixels_a_hidden_box_is_blanked(from_pixels, image):

@@ -9,8 +9,10 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from common.predict.answer_files import csv_rows, format_of
 from common.predict.cli import PredictorOptions, build_parser, predict_main, read_lines, write_predictions
@@ -151,6 +153,65 @@ def test_lines_end_at_line_feeds_only(tmp_path):
     assert "in.jsonl, line 3: not UTF-8" in str(bad)
 
 
+def odd_lines(image: Path) -> dict[str, str]:
+    """Lines that cannot be answered, by a part of their error."""
+    good = {"image": str(image), "question": "a"}
+    return {
+        "lone surrogate \\ud83d": json.dumps({**good, "question": "lone \ud83d here"}),
+        "no name of a file": json.dumps({**good, "image": "a\0b.jpg"}),
+        "surrogates not allowed": json.dumps({**good, "image": "\ud800.jpg"}),
+        "too long": json.dumps({**good, "image": "x" * 5000}),
+        "is no image": json.dumps({**good, "image": {"a": 1}}),
+        "directory": json.dumps({**good, "image": "."}),
+        "expected a list of": json.dumps({**good, "boxes": [[0, 0, 10**400, 5]]}),
+        "not valid JSON": '{"image": "a.jpg", "question": ' + "1" * 5000 + "}",
+        "line 9: nested too deeply": '{"image": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        "line 10: NaN": json.dumps({**good, "id": float("nan")}),
+        "line 11: NaN": json.dumps({**good, "boxes": [[0, 0, 5, float("inf")]]}),
+        "line 12: NaN": '{"image": "a.jpg", "question": "a", "id": 1e400}',
+        "outside of the image": json.dumps({**good, "boxes": [[3e9, 3e9, 4e9, 4e9]]}),
+        "expected a text": json.dumps({**good, "question": ["a"]}),
+    }
+
+
+class TestOddLines:
+    """A line of --input that cannot be answered has an error in its place, and the others have their answers."""
+
+    @pytest.mark.parametrize("form", ["json", "csv", "text"])
+    def test_no_line_ends_the_run(self, vqa_ckpt, image, tmp_path, form):
+        bad = odd_lines(image)
+        last = json.dumps({"id": "\ud83d", "image": str(image), "question": "what\u2028is it?"}, ensure_ascii=False)
+        content = "\n".join([*bad.values(), last]).encode("utf-8", "surrogatepass").replace(b"\xed\xa0\xbd", rb"\ud83d")
+        (tmp_path / "in.jsonl").write_bytes(content)
+        out = tmp_path / "out"
+        args = ["--input", tmp_path / "in.jsonl", "--output", out, "--format", form, "--top-k", 1]
+        assert run("--ckpt", vqa_ckpt, *args) == 1
+        text = out.read_text(encoding="utf-8")
+        if form == "json":
+            rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+            assert len(rows) == len(bad) + 1
+            for part, row in zip(bad, rows, strict=False):
+                assert part in row["error"] and len(row["error"]) < 300
+            assert rows[-1]["id"] == "\ud83d" and len(rows[-1]["answers"]) == 1
+        else:
+            assert all(part in text for part in bad)
+
+    @pytest.mark.parametrize("box", [[-500, -500, 1, 1], [-5, -5, 0, 20], [5, 5, 1e30, 1e30], [3, 3, 3, 3]])
+    def test_the_part_of_a_box_inside_the_image_is_taken(self, vqa_predictor, image, box):
+        """The border is that of the resized image, about a pixel from that of the original one."""
+        width, height = Image.open(image).size
+        inside = [max(box[0], 0), max(box[1], 0), min(box[2], width - 1), min(box[3], height - 1)]
+        got, expected = (vqa_predictor(image, question=QUESTION, boxes=[b]).answers[0] for b in (box, inside))
+        assert got["answer"] == expected["answer"]
+        assert got["probability"] == pytest.approx(expected["probability"], abs=0.05)
+
+    def test_utf_16_is_one_error(self, tmp_path):
+        file = tmp_path / "in.jsonl"
+        file.write_text('{"image": "a"}\n{"image": "b"}\n', encoding="utf-16")
+        (error,) = read_lines(str(file))
+        assert str(error) == f"{file}: UTF-16 text: expected UTF-8"
+
+
 def test_the_output_is_never_the_input(vqa_ckpt, tmp_path, capsys):
     file = tmp_path / "in.jsonl"
     file.write_text("{}\n")
@@ -263,7 +324,7 @@ def test_every_flag_arrives_where_it_belongs():
     flags = {"cfg": "c.yaml", "boxes": "grid:2x2", "encoder": "resnet:r", "labels": "l.txt", "device": "cpu"}
     flags |= {"ckpt": "m.model", "precision": "bf16"}
     argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
-    argv += ["--min-boxes", "3", "--max-boxes", "5", "--threshold", "0.2"]
+    argv += ["--min-boxes", "3", "--max-boxes", "5", "--threshold", "0.2", "--max-parameters", "9"]
     args = build_parser("vqa", FIELDS).parse_args([*argv, "--set", "A=1", "B=2", "--set", "C=3"])
     options = PredictorOptions.from_args(args, "vqa")
     assert vars(options) == {
@@ -271,6 +332,7 @@ def test_every_flag_arrives_where_it_belongs():
         "task": "vqa",
         "overrides": ["A=1", "B=2", "C=3"],
         "limits": DetectorLimits(3, 5, 0.2),
+        "max_parameters": 9,
     }
     assert vars(options).keys() == inspect.signature(load_predictor).parameters.keys()
 

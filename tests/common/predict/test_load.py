@@ -36,6 +36,36 @@ class TestLoad:
         got = load_predictor(foreign, "vqa", cfg, device="cpu")(image, question=QUESTION)
         assert got.answers == load_predictor(vqa_ckpt, device="cpu")(image, question=QUESTION).answers
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"vocab_size": 10**12}, "asks for at least .* parameters: expected at most 2000000000"),
+            ({"num_hidden_layers": 10**9}, "asks for at least .* parameters"),
+            ({"visual_size": 10**9}, "asks for at least .* parameters"),
+            ({"vocab_size": 30000}, r"does not fit .*word_embeddings.weight is \(.*\), the config asks for \(30000, "),
+            ({"num_hidden_layers": 9}, "layers, the config asks for 9"),
+        ],
+    )
+    def test_a_config_of_larger_sizes_than_the_weights_builds_no_model(
+        self, vqa_ckpt, tmp_path, monkeypatch, changes, message
+    ):
+        content = checkpoint.load_file(vqa_ckpt)
+        content["config"]["NETWORK"]["VLBERT"] |= changes
+        if "visual_size" in changes:
+            content["config"]["NETWORK"]["IMAGE_FINAL_DIM"] = changes["visual_size"]
+        checkpoint.save_file(tmp_path / "odd.model", content)
+        monkeypatch.setattr(type(load_task("vqa")), "build_model", lambda *args: pytest.fail("the model was built"))
+        with pytest.raises(CheckpointError, match=message):
+            load_predictor(tmp_path / "odd.model", device="cpu")
+
+    def test_the_limit_of_parameters_may_be_another(self, vqa_ckpt):
+        with pytest.raises(CheckpointError, match="at most 1000; --max-parameters"):
+            load_predictor(vqa_ckpt, device="cpu", max_parameters=1000)
+
+    def test_absurd_scales_are_refused(self, vqa_ckpt):
+        with pytest.raises(CheckpointError, match="SCALES"):
+            load_predictor(vqa_ckpt, device="cpu", overrides=["SCALES=[600,100000]"])
+
     def test_files_of_the_config_may_have_moved(self, vqa_ckpt, tmp_path):
         with pytest.raises(FileNotFoundError, match="NETWORK.BERT_MODEL_NAME"):
             load_predictor(vqa_ckpt, overrides=[f"NETWORK.BERT_MODEL_NAME={tmp_path}"], device="cpu")

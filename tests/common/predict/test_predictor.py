@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 
 import pytest
 from PIL import Image
@@ -49,6 +51,78 @@ def test_one_bad_input_does_not_cost_the_others(vqa_predictor, image):
     items = [{"image": image, "question": q} for q in (QUESTION, "", QUESTION)]
     good, bad, again = vqa_predictor.many(iter(items))
     assert isinstance(bad, InputError) and good.answers == again.answers
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_an_image_of_which_resizing_leaves_nothing(vqa_predictor, size):
+    with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} pixels is too narrow"):
+        vqa_predictor(Image.new("RGB", size), question=QUESTION)
+
+
+class TestNaN:
+    """Damaged weights are an error of every input, never a probability."""
+
+    @pytest.fixture
+    def damaged(self, vqa_ckpt):
+        predictor = load_predictor(vqa_ckpt, device="cpu")
+        next(predictor.model.parameters()).data[:] = float("nan")
+        return predictor
+
+    def test_of_one_input(self, damaged, image):
+        with pytest.raises(InputError, match="computed NaN"):
+            damaged(image, question=QUESTION)
+
+    def test_of_many(self, damaged, image):
+        answers = list(damaged.many([{"image": image, "question": QUESTION}] * 2))
+        assert [type(a) for a in answers] == [InputError, InputError]
+
+
+def test_a_fault_of_the_program_costs_one_answer(vqa_ckpt, image, monkeypatch, caplog):
+    predictor = load_predictor(vqa_ckpt, device="cpu")
+    build = predictor.build
+    monkeypatch.setattr(
+        predictor, "build", lambda *args: {"a": build}["a" if args[2]["question"] == QUESTION else "b"](*args)
+    )
+    good, bad = predictor.many([{"image": image, "question": q} for q in (QUESTION, "b")])
+    assert good.answers and isinstance(bad, InputError) and "KeyError: 'b'" in str(bad)
+    assert "Traceback" in caplog.text
+
+
+class TestModuleOfTheUser:
+    """An exception of its functions is an error of the input, with the place in the module."""
+
+    @pytest.fixture
+    def own(self, tmp_path, monkeypatch):
+        """Writes the module `own_regions`, and removes it from the imported modules after the test."""
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "own_regions", raising=False)
+        yield lambda code: (tmp_path / "own_regions.py").write_text(f"import numpy as np\n\n{code}\n")
+        sys.modules.pop("own_regions", None)
+
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            ("{}['a']", r"failed: KeyError: 'a' \(own_regions.py, line 4\)"),
+            ("np.zeros((len(boxes), 5))", r"returned \[2, 5\]: expected \[2, 2048\]"),
+            ("np.full((len(boxes), 2048), np.nan)", "returned NaN"),
+            ("'text'", "failed: "),
+        ],
+    )
+    def test_features(self, vqa_ckpt, image, own, code, message):
+        own(f"def region_features(image, boxes):\n    return {code}")
+        predictor = load_predictor(vqa_ckpt, device="cpu", encoder="module:own_regions", boxes="grid:1x1")
+        (answer,) = predictor.many([{"image": image, "question": QUESTION}])
+        assert isinstance(answer, InputError) and re.search(message, str(answer))
+
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [("1 / 0", "failed: ZeroDivisionError"), ("[[1, 2, 3]]", "failed: "), ("[[0, 0, np.nan, 5]]", r"boxes\[0\]")],
+    )
+    def test_boxes(self, vqa_ckpt, image, own, code, message):
+        own(f"def find_boxes(image):\n    return {code}")
+        predictor = load_predictor(vqa_ckpt, device="cpu", boxes="module:own_regions")
+        (answer,) = predictor.many([{"image": image, "question": QUESTION}])
+        assert isinstance(answer, BoxError) and re.search(message, str(answer))
 
 
 def test_top_k_and_json(vqa_predictor, image):

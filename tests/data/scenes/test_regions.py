@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from data.scenes.regions import find_boxes
@@ -20,6 +21,24 @@ def test_a_long_winding_group_is_one_box():
     for number, y in enumerate(range(4, 52, 4)):
         mask[y : y + 5, 6 if number % 2 else 53] = True
     assert boxes(mask) == [[6, 4, 54, 53]]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.95])
+def test_groups_are_those_of_a_flood_fill(share):
+    blocks = np.random.default_rng(0).random((14, 17)) < share
+    mask = np.pad(np.kron(blocks, np.ones((6, 6), bool)), 4)  # a block has more pixels than noise
+    expected, left = [], {tuple(p) for p in np.argwhere(mask).tolist()}
+    while left:
+        group, edge = set(), [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            group.add((y, x))
+            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            edge += near
+        ys, xs = zip(*group, strict=True)
+        expected.append([min(xs), min(ys), max(xs) + 1, max(ys) + 1])
+    assert boxes(mask) == sorted(expected)
 
 
 def test_pixels_that_touch_at_a_corner_are_one_group():
