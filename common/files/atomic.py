@@ -20,6 +20,7 @@ def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`, which replaces `path` if the block succeeds and is removed otherwise.
 
     sync: wait until the bytes are on the disk, so that a power cut leaves the old file or the new one.
+    Raises OSError, naming `path`, where the disk does not take the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -31,8 +32,10 @@ def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # that of a write names no file
         raise
 
 

@@ -19,6 +19,7 @@ from common.config import Config
 from common.data.dataset import TaskDataset
 from common.data.loader import Loader, build_loader
 from common.data.sample import Batch, ModelOutput
+from common.files.atomic import atomic_write, write_text
 from common.log import RunWriter, setup_logging
 from common.loggers import build_loggers, check_loggers
 from common.metrics import MetricGroup
@@ -248,7 +249,7 @@ def keep_config(cfg: Config, cfg_path: Path, folder: Path) -> None:
     """Write the given YAML and the complete config (config.yaml) into the folder of a run."""
     import yaml
 
-    folder.mkdir(parents=True, exist_ok=True)
     if cfg_path.name != "config.yaml":
-        (folder / cfg_path.name).write_bytes(cfg_path.read_bytes())
-    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False), encoding="utf-8")
+        with atomic_write(folder / cfg_path.name) as file:
+            file.write(cfg_path.read_bytes())
+    write_text(folder / "config.yaml", yaml.safe_dump(cfg.to_dict(), sort_keys=False))

@@ -272,10 +272,10 @@ class Trainer(TrainerState):
         state = self.state_dict()
         if not distributed.is_main():
             return
+        latest = checkpoint.latest_path(self.directory, self.prefix)
+        previous = checkpoint.previous_path(self.directory, self.prefix)
         try:
-            if path == checkpoint.latest_path(self.directory, self.prefix):
-                checkpoint.keep_previous(self.directory, self.prefix)
-            checkpoint.save_file(path, state)
+            checkpoint.save_file(path, state, previous if path == latest else None)
             if also is not None:
                 checkpoint.link(path, also)
             self._unsaved = None

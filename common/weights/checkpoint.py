@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,27 @@ from common.files.atomic import atomic_write
 log = logging.getLogger(__name__)
 
 
-def save_file(path: Path, content: Mapping[str, Any]) -> None:
+def save_file(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
     """Write a checkpoint to `path` completely or not at all.
 
     Uses the serialisation of PyTorch before 1.6, which the PyTorch of the original can read.
+    previous: second name for the file that is replaced. Raises OSError where the disk does not take the file.
     """
     with atomic_write(path) as f:
-        torch.save(dict(content), f, _use_new_zipfile_serialization=False)
+        torch.save(dict(content), _Stream(f), _use_new_zipfile_serialization=False)
+        if previous is not None and path.is_file():
+            f.flush()  # the file is complete before the name `previous` moves on
+            link(path, previous)
+
+
+class _Stream:
+    """A file without its descriptor, to which PyTorch writes through Python.
+
+    PyTorch writes tensors to a descriptor itself, and raises RuntimeError instead of OSError if that fails.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write, self.flush = file.write, file.flush
 
 
 def link(path: Path, second: Path) -> None:
@@ -39,10 +53,14 @@ def link(path: Path, second: Path) -> None:
     temporary = second.with_name(f".{second.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, second)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, second)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load_file(path: Path) -> Any:
@@ -100,13 +118,6 @@ def latest_path(directory: Path, prefix: str) -> Path:
 def previous_path(directory: Path, prefix: str) -> Path:
     """The position before the latest one, used where the latest file is damaged."""
     return directory / f"{prefix}-previous.model"
-
-
-def keep_previous(directory: Path, prefix: str) -> None:
-    """Link the latest position as the previous one, before it is written again."""
-    latest = latest_path(directory, prefix)
-    if latest.is_file():
-        link(latest, previous_path(directory, prefix))
 
 
 def remove_positions(directory: Path, prefix: str) -> None:

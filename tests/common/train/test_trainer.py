@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from common import distributed
 from common.errors import CheckpointError
+from common.log import RunWriter, setup_logging
 from common.precision import Precision
 from common.train.progress import Progress
 from common.train.schedules import PlateauSchedule
@@ -422,11 +424,11 @@ class TestFullDisk:
 
         original = checkpoint.save_file
 
-        def save(path, content):
+        def save(path, content, previous=None):
             if content["run"]["position"]["epoch"] in epochs:
                 path.with_name(f".{path.name}.tmp").touch()
                 raise OSError(errno.ENOSPC, "No space left on device")
-            original(path, content)
+            original(path, content, previous)
 
         monkeypatch.setattr(checkpoint, "save_file", save)
 
@@ -450,6 +452,52 @@ class TestFullDisk:
         again = resumed(folder, path, end_epoch=3, **RANDOM)
         again.fit()
         assert torch.equal(weights(again), weights(whole))
+
+
+class TestRealFullDisk:
+    @pytest.mark.parametrize("free", [0, 4096])  # for no byte; for a part of a checkpoint
+    def test_a_run_goes_on_and_saves_again(self, small_disk, free, caplog):
+        """The disk is full in epoch 1 of four, until epoch 2 is over."""
+        folder = small_disk.folder / "run"
+        whole = toy_trainer(folder.parent / "whole", end_epoch=4, **RANDOM)
+        whole.fit()
+        shutil.rmtree(folder.parent / "whole")
+        epochs = iter(range(4))
+
+        def validate(should_stop):
+            epoch = next(epochs)
+            if epoch == 1:
+                small_disk.fill(free)
+            if epoch == 2:
+                small_disk.empty()
+            return {"Acc": 0.0}
+
+        setup_logging(folder / "toy.log")
+        logging.getLogger().addHandler(caplog.handler)
+        writer = RunWriter(folder)
+        trainer = toy_trainer(folder, end_epoch=4, save_updates=1, validate=validate, **RANDOM)
+        trainer.writer = writer
+        trainer.fit()
+        writer.close()
+        assert "toy-0001.model could not be written: [Errno 28] No space left on device" in caplog.text
+        assert models(folder / "..") == ["run"] and not list(folder.glob(".*"))
+        assert [p.name for p in sorted(folder.glob("toy-0*"))] == ["toy-0000.model", "toy-0002.model", "toy-0003.model"]
+        assert torch.equal(weights(trainer), weights(whole))
+        for path in folder.glob("*.model"):
+            load_file(path)
+
+    def test_the_older_positions_stay(self, small_disk):
+        trainer = toy_trainer(small_disk.folder)
+        latest = latest_path(small_disk.folder, PREFIX)
+        for updates in (1, 2):
+            trainer.position.updates = updates
+            trainer.save(latest)
+        small_disk.fill(free=8192)
+        trainer.position.updates = 3
+        trainer.save(latest)
+        assert load_file(latest)["run"]["position"]["updates"] == 2
+        previous = checkpoint.previous_path(small_disk.folder, PREFIX)
+        assert load_file(previous)["run"]["position"]["updates"] == 1
 
 
 class TestResumeErrors:
