@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +58,8 @@ class LogFile(logging.Handler):
             self._full = False
         except OSError as error:
             if not self._full:
-                print(f"log lines could not be written: {error}. The run goes on without them", file=sys.stderr)
+                with suppress(OSError):  # stderr may be a file on the same disk
+                    print(f"log lines could not be written: {error}. The run goes on without them", file=sys.stderr)
             self._full = True
         except Exception:
             self.handleError(record)

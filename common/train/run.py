@@ -155,7 +155,8 @@ def resume(trainer: Trainer, cfg: Config) -> None:
     if cfg.TRAIN.RESUME:
         path = checkpoint.epoch_path(trainer.directory, trainer.prefix, begin - 1)
     elif cfg.TRAIN.AUTO_RESUME and distributed.is_main():
-        found = checkpoint.find_resume(trainer.directory, trainer.prefix, begin, cfg.TRAIN.END_EPOCH)
+        end, check = cfg.TRAIN.END_EPOCH, trainer.check_state
+        found = checkpoint.find_resume(trainer.directory, trainer.prefix, begin, end, check)
         path, content = found or (None, None)
     path = distributed.broadcast_object(path)
     if path is None:
@@ -167,6 +168,7 @@ def resume(trainer: Trainer, cfg: Config) -> None:
             )
         content = checkpoint.load_file(path)
     check_text_files(content.get("text_files", {}), cfg, path)
+    trainer.check_state(content, f"checkpoint {path}")
     trainer.load_state_dict(content, str(path), checkpoint.epoch_of(path, trainer.prefix))
     at = trainer.position
     log.info("going on from %s at epoch %d, batch %d", path, at.epoch, at.batch)

@@ -220,6 +220,44 @@ class TestResume:
         with pytest.raises(FileNotFoundError, match=f"{PREFIX}-0006.model"):
             resume(toy_trainer(folder), self.config(RESUME=True, BEGIN_EPOCH=7))
 
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("run/position/epoch", KeyError),
+            ("run/position/step", {}),
+            ("run/metrics", 3),
+            ("run/rng/0/numpy", [1]),
+            ("optimizer/state/0/momentum_buffer", torch.zeros(2, 9)),
+            ("optimizer/state/0/momentum_buffer", "text"),
+            ("optimizer/state", []),
+        ],
+    )
+    def test_a_file_that_is_damaged_inside_is_passed_over(self, folder, caplog, path, value):
+        """Its checksums are right: it was written so."""
+        file = checkpoint.epoch_path(folder, PREFIX, 2)
+        content = checkpoint.load_file(file)
+        *way, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+        place = content
+        for key in way:
+            place = place[key]
+        if value is KeyError:
+            del place[last]
+        else:
+            place[last] = value
+        checkpoint.save_file(file, content)
+        trainer = toy_trainer(folder, end_epoch=4)
+        resume(trainer, self.config(AUTO_RESUME=True))
+        assert trainer.position.epoch == 2 and trainer.position.step == 10
+        assert f"{PREFIX}-0002.model: " in caplog.text and "trying the one before" in caplog.text
+
+    def test_files_that_are_all_refused_are_not_overwritten(self, folder):
+        for epoch in range(3):
+            content = checkpoint.load_file(checkpoint.epoch_path(folder, PREFIX, epoch))
+            content["run"]["metrics"] = 3
+            checkpoint.save_file(checkpoint.epoch_path(folder, PREFIX, epoch), content)
+        with pytest.raises(CheckpointError, match=f"{PREFIX}-0002.model: damaged inside"):
+            resume(toy_trainer(folder, end_epoch=4), self.config(AUTO_RESUME=True))
+
     def test_auto_resume_without_files_starts_afresh(self, tmp_path):
         trainer = toy_trainer(tmp_path / "none")
         resume(trainer, self.config(AUTO_RESUME=True))
