@@ -144,11 +144,12 @@ Loader = BatchLoader | MultiLoader
 
 
 def ignore_signals_of_others(worker: int) -> None:
-    """Makes a loader's worker ignore SIGINT, and SIGTERM unless its parent process sent it.
+    """Makes a loader's worker ignore SIGINT, SIGHUP and SIGUSR1, and SIGTERM unless its parent process sent it.
 
     Schedulers and terminals signal the whole process group. If a worker ended, the trainer could not save its position.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(kind, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit the mask
 
     def wait() -> None:

@@ -57,7 +57,7 @@ class Trainer(TrainerState):
     def fit(self) -> None:
         """Train to the end epoch.
 
-        Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a non-finite loss, CheckpointError where the last
+        Raises Stopped after a signal of STOPS, FloatingPointError for a non-finite loss, CheckpointError where the last
         checkpoint could not be written.
         """
         with self._signals.handled():

@@ -18,7 +18,7 @@ from common.log import RunWriter, setup_logging
 from common.precision import Precision
 from common.train.progress import Progress
 from common.train.schedules import PlateauSchedule
-from common.train.signals import Stopped
+from common.train.signals import STOPS, Stopped
 from common.train.trainer import Trainer
 from common.train.trainer_state import Position, rng_state, set_rng_state
 from common.weights import checkpoint
@@ -361,19 +361,19 @@ class Sender:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("signum", STOPS)
     @pytest.mark.parametrize("batches", [1, 5, 8])  # inside an update; the last one of an epoch; in the second epoch
     def test_a_stopped_run_goes_on(self, tmp_path, monkeypatch, signum, batches):
         whole = toy_trainer(tmp_path / "whole", accumulate=2, **RANDOM)
         whole.fit()
-        handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+        handlers = [signal.getsignal(s) for s in STOPS]
         first = toy_trainer(tmp_path / "parts", accumulate=2, **RANDOM)
         with monkeypatch.context() as patch:
             Sender(patch, signum, batches)
             with pytest.raises(Stopped, match=signal.Signals(signum).name) as stopped:
                 first.fit()
         assert stopped.value.signum == signum and first.position.step == batches
-        assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+        assert [signal.getsignal(s) for s in STOPS] == handlers
         second = resumed(tmp_path / "parts", latest_path(tmp_path / "parts", PREFIX), accumulate=2, **RANDOM)
         second.fit()
         assert losses(first).keys().isdisjoint(losses(second))
@@ -381,6 +381,18 @@ class TestSignals:
         assert torch.equal(weights(second), weights(whole))
         final = [load_file(epoch_path(tmp_path / name, PREFIX, 1))["run"]["metrics"] for name in ("whole", "parts")]
         assert final[0] == final[1]
+
+    def test_an_ignored_hangup_stays_ignored(self, tmp_path, monkeypatch):
+        """As under nohup."""
+        Sender(monkeypatch, signal.SIGHUP, 3)
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            trainer = toy_trainer(tmp_path)
+            trainer.fit()
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert trainer.position.epoch == 2
 
     def test_a_stop_during_validation_validates_again(self, tmp_path):
         from common.train.evaluator import Interrupted
