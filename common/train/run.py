@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,9 @@ from common.config import Config
 from common.data.dataset import TaskDataset
 from common.data.loader import Loader, build_loader
 from common.data.sample import Batch, ModelOutput
-from common.files.atomic import atomic_write, write_text
+from common.errors import ConfigError
+from common.files.atomic import atomic_write, remove_leftovers, write_text
+from common.files.locks import locked
 from common.log import RunWriter, setup_logging
 from common.loggers import build_loggers, check_loggers
 from common.metrics import MetricGroup
@@ -50,19 +53,42 @@ from common.weights.text_files import check_text_files, digests
 
 log = logging.getLogger(__name__)
 
+LOCK = "run.lock"  # in the folder of a run, while it trains
+
 
 def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True) -> Path:
     """Train by a config, resuming where TRAIN.RESUME or AUTO_RESUME is set. Returns the folder of the run.
 
     log_dir: folder of the TensorBoard files; None for one inside the folder of the run.
-    Raises UserError or FileNotFoundError for bad input, Stopped after a signal, FloatingPointError for a loss that is
-    not finite.
+    Removes what killed runs left in the folder. Raises ConfigError if another run has it, UserError or
+    FileNotFoundError for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
     """
     torch.backends.cudnn.enabled = cudnn
     distributed.init_from_env(cuda=wants_cuda(cfg))
     device = pick_device(cfg)
     keep_freed_memory(device)
     folder = train_folder(cfg, cfg_path)
+    with own_folder(folder):
+        _train_in(folder, task, cfg, cfg_path, log_dir, device)
+    return folder
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Holds the lock `run.lock` of an output folder on rank 0. Removes what killed runs left in it.
+
+    Every rank must call it. Raises ConfigError on every rank if another run has the folder.
+    """
+    with locked(folder / LOCK) if distributed.is_main() else nullcontext("") as holder:
+        holder = distributed.broadcast_object(holder)
+        if holder:
+            raise ConfigError(f"{folder}: another run writes here ({holder}): end it, or set another OUTPUT_PATH")
+        if distributed.is_main():
+            remove_leftovers(folder)
+        yield
+
+
+def _train_in(folder: Path, task: Task, cfg: Config, cfg_path: Path, log_dir: str | None, device: torch.device) -> None:
     setup_logging(folder / f"{cfg_path.stem}.log")
     base_seed = seed_everything(cfg.RNG_SEED)
     check_loggers(cfg.TRAIN.LOGGERS)
@@ -109,7 +135,6 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
         trainer.fit()
     finally:
         writer.close()
-    return folder
 
 
 def rank_loader(

@@ -17,7 +17,8 @@ from torch import nn
 from common import distributed
 from common.config import load_config, replace
 from common.data.loader import BatchLoader
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
+from common.files.locks import locked
 from common.train.run import (
     resume,
     run_test,
@@ -155,6 +156,17 @@ class TestFolders:
         assert whole["NETWORK"]["VLBERT"]["hidden_size"] == 16 and whole["TRAIN"]["OPTIMIZER"] == "AdamW"
         assert checkpoint.load_file(folder / "tiny-0001.model")["config"] == whole
         assert losses and all(map(math.isfinite, losses))
+
+    def test_two_runs_in_one_folder_are_refused(self, cfg_path):
+        cfg = load_config("vqa", cfg_path, {"OUTPUT_PATH": str(cfg_path.parent / "out")})
+        folder = train_folder(cfg, cfg_path)
+        with locked(folder / "run.lock"):
+            with pytest.raises(ConfigError, match=r"out/.*: another run writes here \(user .*, pid .*\): end it, or"):
+                run(cfg_path, "out")
+            assert [path.name for path in folder.iterdir()] == ["run.lock"]
+        (folder / ".tiny-0000.model.abcd1234.tmp").write_bytes(b"of a run that was killed")
+        assert run(cfg_path, "out")[0] == folder
+        assert not [path.name for path in folder.iterdir() if path.name.endswith((".tmp", ".lock"))]
 
     def test_a_checkpoint_and_the_log_record_what_made_them(self, cfg_path, caplog):
         with caplog.at_level("INFO"):
