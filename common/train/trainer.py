@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +17,7 @@ from tqdm import tqdm
 
 from common import distributed
 from common.data.sample import Batch, ModelOutput
-from common.errors import CheckpointError
+from common.errors import CheckpointError, WorkerError
 from common.log import RunWriter
 from common.train.adamw import AdamW
 from common.train.evaluator import Interrupted
@@ -57,10 +59,10 @@ class Trainer(TrainerState):
     def fit(self) -> None:
         """Train to the end epoch.
 
-        Raises Stopped after a signal of STOPS, FloatingPointError for a non-finite loss, CheckpointError where the last
-        checkpoint could not be written.
+        Raises Stopped after a signal of STOPS, WorkerError for a loader worker that ended, FloatingPointError for a
+        non-finite loss, CheckpointError where the last checkpoint could not be written.
         """
-        with self._signals.handled():
+        with self._signals.handled(), self._saving_for_lost_worker():
             while self.position.epoch < self.settings.end_epoch and not self._enough():
                 self._train_epoch()
                 if self._enough() and self.position.batch < len(self.loader):
@@ -68,6 +70,19 @@ class Trainer(TrainerState):
                 else:
                     self._end_epoch()
         self._check_saved()
+
+    @contextmanager
+    def _saving_for_lost_worker(self) -> Iterator[None]:
+        """Save the position where a loader raises WorkerError, which it does between two batches.
+
+        In a group the other ranks are inside a batch and cannot take part.
+        """
+        try:
+            yield
+        except WorkerError:
+            if not distributed.is_distributed():
+                self._save_position()
+            raise
 
     def _train_epoch(self) -> None:
         at = self.position
@@ -250,19 +265,27 @@ class Trainer(TrainerState):
     # ------------------------------------------------------------------------------------------ stopping and saving
 
     def _stop_if_asked(self) -> None:
-        """Stop at the same batch on all ranks. Every rank must call it: the signal may have reached only some."""
-        signum = distributed.all_reduce_max(self._signals.signum)
+        """Stop at the same batch on all ranks. Every rank must call it: the cause may be known to only some."""
+        lost = int(signal.SIGCHLD) if self.loader.lost else 0
+        signum = distributed.all_reduce_max(self._signals.signum or lost)
         if signum:
             self._stop(signum)
 
     def _stop(self, signum: int) -> NoReturn:
-        """Save the position and raise Stopped. Every rank must call it."""
+        """Save the position and raise Stopped, or WorkerError for SIGCHLD. Every rank must call it."""
+        self._save_position()
+        if signum == signal.SIGCHLD:
+            texts = distributed.gather_objects(self.loader.lost) or []
+            raise WorkerError(distributed.broadcast_object(next(filter(None, texts), "")))
+        raise Stopped(signum)
+
+    def _save_position(self) -> None:
+        """Save the position at a stop. Every rank must call it."""
         path = checkpoint.latest_path(self.directory, self.prefix)
         self.save(path)
         at = self.position
         self._check_saved()
         log.warning("stopped at epoch %d batch %d; the same command goes on from %s", at.epoch, at.batch, path)
-        raise Stopped(signum)
 
     def save(self, path: Path, also: Path | None = None) -> None:
         """Write a checkpoint on rank 0. also: a second name for it. Every rank must call it.

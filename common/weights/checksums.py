@@ -16,7 +16,7 @@ from torch import Tensor
 
 def tensor_checksum(tensor: Tensor) -> int:
     """CRC-32 of the elements in row-major order."""
-    return zlib.crc32(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def content_checksums(content: Mapping[str, Any]) -> dict[str, Any]:
