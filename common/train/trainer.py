@@ -203,8 +203,9 @@ class Trainer(TrainerState):
             self.save(path, also=best if improved else None)
             if distributed.is_main() and self._unsaved is None:
                 checkpoint.remove_positions(self.directory, self.prefix)
+                checkpoint.remove_older_epochs(self.directory, self.prefix, s.keep_epochs, epoch)
         elif improved:
-            self.save(best)
+            self.save(best, without_run=s.best_weights)
 
     def _end_inside_epoch(self) -> None:
         """After the last update of max_updates: validate, and keep the position for a longer run."""
@@ -287,8 +288,10 @@ class Trainer(TrainerState):
         self._check_saved()
         log.warning("stopped at epoch %d batch %d; the same command goes on from %s", at.epoch, at.batch, path)
 
-    def save(self, path: Path, also: Path | None = None) -> None:
-        """Write a checkpoint on rank 0. also: a second name for it. Every rank must call it.
+    def save(self, path: Path, also: Path | None = None, without_run: bool = False) -> None:
+        """Write a checkpoint on rank 0. Every rank must call it.
+
+        also: of the best checkpoint, a second name for it or a file of weights. without_run: leave out the run.
 
         A full disk is logged as an error and does not end the run, which saves again later. Older checkpoints stay.
         """
@@ -298,8 +301,11 @@ class Trainer(TrainerState):
         latest = checkpoint.latest_path(self.directory, self.prefix)
         previous = checkpoint.previous_path(self.directory, self.prefix)
         try:
-            checkpoint.save_file(path, state, previous if path == latest else None)
-            if also is not None:
+            content = checkpoint.without_run(state) if without_run else state
+            checkpoint.save_file(path, content, previous if path == latest else None)
+            if also is not None and self.settings.best_weights:
+                checkpoint.save_file(also, checkpoint.without_run(state))
+            elif also is not None:
                 checkpoint.link(path, also)
             self._unsaved = None
         except OSError as error:

@@ -139,6 +139,18 @@ def remove_positions(directory: Path, prefix: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_older_epochs(directory: Path, prefix: str, keep: int, newest: int) -> None:
+    """Delete the checkpoints of epochs up to `newest` except for the last `keep` of them. keep: 0 for all."""
+    epochs = sorted((e, p) for p in directory.iterdir() if (e := epoch_of(p, prefix)) is not None and e <= newest)
+    for _, path in epochs[:-keep] if keep else ():
+        path.unlink(missing_ok=True)
+
+
+def without_run(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a checkpoint that a predictor needs: no optimizer and no position of the run."""
+    return {key: value for key, value in content.items() if key not in ("optimizer", "run")}
+
+
 def epoch_of(path: Path, prefix: str) -> int | None:
     """The epoch in a checkpoint's name, None for other files."""
     match = re.fullmatch(re.escape(prefix) + r"-(\d{4})\.model", path.name)

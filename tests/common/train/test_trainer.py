@@ -256,6 +256,25 @@ class TestValidationAndCheckpoints:
         toy_trainer(tmp_path / "b", end_epoch=5, save_every=2).fit()
         assert models(tmp_path / "b") == ["0001", "0003", "0004"]
 
+    @pytest.mark.parametrize(("keep", "left"), [(0, "0000 0001 0002 0003"), (1, "0003"), (3, "0001 0002 0003")])
+    def test_the_newest_epochs_are_kept_and_the_best_one(self, tmp_path, keep, left):
+        values = iter([0.9, 0.1, 0.1, 0.1])
+        (tmp_path / f"{PREFIX}-0007.model").touch()  # of a later epoch, and of another run
+        (tmp_path / f"x{PREFIX}-0000.model").touch()
+        toy_trainer(tmp_path, end_epoch=4, keep_epochs=keep, validate=lambda stop: {"Acc": next(values)}).fit()
+        assert models(tmp_path) == [*left.split(), "0007", "best", f"x{PREFIX}-0000"]
+        assert load_file(best_path(tmp_path, PREFIX))["validation_monitor"]["best_epoch"] == 0
+
+    @pytest.mark.parametrize("save_every", [1, 3])  # beside the checkpoint of its epoch, and alone
+    def test_the_best_one_without_the_run(self, tmp_path, save_every):
+        values = iter([0.1, 0.9, 0.2])
+        settings = {"end_epoch": 3, "save_every": save_every, "best_weights": True}
+        trainer = toy_trainer(tmp_path, validate=lambda stop: {"Acc": next(values)}, **settings)
+        trainer.fit()
+        best = load_file(best_path(tmp_path, PREFIX))
+        assert best["validation_monitor"] == {"best_epoch": 1, "best_val": 0.9}
+        assert best.keys() == load_file(epoch_path(tmp_path, PREFIX, 2)).keys() - {"optimizer", "run"}
+
     def test_an_equal_value_is_not_better(self, tmp_path):
         """Original 3.17."""
         trainer = toy_trainer(tmp_path, end_epoch=3, validate=scores(0.5, 0.5, float("nan")))
