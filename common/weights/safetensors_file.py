@@ -35,6 +35,19 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
             stored[key] = tensor.detach().cpu().clone().contiguous()
     checksums = {key: tensor_checksum(tensor) for key, tensor in stored.items()}
     save_file(stored, path, {"format": "pt", SAME: json.dumps(same), CHECKSUMS: json.dumps(checksums)})
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata, whose order is random in safetensors, so that equal state dicts give equal files."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the header ends in spaces
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

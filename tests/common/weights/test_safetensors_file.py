@@ -48,3 +48,11 @@ def test_a_damaged_tensor_is_named(tmp_path):
 def test_a_file_without_checksums_loads(tmp_path):
     save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors", {"format": "pt"})
     assert torch.equal(read_safetensors(tmp_path / "a.safetensors")["a"], torch.ones(3))
+
+
+def test_equal_weights_give_equal_files(tmp_path):
+    """The order of metadata in safetensors is random."""
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in files:
+        write_safetensors(path, {"a": torch.ones(3), "b": torch.zeros(2)})
+    assert len({path.read_bytes() for path in files}) == 1
