@@ -7,6 +7,7 @@ once.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -208,11 +209,19 @@ def guarded(run: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> 
             log.error("%s", one_line(error))
         return 1
     except Exception as error:
-        if not report_failure(error):
-            raise
+        line = one_line(error) if is_disk_error(error) else ""
+        if not report_failure(error, line):
+            if not line:
+                raise
+            log.error("%s", line)
         return 1
     finally:
         distributed.shutdown()
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether the disk is full, over its quota, read-only or faulty, and not the program."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def one_line(error: Exception) -> str:

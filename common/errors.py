@@ -22,6 +22,10 @@ class DataError(UserError):
     """An annotation or data file is malformed or contradicts another one."""
 
 
+class WorkerError(UserError):
+    """A worker process of a data loader has ended. The message names it and how it ended."""
+
+
 class ImageError(UserError):
     """An image file cannot be decoded."""
 

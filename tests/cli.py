@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from common.log import LogFile
 from tests.paths import ROOT
 
 Command = Callable[..., int]
@@ -31,7 +32,7 @@ def root_logger_restored() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     yield
     for handler in root.handlers:
-        if handler not in handlers and type(handler) in (logging.StreamHandler, logging.FileHandler):
+        if handler not in handlers and type(handler) in (logging.StreamHandler, LogFile):
             handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)

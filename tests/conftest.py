@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from common.weights import checkpoint
 from data.scenes.generate import World, write_world
 from tests.cli import Command, Error, error_line, root_logger_restored, run_script
 from tests.paths import KIT
+from tests.small_disk import SmallDisk
 from tests.tiny import tiny_vqa, write_settings
 
 
@@ -30,6 +32,20 @@ def _threads() -> None:
 def _root_logger() -> Iterator[None]:
     with root_logger_restored():
         yield
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of 1 MB, which needs the right to mount."""
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"FULL DISK NOT TESTED: cannot mount a tmpfs: {getattr(error, 'stderr', '') or error}")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -107,6 +107,14 @@ COMMON_KEYS = (
         minimum=0,
         ours=True,
     ),
+    Key("CHECKPOINT_KEEP", "int", 0, "newest epochs whose checkpoints are kept; 0 keeps all", minimum=0, ours=True),
+    Key(
+        "CHECKPOINT_BEST_WEIGHTS",
+        "bool",
+        False,
+        "the best checkpoint is a file of its own without optimizer and position, not a link to that of its epoch",
+        ours=True,
+    ),
     # data
     Key("DATASET.DATASET", "str", "", "which data set"),
     Key("DATASET.DATASET_PATH", "str", "", "folder of the data"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import count
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,7 +19,10 @@ from common.data.collate import UnreadBatch, collate_unread
 from common.data.dataset import TaskDataset
 from common.data.sample import Batch
 from common.data.samplers import BatchSampler, EpochSampler
-from common.errors import DataError
+from common.data.workers import died_of_fault, lost_workers, start_workers, watched
+from common.errors import DataError, WorkerError
+
+log = logging.getLogger(__name__)
 
 
 class BatchLoader:
@@ -31,6 +36,11 @@ class BatchLoader:
     rank, world: this process and the number of processes that share the samples.
     pin_memory: return batches in page-locked memory.
     Raises DataError for `group_images` in training on a dataset without image keys, and what the samplers raise.
+
+    A worker that is killed ends a single process of training with WorkerError, from `epoch`. In a group the other ranks
+    wait for this one's batches, and an evaluation has no position to go on from: there this process reads the batches
+    that are left. lost: the text of the error, which is logged too; "" before. A worker that crashed is a WorkerError
+    in any case, because the same sample might crash this process.
     """
 
     def __init__(
@@ -48,6 +58,9 @@ class BatchLoader:
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
+        self.lost = ""
+        self._goes_on = not training or world > 1
+        self._workers: list[BaseProcess] = []
         image_keys = dataset.image_keys if group_images else None
         if group_images and training and image_keys is None:
             raise DataError("TRAIN.GROUP_PICTURES true: samples with precomputed features share no pixels")
@@ -82,11 +95,40 @@ class BatchLoader:
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
         """Returns an iterator over the batches of an epoch from `start_batch` on."""
         self.batch_sampler.set_position(epoch, start_batch)
-        batches = iter(self._loader)  # now, not at the first batch: the position may have changed by then
-        return (batch.read() if isinstance(batch, UnreadBatch) else batch for batch in batches)
+        # Now, not at the first batch: the position may have changed by then.
+        batches, started = start_workers(lambda: iter(self._loader))
+        self._workers = started or self._workers  # workers of training live through all epochs
+        return self._read(batches, epoch, start_batch)
+
+    def _read(self, batches: Iterator[Batch | UnreadBatch], epoch: int, start_batch: int) -> Iterator[Batch]:
+        workers, position = self._workers, start_batch
+        with watched(workers):
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except Exception as error:
+                    lost = lost_workers(workers, error)
+                    if not lost:
+                        raise
+                    self.lost = f"{lost}; is there enough memory for NUM_WORKERS_PER_GPU processes?"
+                    if died_of_fault(workers) or not self._goes_on:
+                        raise WorkerError(self.lost) from error
+                    log.error("%s This process reads the batches now", self.lost)
+                    break
+                position += 1
+                yield _complete(batch)
+        self.batch_sampler.set_position(epoch, position)
+        for keys in self.batch_sampler:
+            yield _complete(collate_unread(self.dataset.__getitems__(keys)))
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
+
+
+def _complete(batch: Batch | UnreadBatch) -> Batch:
+    return batch.read() if isinstance(batch, UnreadBatch) else batch
 
 
 class MultiLoader:
@@ -117,6 +159,11 @@ class MultiLoader:
         for loader in (self.master, *self.others):
             loader.base_seed = seed
 
+    @property
+    def lost(self) -> str:
+        """See BatchLoader."""
+        return next((loader.lost for loader in (self.master, *self.others) if loader.lost), "")
+
     def epoch(self, epoch: int = 0, start_batch: int = 0) -> Iterator[Batch]:
         """Returns an iterator over the batches of an epoch from `start_batch` on."""
         # Not a generator itself, so that the workers of all loaders start now, at the same time.
@@ -144,11 +191,12 @@ Loader = BatchLoader | MultiLoader
 
 
 def ignore_signals_of_others(worker: int) -> None:
-    """Makes a loader's worker ignore SIGINT, and SIGTERM unless its parent process sent it.
+    """Makes a loader's worker ignore SIGINT, SIGHUP and SIGUSR1, and SIGTERM unless its parent process sent it.
 
     Schedulers and terminals signal the whole process group. If a worker ended, the trainer could not save its position.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(kind, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit the mask
 
     def wait() -> None:

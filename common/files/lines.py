@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.files.atomic import atomic_write
+from common.files.atomic import atomic_write, remove_leftovers
 from common.files.text import BOM, START, kind_of
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class LineFile:
             with suppress(OSError):  # a file system may not support locks: then several processes write the same
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not _fits(place, wanted):
+                remove_leftovers(place.parent, place.name)
                 log.info("indexing the lines of %s (%.1f GB) in %s", self.path, state.st_size / 1e9, place)
                 _write_index(self.path, place, wanted)
         return place

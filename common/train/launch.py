@@ -72,6 +72,8 @@ def run_elastic(
     if nodes > 1:  # by default every agent listens whose machine has the name `host`
         options.append(f"--rdzv-conf=is_host={int(node == 0)}")
     parser = get_args_parser()
+    if "--signals-to-handle" in parser.format_help():  # not every PyTorch has it
+        options.append(f"--signals-to-handle={','.join(forwarded_signals())}")
     if "--shutdown-timeout" in parser.format_help():  # not every PyTorch has it
         options.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")
     try:
@@ -85,6 +87,16 @@ def run_elastic(
         print(f"stopped by {error.sigval.name}", file=sys.stderr)
         return 128 + error.sigval
     return 0
+
+
+def forwarded_signals() -> list[str]:
+    """Names of the signals that the launcher forwards to its processes.
+
+    Without SIGHUP where it is ignored, as under `nohup`: a handler would end the run, and the processes, which inherit
+    that it is ignored, would not.
+    """
+    names = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1"]
+    return names if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*names, "SIGHUP"]
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,9 @@ from common.config import Config
 from common.data.dataset import TaskDataset
 from common.data.loader import Loader, build_loader
 from common.data.sample import Batch, ModelOutput
+from common.errors import ConfigError
+from common.files.atomic import atomic_write, remove_leftovers, write_text
+from common.files.locks import locked
 from common.log import RunWriter, setup_logging
 from common.loggers import build_loggers, check_loggers
 from common.metrics import MetricGroup
@@ -51,13 +55,15 @@ from common.weights.text_files import check_text_files, digests
 
 log = logging.getLogger(__name__)
 
+LOCK = "run.lock"  # in the folder of a run, while it trains
+
 
 def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = None, cudnn: bool = True) -> Path:
     """Train by a config, resuming where TRAIN.RESUME or AUTO_RESUME is set. Returns the folder of the run.
 
     log_dir: folder of the TensorBoard files; None for one inside the folder of the run.
-    Raises UserError or FileNotFoundError for bad input, Stopped after a signal, FloatingPointError for a loss that is
-    not finite.
+    Removes what killed runs left in the folder. Raises ConfigError if another run has it, UserError or
+    FileNotFoundError for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
     """
     torch.backends.cudnn.enabled = cudnn
     if cfg.TRAIN.DETERMINISTIC:
@@ -66,6 +72,27 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     device = pick_device(cfg)
     keep_freed_memory(device)
     folder = train_folder(cfg, cfg_path)
+    with own_folder(folder):
+        _train_in(folder, task, cfg, cfg_path, log_dir, device)
+    return folder
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Holds the lock `run.lock` of an output folder on rank 0. Removes what killed runs left in it.
+
+    Every rank must call it. Raises ConfigError on every rank if another run has the folder.
+    """
+    with locked(folder / LOCK) if distributed.is_main() else nullcontext("") as holder:
+        holder = distributed.broadcast_object(holder)
+        if holder:
+            raise ConfigError(f"{folder}: another run writes here ({holder}): end it, or set another OUTPUT_PATH")
+        if distributed.is_main():
+            remove_leftovers(folder)
+        yield
+
+
+def _train_in(folder: Path, task: Task, cfg: Config, cfg_path: Path, log_dir: str | None, device: torch.device) -> None:
     setup_logging(folder / f"{cfg_path.stem}.log")
     base_seed = seed_everything(cfg.RNG_SEED)
     check_loggers(cfg.TRAIN.LOGGERS)
@@ -117,7 +144,6 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
         trainer.fit()
     finally:
         writer.close()
-    return folder
 
 
 def common_facts(
@@ -184,7 +210,8 @@ def resume(trainer: Trainer, cfg: Config) -> None:
     if cfg.TRAIN.RESUME:
         path = checkpoint.epoch_path(trainer.directory, trainer.prefix, begin - 1)
     elif cfg.TRAIN.AUTO_RESUME and distributed.is_main():
-        found = checkpoint.find_resume(trainer.directory, trainer.prefix, begin, cfg.TRAIN.END_EPOCH)
+        end, check = cfg.TRAIN.END_EPOCH, trainer.check_state
+        found = checkpoint.find_resume(trainer.directory, trainer.prefix, begin, end, check)
         path, content = found or (None, None)
     path = distributed.broadcast_object(path)
     if path is None:
@@ -196,6 +223,7 @@ def resume(trainer: Trainer, cfg: Config) -> None:
             )
         content = checkpoint.load_file(path)
     check_text_files(content.get("text_files", {}), cfg, path)
+    trainer.check_state(content, f"checkpoint {path}")
     trainer.load_state_dict(content, str(path), checkpoint.epoch_of(path, trainer.prefix))
     at = trainer.position
     log.info("going on from %s at epoch %d, batch %d", path, at.epoch, at.batch)
@@ -291,7 +319,7 @@ def keep_config(cfg: Config, cfg_path: Path, folder: Path) -> None:
     """Write the given YAML and the complete config (config.yaml) into the folder of a run."""
     import yaml
 
-    folder.mkdir(parents=True, exist_ok=True)
     if cfg_path.name != "config.yaml":
-        (folder / cfg_path.name).write_bytes(cfg_path.read_bytes())
-    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False), encoding="utf-8")
+        with atomic_write(folder / cfg_path.name) as file:
+            file.write(cfg_path.read_bytes())
+    write_text(folder / "config.yaml", yaml.safe_dump(cfg.to_dict(), sort_keys=False))

@@ -17,6 +17,8 @@ class TrainerSettings:
     nonfinite: "stop" or "skip" [TRAIN.NONFINITE].
     log_every: in batches [LOG_FREQUENT]. validate_every, save_every: in epochs [VAL_FREQUENT, CHECKPOINT_FREQUENT].
     save_updates: in updates, 0 for never [CHECKPOINT_STEPS].
+    keep_epochs: newest epochs whose checkpoints are kept, 0 for all [CHECKPOINT_KEEP].
+    best_weights: the best checkpoint has no optimizer and no position [CHECKPOINT_BEST_WEIGHTS].
     max_updates: the run ends after this many updates, 0 for no limit [TRAIN.MAX_STEPS].
     main_metric: name of the validation metric that chooses the best checkpoint.
     """
@@ -30,6 +32,8 @@ class TrainerSettings:
     validate_every: int = 1
     save_every: int = 1
     save_updates: int = 0
+    keep_epochs: int = 0
+    best_weights: bool = False
     max_updates: int = 0
     main_metric: str = ""
 
@@ -45,6 +49,8 @@ class TrainerSettings:
             validate_every=cfg.VAL_FREQUENT,
             save_every=cfg.CHECKPOINT_FREQUENT,
             save_updates=cfg.CHECKPOINT_STEPS,
+            keep_epochs=cfg.CHECKPOINT_KEEP,
+            best_weights=cfg.CHECKPOINT_BEST_WEIGHTS,
             max_updates=cfg.TRAIN.MAX_STEPS,
             main_metric=main_metric,
         )

@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT as requests to stop a run after the current batch."""
+"""Signals as requests to stop a run after the current batch.
+
+SIGTERM and SIGINT, SIGHUP of a closed terminal or a dropped ssh, and SIGUSR1, which SLURM sends with --signal=USR1@60.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from types import FrameType
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(Exception):  # noqa: N818 - a request that was followed, not an error
@@ -29,10 +35,14 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT are recorded. A second SIGINT has its usual effect, an interrupt."""
+        """Inside, STOPS are recorded. A second SIGINT has its usual effect, an interrupt.
+
+        SIGHUP stays ignored where it was, as `nohup` does.
+        """
         try:
-            for kind in (signal.SIGTERM, signal.SIGINT):
-                self._before[kind] = signal.signal(kind, self._record)
+            for kind in STOPS:
+                if kind != signal.SIGHUP or signal.getsignal(kind) != signal.SIG_IGN:
+                    self._before[kind] = signal.signal(kind, self._record)
         except ValueError:  # only the main thread may handle signals
             self._before = {}
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -16,7 +18,7 @@ from tqdm import tqdm
 from common import distributed
 from common.data.copies import DeviceCopies
 from common.data.sample import Batch, ModelOutput
-from common.errors import CheckpointError
+from common.errors import CheckpointError, WorkerError
 from common.log import RunWriter
 from common.train.adamw import AdamW
 from common.train.evaluator import Interrupted
@@ -79,10 +81,11 @@ class Trainer(TrainerState):
     def fit(self) -> None:
         """Train to the end epoch.
 
-        Raises Stopped after SIGTERM or SIGINT, FloatingPointError for a non-finite loss or gradients that overflow fp16
-        in OVERFLOWS updates in a row, CheckpointError where the last checkpoint could not be written.
+        Raises Stopped after a signal of STOPS, WorkerError for a loader worker that ended, FloatingPointError for a
+        non-finite loss or gradients that overflow fp16 in OVERFLOWS updates in a row, CheckpointError where the last
+        checkpoint could not be written.
         """
-        with self._signals.handled():
+        with self._signals.handled(), self._saving_for_lost_worker():
             while self.position.epoch < self.settings.end_epoch and not self._enough():
                 self._train_epoch()
                 if self._enough() and self.position.batch < len(self.loader):
@@ -90,6 +93,19 @@ class Trainer(TrainerState):
                 else:
                     self._end_epoch()
         self._check_saved()
+
+    @contextmanager
+    def _saving_for_lost_worker(self) -> Iterator[None]:
+        """Save the position where a loader raises WorkerError, which it does between two batches.
+
+        In a group the other ranks are inside a batch and cannot take part.
+        """
+        try:
+            yield
+        except WorkerError:
+            if not distributed.is_distributed():
+                self._save_position()
+            raise
 
     def _train_epoch(self) -> None:
         at = self.position
@@ -187,7 +203,7 @@ class Trainer(TrainerState):
         """An optimizer step that the device itself leaves out where it is not finite. The host reads that later."""
         self._decide()
         non_finite = self._non_finite()
-        signum = torch.full_like(non_finite, self._signals.signum)
+        signum = torch.full_like(non_finite, self._asked_to_stop())
         values = distributed.all_reduce_max_later(torch.stack([non_finite, signum]))
         self._step(divisor, found_inf=values[0])
         self._undecided = _Undecided(LateValues(values), self._place(), [*self._cycle], self._grad_norm)
@@ -283,8 +299,9 @@ class Trainer(TrainerState):
             self.save(path, also=best if improved else None)
             if distributed.is_main() and self._unsaved is None:
                 checkpoint.remove_positions(self.directory, self.prefix)
+                checkpoint.remove_older_epochs(self.directory, self.prefix, s.keep_epochs, epoch)
         elif improved:
-            self.save(best)
+            self.save(best, without_run=s.best_weights)
 
     def _end_inside_epoch(self) -> None:
         """After the last update of max_updates: validate, and keep the position for a longer run."""
@@ -345,24 +362,37 @@ class Trainer(TrainerState):
 
     # ------------------------------------------------------------------------------------------ stopping and saving
 
+    def _asked_to_stop(self) -> int:
+        """The signal that this rank got, SIGCHLD for a lost loader worker, or 0."""
+        return self._signals.signum or (int(signal.SIGCHLD) if self.loader.lost else 0)
+
     def _stop_if_asked(self) -> None:
-        """Stop at the same batch on all ranks. Every rank must call it: the signal may have reached only some."""
+        """Stop at the same batch on all ranks. Every rank must call it: the cause may be known to only some."""
         late = self._reads_late() and distributed.is_distributed()
-        signum = self._signal_of_any_rank if late else distributed.all_reduce_max(self._signals.signum)
+        signum = self._signal_of_any_rank if late else distributed.all_reduce_max(self._asked_to_stop())
         if signum:
             self._stop(signum)
 
     def _stop(self, signum: int) -> NoReturn:
-        """Save the position and raise Stopped. Every rank must call it."""
+        """Save the position and raise Stopped, or WorkerError for SIGCHLD. Every rank must call it."""
+        self._save_position()
+        if signum == signal.SIGCHLD:
+            texts = distributed.gather_objects(self.loader.lost) or []
+            raise WorkerError(distributed.broadcast_object(next(filter(None, texts), "")))
+        raise Stopped(signum)
+
+    def _save_position(self) -> None:
+        """Save the position at a stop. Every rank must call it."""
         path = checkpoint.latest_path(self.directory, self.prefix)
         self.save(path)
         at = self.position
         self._check_saved()
         log.warning("stopped at epoch %d batch %d; the same command goes on from %s", at.epoch, at.batch, path)
-        raise Stopped(signum)
 
-    def save(self, path: Path, also: Path | None = None) -> None:
-        """Write a checkpoint on rank 0. also: a second name for it. Every rank must call it.
+    def save(self, path: Path, also: Path | None = None, without_run: bool = False) -> None:
+        """Write a checkpoint on rank 0. Every rank must call it.
+
+        also: of the best checkpoint, a second name for it or a file of weights. without_run: leave out the run.
 
         A full disk is logged as an error and does not end the run, which saves again later. Older checkpoints stay.
         """
@@ -371,11 +401,14 @@ class Trainer(TrainerState):
         state = self.state_dict()
         if not distributed.is_main():
             return
+        latest = checkpoint.latest_path(self.directory, self.prefix)
+        previous = checkpoint.previous_path(self.directory, self.prefix)
         try:
-            if path == checkpoint.latest_path(self.directory, self.prefix):
-                checkpoint.keep_previous(self.directory, self.prefix)
-            checkpoint.save_file(path, state)
-            if also is not None:
+            content = checkpoint.without_run(state) if without_run else state
+            checkpoint.save_file(path, content, previous if path == latest else None)
+            if also is not None and self.settings.best_weights:
+                checkpoint.save_file(also, checkpoint.without_run(state))
+            elif also is not None:
                 checkpoint.link(path, also)
             self._unsaved = None
         except OSError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import operator
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +121,59 @@ class TrainerState:
             step = (epoch + 1) * len(self.loader)
             self.position = Position(epoch + 1, 0, step, step // self.settings.accumulate)
         apply_lr(self.optimizer, self.schedule(self.position.updates))
+
+    def check_state(self, state: dict[str, Any], source: str) -> None:
+        """Raises CheckpointError where a checkpoint is damaged inside, before `load_state_dict` changes the run.
+
+        Weights that do not fit the model are no damage: they pass, and `load_state_dict` names them.
+        """
+        own = {name: p.shape for name, p in self.module.state_dict().items()}
+        try:
+            stored = checkpoint.strip_module(state["state_dict"])
+            if {name: value.shape for name, value in stored.items()} != own:
+                return
+            if "optimizer" in state:
+                self._check_optimizer(state["optimizer"])
+            if "run" in state:
+                self._check_run(state["run"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(f"{source}: damaged inside ({why})") from error
+
+    def _check_optimizer(self, stored: dict[str, Any]) -> None:
+        """Raises ValueError for a state of other shapes than its parameter's, and other errors for other containers."""
+        indices = [index for group in stored["param_groups"] for index in group["params"]]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if len(indices) != len(parameters):
+            return  # of another config; `load_state_dict` names it
+        for index, parameter in zip(indices, parameters, strict=True):
+            for name, value in stored["state"].get(index, {}).items():
+                single = name == "step" or (isinstance(value, torch.Tensor) and value.dim() == 0)
+                if not single and value is not None and value.shape != parameter.shape:
+                    raise ValueError(f"optimizer {name} of parameter {index} is {tuple(value.shape)}")
+                if single:
+                    float(value)
+
+    def _check_run(self, run: dict[str, Any]) -> None:
+        """Load into copies."""
+        for number in vars(Position(**run["position"])).values():
+            operator.index(number)
+        for name in ("batches_per_epoch", "accumulate", "base_seed"):
+            operator.index(run[name])
+        copy.deepcopy(self.metrics).load_state_dict(run["metrics"])
+        copy.deepcopy(self.precision).load_state_dict(run["precision"])
+        if isinstance(self.schedule, PlateauSchedule) and run["plateau"]:
+            copy.deepcopy(self.schedule).load_state_dict(run["plateau"])
+        parameters = dict(self.module.named_parameters())
+        for name, grad in run["gradients"].items():
+            if grad.shape != parameters[name].shape:
+                raise ValueError(f"gradient of {name} is {tuple(grad.shape)}")
+        for state in run["rng"]:
+            version, numbers, gauss = state["python"]
+            random.Random().setstate((version, tuple(numbers), gauss))
+            kind, keys, pos, has_gauss, cached = state["numpy"]
+            np.random.RandomState().set_state((kind, keys.numpy().astype(np.uint32), pos, has_gauss, cached))
+            torch.Generator().set_state(state["torch"])
 
     def _load_optimizer(self, state: dict[str, Any], source: str) -> None:
         if "optimizer" not in state:

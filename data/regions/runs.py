@@ -6,29 +6,22 @@ Files beside the folder: `<out>.info.json` (settings and failures), `<out>.lock`
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
-import logging
 import os
 import re
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common.errors import ConfigError, DataError
 from common.files.atomic import atomic_write
+from common.files.locks import close_lock, lock_holder, release_lock, take_lock, this_process
 from common.regions.box_sources import ImageEntry
 from common.regions.json_store import JsonRegions
-
-logger = logging.getLogger(__name__)
-
-_held: set[IO[str]] = set()  # open lock files of this process
 
 
 @dataclass(frozen=True)
@@ -73,23 +66,22 @@ def run_in(
     path.parent.mkdir(parents=True, exist_ok=True)
     with _guard(base):
         _refuse_others(base, shard, images)
-        lock = _lock(path)
+        lock = take_lock(path)
         if lock is None:
-            raise ConfigError(f"{out}: another run has these images in work: {_holder(path)}")
+            raise ConfigError(f"{out}: another run has these images in work: {lock_holder(path)}")
         try:
             _remove_leftovers(out, {entry.name for entry in mine} if shard.count > 1 else None)
             _check_identity(base, identity)
         except BaseException:
-            _release(lock, path)
+            release_lock(lock, path)
             raise
-        lock.write(f"host {socket.gethostname()}, pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        lock.write(f"\n{images}\n")
+        lock.write(f"{this_process()}\n{images}\n")
         lock.flush()
     try:
         yield mine
     finally:
         with _guard(base):
-            _release(lock, path)
+            release_lock(lock, path)
 
 
 def record_failures(out: str, entries: Sequence[ImageEntry], failed: Mapping[str, str]) -> None:
@@ -154,13 +146,12 @@ def _remove_leftovers(out: str, names: set[str] | None) -> None:
 def _guard(base: str) -> Iterator[None]:
     """Lets one process at a time start, end or record a run."""
     Path(base).parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(Path(f"{base}.lock"), wait=True)
+    lock = take_lock(Path(f"{base}.lock"), wait=True)
     assert lock is not None, "waits"
     try:
         yield
     finally:
-        _held.discard(lock)
-        lock.close()
+        close_lock(lock)
 
 
 def _refuse_others(base: str, shard: Shard, images: str) -> None:
@@ -171,47 +162,12 @@ def _refuse_others(base: str, shard: Shard, images: str) -> None:
         if not match or (int(match[1]), int(match[2])) == (shard.index, shard.count):
             continue
         text = path.read_text()
-        lock = _lock(path)
+        lock = take_lock(path)
         if lock is not None:  # left by a run that was killed
-            _release(lock, path)
+            release_lock(lock, path)
         elif int(match[2]) != shard.count:
-            raise ConfigError(f"{base}: shard {shard} cannot start beside shard {match[1]}/{match[2]}: {_holder(path)}")
+            raise ConfigError(
+                f"{base}: shard {shard} cannot start beside shard {match[1]}/{match[2]}: {lock_holder(path)}"
+            )
         elif text.splitlines()[1:] != [images]:
-            raise ConfigError(f"{base}: shard {match[1]}/{match[2]} has another list of images: {_holder(path)}")
-
-
-def _lock(path: Path, wait: bool = False) -> IO[str] | None:
-    """Opens and locks a file. Returns None if another process has it. Warns where the file system has no locks."""
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError as error:
-        logger.warning("%s: no locks on this file system (%s); start no second run on this folder", path, error)
-    if not wait:
-        file.truncate(0)
-    _held.add(file)
-    return file
-
-
-def _release(lock: IO[str], path: Path) -> None:
-    """Removes a lock file and unlocks it. Only under the guard: nobody else opens it between the two."""
-    path.unlink(missing_ok=True)
-    _held.discard(lock)
-    lock.close()
-
-
-def _holder(path: Path) -> str:
-    return path.read_text().partition("\n")[0]
-
-
-def _close_in_child() -> None:
-    """Workers of a loader are forks. A worker that outlives a killed run must not keep its lock."""
-    for file in _held:
-        file.close()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
+            raise ConfigError(f"{base}: shard {match[1]}/{match[2]} has another list of images: {lock_holder(path)}")

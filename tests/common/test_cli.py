@@ -17,6 +17,7 @@ import yaml
 from common.cli import gpu_key, guarded, guarded_on, load_run_config, one_line, overrides
 from common.config import load_config, replace
 from common.errors import CheckpointError, ConfigError, DataError, ImageError, RegionError
+from common.files.atomic import write_text
 from common.train.signals import Stopped
 from tests.test_imports import ROOT
 from tests.tiny import tiny_vqa, write_settings
@@ -53,6 +54,15 @@ class TestGuarded:
         assert guarded(raises(error)) == 1
         err = capsys.readouterr().err
         assert re.fullmatch(r"\S+ E common\.cli: a line\n", err)
+
+    def test_a_full_disk_is_one_line_that_names_the_file(self, small_disk, capsys):
+        path = small_disk.folder / "results.json"
+        write_text(path, "old")
+        small_disk.fill(free=4096)
+        assert guarded(write_text, path, "new" * 9000) == 1
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"\S+ E common\.cli: \[Errno 28\] No space left on device: '\S+/results.json'\n", err)
+        assert path.read_text() == "old" and {p.name for p in small_disk.folder.iterdir()} == {"results.json", "filler"}
 
     @pytest.mark.parametrize("error", [ValueError("of torch"), RuntimeError("x"), KeyError("x")])
     def test_other_errors_keep_their_traceback(self, error):

@@ -59,6 +59,7 @@ class Batches:
     """A loader of `count` equal batches of an epoch that is longer. Records on `gpu` during batches `record`."""
 
     base_seed = 0
+    lost = ""  # no worker of the loader
 
     def __init__(self, batch: Batch, count: int, gpu: FakeGpu, record: range) -> None:
         self.batch, self.count, self.gpu, self.record = batch, count, gpu, record

@@ -285,15 +285,32 @@ class TestInterruption:
         assert same_weights(tmp_path, reference)
         assert losses(tmp_path) == losses(reference)
 
-    def test_sigterm_to_the_launcher(self, cfg_path, tmp_path, reference):
+    @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR1])
+    def test_a_signal_to_the_launcher(self, cfg_path, tmp_path, reference, kind):
         process = start(*single(cfg_path, tmp_path), **ONE_THREAD)
         self.until(tmp_path, 3, process)
-        process.terminate()
+        process.send_signal(kind)
         status, out = finish(process)
-        assert status == 128 + signal.SIGTERM and "stopped by SIGTERM" in out
+        assert status == 128 + kind and f"stopped by {kind.name}" in out
         status, out = run(*single(cfg_path, tmp_path), **ONE_THREAD)
         assert status == 0 and re.search(r"going on from \S+ at epoch \d, batch \d", out), out
         assert same_weights(tmp_path, reference) and losses(tmp_path) == losses(reference)
+
+    def test_a_closed_terminal_saves_the_position(self, cfg_path, tmp_path):
+        process = start(*single(cfg_path, tmp_path), **ONE_THREAD)
+        self.until(tmp_path, 3, process)
+        os.killpg(process.pid, signal.SIGHUP)
+        status, out = finish(process)
+        assert status == 128 + signal.SIGHUP, out
+        assert next(tmp_path.rglob("tiny-latest.model")) and "stopped by SIGHUP" in out
+
+    def test_nohup_protects_all_processes(self, cfg_path, tmp_path, reference):
+        process = start("nohup", *single(cfg_path, tmp_path), **ONE_THREAD)
+        self.until(tmp_path, 3, process)
+        os.killpg(process.pid, signal.SIGHUP)
+        status, out = finish(process)
+        assert status == 0, out
+        assert same_weights(tmp_path, reference)
 
     def test_a_truncated_newest_position(self, cfg_path, tmp_path, reference):
         status, out = run(*single(cfg_path, tmp_path, "--set", "TRAIN.MAX_STEPS=7"), **ONE_THREAD)

@@ -189,7 +189,7 @@ class TestSignals:
 
     def test_from_elsewhere(self, iterator):
         pid = iterator._workers[0].pid
-        for kind in ("TERM", "INT"):
+        for kind in ("TERM", "INT", "HUP", "USR1"):
             subprocess.run(["sh", "-c", f"kill -{kind} {pid}"], check=True)
         assert sum(1 for _ in iterator) == 999
 

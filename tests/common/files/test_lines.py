@@ -61,6 +61,14 @@ def test_an_index_is_used_until_the_file_changes(tmp_path, monkeypatch):
     assert list(LineFile(path)) == ["one", "two", "three"]
 
 
+def test_an_indexing_that_was_killed_leaves_nothing_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "SMALL", 0)
+    (tmp_path / "corpus.doc").write_text("one\n")
+    (tmp_path / ".corpus.doc.lines.abcd1234.tmp").write_bytes(b"half")
+    assert list(LineFile(tmp_path / "corpus.doc")) == ["one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.doc", "corpus.doc.lines"]
+
+
 def test_the_index_of_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "SMALL", 0)
     monkeypatch.setattr(os, "access", lambda path, mode: False)

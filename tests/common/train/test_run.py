@@ -21,6 +21,7 @@ from common import distributed
 from common.config import load_config, replace
 from common.data.loader import BatchLoader
 from common.errors import CheckpointError, ConfigError
+from common.files.locks import locked
 from common.train.run import (
     common_facts,
     resume,
@@ -234,6 +235,17 @@ class TestFolders:
         assert checkpoint.load_file(folder / "tiny-0001.model")["config"] == whole
         assert losses and all(map(math.isfinite, losses))
 
+    def test_two_runs_in_one_folder_are_refused(self, cfg_path):
+        cfg = load_config("vqa", cfg_path, {"OUTPUT_PATH": str(cfg_path.parent / "out")})
+        folder = train_folder(cfg, cfg_path)
+        with locked(folder / "run.lock"):
+            with pytest.raises(ConfigError, match=r"out/.*: another run writes here \(user .*, pid .*\): end it, or"):
+                run(cfg_path, "out")
+            assert [path.name for path in folder.iterdir()] == ["run.lock"]
+        (folder / ".tiny-0000.model.abcd1234.tmp").write_bytes(b"of a run that was killed")
+        assert run(cfg_path, "out")[0] == folder
+        assert not [path.name for path in folder.iterdir() if path.name.endswith((".tmp", ".lock"))]
+
     def test_a_checkpoint_and_the_log_record_what_made_them(self, cfg_path, caplog):
         with caplog.at_level("INFO"):
             folder, _ = run(cfg_path, "out")
@@ -297,6 +309,44 @@ class TestResume:
     def test_resume_needs_its_file(self, folder):
         with pytest.raises(FileNotFoundError, match=f"{PREFIX}-0006.model"):
             resume(toy_trainer(folder), self.config(RESUME=True, BEGIN_EPOCH=7))
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("run/position/epoch", KeyError),
+            ("run/position/step", {}),
+            ("run/metrics", 3),
+            ("run/rng/0/numpy", [1]),
+            ("optimizer/state/0/momentum_buffer", torch.zeros(2, 9)),
+            ("optimizer/state/0/momentum_buffer", "text"),
+            ("optimizer/state", []),
+        ],
+    )
+    def test_a_file_that_is_damaged_inside_is_passed_over(self, folder, caplog, path, value):
+        """Its checksums are right: it was written so."""
+        file = checkpoint.epoch_path(folder, PREFIX, 2)
+        content = checkpoint.load_file(file)
+        *way, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+        place = content
+        for key in way:
+            place = place[key]
+        if value is KeyError:
+            del place[last]
+        else:
+            place[last] = value
+        checkpoint.save_file(file, content)
+        trainer = toy_trainer(folder, end_epoch=4)
+        resume(trainer, self.config(AUTO_RESUME=True))
+        assert trainer.position.epoch == 2 and trainer.position.step == 10
+        assert f"{PREFIX}-0002.model: " in caplog.text and "trying the one before" in caplog.text
+
+    def test_files_that_are_all_refused_are_not_overwritten(self, folder):
+        for epoch in range(3):
+            content = checkpoint.load_file(checkpoint.epoch_path(folder, PREFIX, epoch))
+            content["run"]["metrics"] = 3
+            checkpoint.save_file(checkpoint.epoch_path(folder, PREFIX, epoch), content)
+        with pytest.raises(CheckpointError, match=f"{PREFIX}-0002.model: damaged inside"):
+            resume(toy_trainer(folder, end_epoch=4), self.config(AUTO_RESUME=True))
 
     def test_auto_resume_without_files_starts_afresh(self, tmp_path):
         trainer = toy_trainer(tmp_path / "none")

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torch
 
 from common import distributed
 from common.errors import CheckpointError
+from common.log import RunWriter, setup_logging
 from common.precision import Precision
 from common.train.progress import Progress
 from common.train.schedules import PlateauSchedule
-from common.train.signals import Stopped
+from common.train.signals import STOPS, Stopped
 from common.train.trainer import Trainer
 from common.train.trainer_state import Position, rng_state, set_rng_state
 from common.weights import checkpoint
@@ -284,6 +286,25 @@ class TestValidationAndCheckpoints:
         toy_trainer(tmp_path / "b", end_epoch=5, save_every=2).fit()
         assert models(tmp_path / "b") == ["0001", "0003", "0004"]
 
+    @pytest.mark.parametrize(("keep", "left"), [(0, "0000 0001 0002 0003"), (1, "0003"), (3, "0001 0002 0003")])
+    def test_the_newest_epochs_are_kept_and_the_best_one(self, tmp_path, keep, left):
+        values = iter([0.9, 0.1, 0.1, 0.1])
+        (tmp_path / f"{PREFIX}-0007.model").touch()  # of a later epoch, and of another run
+        (tmp_path / f"x{PREFIX}-0000.model").touch()
+        toy_trainer(tmp_path, end_epoch=4, keep_epochs=keep, validate=lambda stop: {"Acc": next(values)}).fit()
+        assert models(tmp_path) == [*left.split(), "0007", "best", f"x{PREFIX}-0000"]
+        assert load_file(best_path(tmp_path, PREFIX))["validation_monitor"]["best_epoch"] == 0
+
+    @pytest.mark.parametrize("save_every", [1, 3])  # beside the checkpoint of its epoch, and alone
+    def test_the_best_one_without_the_run(self, tmp_path, save_every):
+        values = iter([0.1, 0.9, 0.2])
+        settings = {"end_epoch": 3, "save_every": save_every, "best_weights": True}
+        trainer = toy_trainer(tmp_path, validate=lambda stop: {"Acc": next(values)}, **settings)
+        trainer.fit()
+        best = load_file(best_path(tmp_path, PREFIX))
+        assert best["validation_monitor"] == {"best_epoch": 1, "best_val": 0.9}
+        assert best.keys() == load_file(epoch_path(tmp_path, PREFIX, 2)).keys() - {"optimizer", "run"}
+
     def test_an_equal_value_is_not_better(self, tmp_path):
         """Original 3.17."""
         trainer = toy_trainer(tmp_path, end_epoch=3, validate=scores(0.5, 0.5, float("nan")))
@@ -407,19 +428,19 @@ class Sender:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("signum", STOPS)
     @pytest.mark.parametrize("batches", [1, 5, 8])  # inside an update; the last one of an epoch; in the second epoch
     def test_a_stopped_run_goes_on(self, tmp_path, monkeypatch, signum, batches):
         whole = toy_trainer(tmp_path / "whole", accumulate=2, **RANDOM)
         whole.fit()
-        handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+        handlers = [signal.getsignal(s) for s in STOPS]
         first = toy_trainer(tmp_path / "parts", accumulate=2, **RANDOM)
         with monkeypatch.context() as patch:
             Sender(patch, signum, batches)
             with pytest.raises(Stopped, match=signal.Signals(signum).name) as stopped:
                 first.fit()
         assert stopped.value.signum == signum and first.position.step == batches
-        assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+        assert [signal.getsignal(s) for s in STOPS] == handlers
         second = resumed(tmp_path / "parts", latest_path(tmp_path / "parts", PREFIX), accumulate=2, **RANDOM)
         second.fit()
         assert losses(first).keys().isdisjoint(losses(second))
@@ -427,6 +448,18 @@ class TestSignals:
         assert torch.equal(weights(second), weights(whole))
         final = [load_file(epoch_path(tmp_path / name, PREFIX, 1))["run"]["metrics"] for name in ("whole", "parts")]
         assert final[0] == final[1]
+
+    def test_an_ignored_hangup_stays_ignored(self, tmp_path, monkeypatch):
+        """As under nohup."""
+        Sender(monkeypatch, signal.SIGHUP, 3)
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            trainer = toy_trainer(tmp_path)
+            trainer.fit()
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert trainer.position.epoch == 2
 
     def test_a_stop_during_validation_validates_again(self, tmp_path):
         from common.train.evaluator import Interrupted
@@ -470,11 +503,11 @@ class TestFullDisk:
 
         original = checkpoint.save_file
 
-        def save(path, content):
+        def save(path, content, previous=None):
             if content["run"]["position"]["epoch"] in epochs:
                 path.with_name(f".{path.name}.tmp").touch()
                 raise OSError(errno.ENOSPC, "No space left on device")
-            original(path, content)
+            original(path, content, previous)
 
         monkeypatch.setattr(checkpoint, "save_file", save)
 
@@ -498,6 +531,52 @@ class TestFullDisk:
         again = resumed(folder, path, end_epoch=3, **RANDOM)
         again.fit()
         assert torch.equal(weights(again), weights(whole))
+
+
+class TestRealFullDisk:
+    @pytest.mark.parametrize("free", [0, 4096])  # for no byte; for a part of a checkpoint
+    def test_a_run_goes_on_and_saves_again(self, small_disk, free, caplog):
+        """The disk is full in epoch 1 of four, until epoch 2 is over."""
+        folder = small_disk.folder / "run"
+        whole = toy_trainer(folder.parent / "whole", end_epoch=4, **RANDOM)
+        whole.fit()
+        shutil.rmtree(folder.parent / "whole")
+        epochs = iter(range(4))
+
+        def validate(should_stop):
+            epoch = next(epochs)
+            if epoch == 1:
+                small_disk.fill(free)
+            if epoch == 2:
+                small_disk.empty()
+            return {"Acc": 0.0}
+
+        setup_logging(folder / "toy.log")
+        logging.getLogger().addHandler(caplog.handler)
+        writer = RunWriter(folder)
+        trainer = toy_trainer(folder, end_epoch=4, save_updates=1, validate=validate, **RANDOM)
+        trainer.writer = writer
+        trainer.fit()
+        writer.close()
+        assert "toy-0001.model could not be written: [Errno 28] No space left on device" in caplog.text
+        assert models(folder / "..") == ["run"] and not list(folder.glob(".*"))
+        assert [p.name for p in sorted(folder.glob("toy-0*"))] == ["toy-0000.model", "toy-0002.model", "toy-0003.model"]
+        assert torch.equal(weights(trainer), weights(whole))
+        for path in folder.glob("*.model"):
+            load_file(path)
+
+    def test_the_older_positions_stay(self, small_disk):
+        trainer = toy_trainer(small_disk.folder)
+        latest = latest_path(small_disk.folder, PREFIX)
+        for updates in (1, 2):
+            trainer.position.updates = updates
+            trainer.save(latest)
+        small_disk.fill(free=8192)
+        trainer.position.updates = 3
+        trainer.save(latest)
+        assert load_file(latest)["run"]["position"]["updates"] == 2
+        previous = checkpoint.previous_path(small_disk.folder, PREFIX)
+        assert load_file(previous)["run"]["position"]["updates"] == 1
 
 
 class TestResumeErrors:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from common.weights.checkpoint import (
     load_file,
     load_model,
 )
+from common.weights.checksums import content_checksums, damage
 from tests.common.train.toy import PREFIX, toy_trainer, weights
 
 
@@ -113,6 +115,73 @@ class TestReading:
         with pytest.raises(CheckpointError, match="a.model: cannot be read"):
             load_file(path)
 
+    def test_damaged_tensors_are_found_wherever_they_are(self, tmp_path):
+        """A flipped bit or a zeroed page in any tensor. Where the file has a length or a name, it cannot be read."""
+        draw = random.Random(0)
+        trainer = toy_trainer(tmp_path, end_epoch=1)
+        trainer.fit()
+        path = epoch_path(tmp_path, PREFIX, 0)
+        content, good = path.read_bytes(), load_file(path)
+        found = {"damaged": 0, "cannot be read": 0, "no effect": 0}
+        for number in range(150):
+            at = draw.randrange(len(content))
+            broken = bytearray(content)
+            if number % 2:
+                broken[at] ^= 1 << draw.randrange(8)
+            else:
+                broken[at : at + 512] = bytes(len(broken[at : at + 512]))
+            path.write_bytes(broken)
+            try:
+                loaded = load_file(path)
+            except CheckpointError as error:
+                found["damaged" if "damaged" in str(error) else "cannot be read"] += 1
+            else:  # what is not used: a name inside the pickle, zeros that were zeros
+                assert content_checksums(loaded)["tensors"] == content_checksums(good)["tensors"]
+                found["no effect"] += 1
+        assert found["damaged"] > 60
+
+    def test_what_is_damaged_is_named(self, tmp_path):
+        numbers = torch.arange(1000.0)
+        checkpoint.save_file(tmp_path / "a.model", {"state_dict": {"w": numbers, "b": torch.ones(1)}, "x": 1})
+        content = (tmp_path / "a.model").read_bytes()
+        where = content.index(numbers.numpy().tobytes()) + 300
+        (tmp_path / "a.model").write_bytes(content[:where] + b"?" + content[where + 1 :])
+        with pytest.raises(CheckpointError, match=r"a.model: damaged, .*: 1 of 2 tensors: state_dict/w$"):
+            load_file(tmp_path / "a.model")
+
+    def test_other_values_have_a_checksum_too(self, tmp_path):
+        content = {"state_dict": {"w": torch.ones(2)}, "run": {"position": {"epoch": 3}}, "list": [1.5, ()]}
+        checksums = content_checksums(content)
+        assert not damage(content, checksums)
+        for changed in ({"run": {"position": {"epoch": 4}}}, {"list": [1.5, [], 2]}, {"more": None}):
+            assert damage({**content, **changed}, checksums) == "its structure"
+        assert damage(content, None) == damage(content, {"tensors": 1}) == "its checksums"
+
+    def test_a_file_without_checksums_loads(self, tmp_path):
+        """Those of the 2020 release and of before."""
+        content = {"state_dict": {"w": torch.ones(2)}}
+        torch.save(content, tmp_path / "a.model", _use_new_zipfile_serialization=False)
+        assert torch.equal(load_file(tmp_path / "a.model")["state_dict"]["w"], torch.ones(2))
+
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            torch.zeros(0),
+            torch.tensor(3),
+            torch.ones(2, 3).t(),
+            torch.ones(3, dtype=torch.bfloat16),
+            torch.tensor([True, False]),
+        ],
+        ids=["empty", "0-dim", "transposed", "bf16", "bool"],
+    )
+    def test_tensors_of_all_kinds_have_a_checksum(self, tmp_path, tensor):
+        checkpoint.save_file(tmp_path / "a.model", {"state_dict": {"w": tensor}})
+        assert torch.equal(load_file(tmp_path / "a.model")["state_dict"]["w"], tensor)
+
+    def test_a_file_of_weights_alone_has_no_further_entry(self, tmp_path):
+        checkpoint.save_file(tmp_path / "a.model", {"w": torch.ones(2)})
+        assert list(torch.load(tmp_path / "a.model", weights_only=True)) == ["w"]
+
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="a.model: no such file"):
             load_file(tmp_path / "a.model")
@@ -197,6 +266,16 @@ class TestFindResume:
         assert path.name == "p-0000.model" and content["run"]["position"]["epoch"] == 1
         assert len(caplog.messages) == 1
         assert "p-0001.model: cannot be read" in caplog.messages[0] and "trying the one before" in caplog.messages[0]
+
+    def test_a_file_with_a_damaged_tensor_is_passed_over(self, tmp_path, caplog):
+        for epoch in (0, 1):
+            write(epoch_path(tmp_path, "p", epoch), epoch + 1, batch=7)
+        broken = epoch_path(tmp_path, "p", 1)
+        content, tensor = broken.read_bytes(), torch.tensor([2.0, 7.0]).numpy().tobytes()
+        assert content.count(tensor) == 1
+        broken.write_bytes(content.replace(tensor, torch.tensor([2.0, 7.5]).numpy().tobytes()))
+        assert self.find(tmp_path) == "p-0000.model"
+        assert "p-0001.model: damaged" in caplog.text and "trying the one before" in caplog.text
 
     def test_a_file_of_something_else_is_passed_over(self, tmp_path, caplog):
         write(epoch_path(tmp_path, "p", 0), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from common.errors import CheckpointError
 from common.weights.safetensors_file import read_safetensors, write_safetensors
@@ -32,3 +32,27 @@ def test_a_bad_file_is_told(tmp_path):
         read_safetensors(tmp_path / "a.safetensors")
     with pytest.raises(FileNotFoundError, match=r"b.safetensors: no such file"):
         read_safetensors(tmp_path / "b.safetensors")
+
+
+def test_a_damaged_tensor_is_named(tmp_path):
+    path, numbers = tmp_path / "a.safetensors", torch.arange(100.0)
+    write_safetensors(path, {"a": torch.ones(3), "b": numbers, "c": numbers})
+    content = path.read_bytes()
+    where = content.index(numbers.numpy().tobytes()) + 40
+    path.write_bytes(content[:where] + b"?" + content[where + 1 :])
+    assert not torch.equal(load_file(path)["b"], numbers)
+    with pytest.raises(CheckpointError, match=r"a.safetensors: damaged, .*: 1 of 2 tensors: b$"):
+        read_safetensors(path)
+
+
+def test_a_file_without_checksums_loads(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors", {"format": "pt"})
+    assert torch.equal(read_safetensors(tmp_path / "a.safetensors")["a"], torch.ones(3))
+
+
+def test_equal_weights_give_equal_files(tmp_path):
+    """The order of metadata in safetensors is random."""
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in files:
+        write_safetensors(path, {"a": torch.ones(3), "b": torch.zeros(2)})
+    assert len({path.read_bytes() for path in files}) == 1
