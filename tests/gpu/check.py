@@ -275,6 +275,7 @@ class Repeated:
     """
 
     base_seed = 0
+    lost = ""  # no worker of the loader
 
     def __init__(self, batch: Batch, device: torch.device, warm: int, steps: int) -> None:
         self.cuda = device.type == "cuda"
