@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.errors import DataError
 from common.files.archives import read_bytes
+from common.files.json_files import parse_json
 from vcr.text import MixedToken
 
 NUM_CHOICES = 4
@@ -117,7 +118,7 @@ def parse_annotation(line: bytes | str, where: str, with_labels: bool) -> Annota
     """
     try:
         row = json.loads(line)
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
         raise DataError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, got {_short(row)}")
@@ -206,13 +207,11 @@ def read_metadata(path: str, num_objects: int, where: str = "the annotation") ->
     the file, and the counts where boxes, segms and objects are not equally many.
     """
     try:
-        content = json.loads(read_bytes(path))
+        content = parse_json(read_bytes(path), path)
         boxes, segms = content["boxes"], content["segms"]
         counts = len(boxes), len(segms)
     except BadZipFile as error:
         raise DataError(str(error)) from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: expected an object with the lists boxes and segms ({error})") from error
     if counts != (num_objects, num_objects):

@@ -97,17 +97,31 @@ def load_questions(root: Path, image_set: ImageSet, with_answers: bool, from_imd
     found = []
     for i, q in enumerate(iter_list(path, "questions", "questions file")):
         try:
-            if not isinstance(q["question"], str):
+            if (
+                not isinstance(q["question"], str)
+                or type(q["question_id"]) is not int
+                or type(q["image_id"]) is not int
+            ):
                 raise TypeError
-            found.append((int(q["question_id"]), int(q["image_id"]), q["question"]))
-        except (KeyError, TypeError, ValueError) as error:
+            found.append((q["question_id"], q["image_id"], q["question"]))
+        except (KeyError, TypeError) as error:
             raise DataError(
-                f"{path}: questions[{i}] needs question_id, image_id and question, got {str(q)[:120]}"
+                f"{path}: questions[{i}] needs the integers question_id and image_id, and the text question, got "
+                f"{str(q)[:120]}"
             ) from error
+    _check_once(path, [question_id for question_id, *_ in found])
     answers: list[tuple[str, ...]] = [()] * len(found)
     if with_answers:
         answers = _paired_answers(path, [question_id for question_id, *_ in found], root / image_set.annotations_file)
     return [Question(*q, a, image_set) for q, a in zip(found, answers, strict=True)]
+
+
+def _check_once(path: Path, question_ids: list[int]) -> None:
+    """Raises DataError for a question that comes twice: results could not be joined."""
+    places: dict[int, int] = {}
+    for i, question_id in enumerate(question_ids):
+        if (first := places.setdefault(question_id, i)) != i:
+            raise DataError(f"{path}: questions[{i}] has the question_id {question_id} of questions[{first}]")
 
 
 def _paired_answers(path: Path, question_ids: list[int], annotation_path: Path) -> list[tuple[str, ...]]:
@@ -117,6 +131,8 @@ def _paired_answers(path: Path, question_ids: list[int], annotation_path: Path) 
         try:
             answered.append(a["question_id"])
             answers.append(tuple(intern(x["answer"]) for x in a["answers"]))
+            if not answers[-1]:
+                raise TypeError
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"{annotation_path}: annotations[{i}] needs question_id and answers[].answer, got {str(a)[:120]}"

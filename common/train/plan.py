@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.config import Config
+from common.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ class RunPlan:
             batches_per_epoch=batches_per_epoch,
             epochs=cfg.TRAIN.END_EPOCH,
         )
+
+    def check(self) -> None:
+        """Raises ConfigError for a run without an update."""
+        if self.total_updates < 1:
+            raise ConfigError(
+                f"TRAIN.GRAD_ACCUMULATE_STEPS: an update takes {self.micro_batches} batches, and the {self.epochs} "
+                f"epochs of this run have {self.epochs * self.batches_per_epoch}: nothing would be trained"
+            )
 
     @property
     def micro_batches(self) -> int:

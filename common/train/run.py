@@ -113,6 +113,7 @@ def _train_in(folder: Path, task: Task, cfg: Config, cfg_path: Path, log_dir: st
     size, train_count, val_count = model_size(model), len(loader.dataset), len(val_loader.dataset)
     log.info("%s on %s in %s; %d train and %d val samples", size, device, precision.name, train_count, val_count)
     log.info("%s", plan.describe())
+    plan.check()
 
     optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
     log_forecast(task.made_up, cfg, model, precision)

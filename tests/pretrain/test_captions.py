@@ -180,6 +180,10 @@ class TestFiles:
             ("{", "line 2: not valid JSON"),
             ("[1]", "line 2: expected an object"),
             ('{"image": "x", "frcnn": "y"}', "line 2: no caption"),
+            ('{"image": "x", "frcnn": "y", "caption": {}}', "line 2: caption must be a text or a list of words"),
+            ('{"image": "x", "frcnn": "y", "caption": []}', "line 2: caption must be a text or a list of words"),
+            ('{"image": "x", "frcnn": "y", "caption": [1]}', "line 2: caption must be a text or a list of words"),
+            ('{"image": "x", "frcnn": null, "caption": "a"}', "line 2: image and frcnn must be texts"),
         ],
     )
     def test_damaged_lines(self, own, line, message):

@@ -112,6 +112,11 @@ class TestQuestions:
         with pytest.raises(DataError, match=r"annotations\[0\] is for question 2, questions\[0\] of .* is 1"):
             load_questions(tmp_path, TRAIN, with_answers=True)
 
+    def test_a_question_that_comes_twice_is_refused(self, tmp_path):
+        write(tmp_path, "train2014", [question(1), question(2), question(1)])
+        with pytest.raises(DataError, match=r"questions\[2\] has the question_id 1 of questions\[0\]"):
+            load_questions(tmp_path, TRAIN, with_answers=False)
+
 
 class TestBrokenFiles:
     def test_missing_questions(self, tmp_path):
@@ -138,17 +143,26 @@ class TestBrokenFiles:
 
     @pytest.mark.parametrize(
         "entry",
-        [{"image_id": 1, "question_id": 2}, {"question": "a", "image_id": 1}, question("x"), question(1, None), None],
-        ids=["no question", "no id", "id is text", "question is null", "null"],
+        [
+            {"image_id": 1, "question_id": 2},
+            {"question": "a", "image_id": 1},
+            question("x"),
+            question("7"),
+            question(1, None),
+            None,
+        ],
+        ids=["no question", "no id", "id is text", "number as text", "question is null", "null"],
     )
     def test_a_question_without_its_fields_is_named(self, tmp_path, entry):
         write(tmp_path, "train2014", [question(1), entry])
         with pytest.raises(
-            DataError, match=r"questions\.json: questions\[1\] needs question_id, image_id and question"
+            DataError, match=r"questions\.json: questions\[1\] needs the integers question_id and image_id"
         ):
             load_questions(tmp_path, TRAIN, with_answers=False)
 
-    @pytest.mark.parametrize("entry", [{"question_id": 1}, {"question_id": 1, "answers": [{"answer": 3}]}])
+    @pytest.mark.parametrize(
+        "entry", [{"question_id": 1}, {"question_id": 1, "answers": [{"answer": 3}]}, {"question_id": 1, "answers": []}]
+    )
     def test_an_annotation_without_its_fields_is_named(self, tmp_path, entry):
         write(tmp_path, "train2014", [question(1)], [entry])
         with pytest.raises(DataError, match=r"annotations\.json: annotations\[0\] needs question_id and answers"):

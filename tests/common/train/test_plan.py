@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.errors import ConfigError
 from common.train.plan import RunPlan
 from tests.common.train.sections import train_section
 
@@ -18,6 +19,12 @@ class TestRunPlan:
             "3 replicas x 16 samples x 2 accumulated = effective batch 96; learning rate 0.001 x 96 = 0.096; "
             "2 epochs x 7 batches = 7 updates"
         )
+
+    def test_a_run_without_an_update_is_refused(self):
+        cfg = SimpleNamespace(GPUS="0", TRAIN=train_section(GRAD_ACCUMULATE_STEPS=8))
+        with pytest.raises(ConfigError, match="an update takes 8 batches, and the 2 epochs of this run have 4"):
+            RunPlan.from_config(cfg, 1, 2).check()
+        RunPlan.from_config(cfg, 1, 4).check()
 
     def test_gpus_of_one_process_become_micro_batches(self):
         cfg = SimpleNamespace(GPUS="0,1,2,3", TRAIN=train_section(GRAD_ACCUMULATE_STEPS=2))
