@@ -7,6 +7,7 @@ launches. `total` of waits is for the reader.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -62,17 +63,19 @@ def _entry(found: Mapping[str, Any]) -> Entry:
     return {"total": sum(waits.values()), "waits": waits, "kernels": -(-found["kernels"] // 10) * 10}
 
 
-def main(argv: Sequence[str]) -> int:
-    if unknown := set(argv) - FORMS.keys():
-        print(f"{', '.join(sorted(unknown))}: there are {', '.join(FORMS)}", file=sys.stderr)
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.waits", description=__doc__.split("\n")[0])
+    parser.add_argument("forms", nargs="*", metavar="FORM", help=f"default: all; there are {', '.join(FORMS)}")
+    forms = parser.parse_args(argv).forms or list(FORMS)
+    if unknown := set(forms) - FORMS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(FORMS)}")
     with tempfile.TemporaryDirectory(prefix="fake-gpu-") as folder:
         try:
             fake_gpu.build(Path(folder))
         except fake_gpu.Unavailable as reason:
             print(f"no fake GPU: {reason}", file=sys.stderr)
             return 2
-        found = measured(list(argv) or list(FORMS), Path(folder))
+        found = measured(forms, Path(folder))
     table = (read_table() if TABLE.is_file() else {}) | {name: table_of(cases) for name, cases in found.items()}
     TABLE.write_text(json.dumps({name: table[name] for name in FORMS if name in table}, indent=1) + "\n")
     for name in found:
@@ -81,4 +84,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
