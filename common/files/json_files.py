@@ -31,9 +31,11 @@ def parse_json(data: bytes, path: Path | str) -> Any:
         return json.loads(decode_text(data, path, "JSON"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # integers of thousands of digits, lists in lists in lists
-        if isinstance(error, DataError):
-            raise
+    except RecursionError:
+        raise DataError(f"{path}: not valid JSON: nested too deeply") from None
+    except DataError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
         raise DataError(f"{path}: not valid JSON: {error}") from error
 
 
@@ -84,8 +86,10 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     """
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from error
+    except RecursionError:
+        raise DataError(f"{where}: nested too deeply") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
     return row
