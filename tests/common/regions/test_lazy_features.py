@@ -71,10 +71,20 @@ def lazy(store: RegionStore, name: int | str) -> LazyFeatures:
     return features
 
 
-def assert_same(got: Batch, wanted: Batch) -> None:
-    for field in dataclasses.fields(Batch):
-        a, b = getattr(got, field.name), getattr(wanted, field.name)
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+def assert_same(got: object, wanted: object, name: str = "batch") -> None:
+    """Compares dataclasses and mappings of tensors by value."""
+    assert type(got) is type(wanted), name
+    if isinstance(got, torch.Tensor):
+        assert torch.equal(got, wanted), name
+    elif dataclasses.is_dataclass(got):
+        for field in dataclasses.fields(got):
+            assert_same(getattr(got, field.name), getattr(wanted, field.name), f"{name}.{field.name}")
+    elif isinstance(got, dict):
+        assert got.keys() == wanted.keys(), name
+        for key in got:
+            assert_same(got[key], wanted[key], f"{name}[{key!r}]")
+    else:
+        assert got == wanted, name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
