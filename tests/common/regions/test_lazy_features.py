@@ -16,7 +16,7 @@ import torch
 from common.data.collate import UnreadBatch, collate, collate_unread
 from common.data.dataset import TaskDataset
 from common.data.loader import BatchLoader, MultiLoader
-from common.data.sample import Batch, Sample
+from common.data.sample import Sample
 from common.errors import RegionError
 from common.regions.json_store import JsonRegions, save_regions
 from common.regions.lazy_features import (
