@@ -107,6 +107,10 @@ class PackedPositions:
         """Context [B, heads, L, d] -> [N, heads * d]."""
         return _JoinedPositions.apply(context, self.real)
 
+    def varying(self) -> tuple[tuple[Tensor, int], ...]:
+        """The sizes that differ between batches: tensor and axis of each."""
+        return (self.real, 0), (self.place, 1)
+
 
 class _Taken(torch.autograd.Function):
     """x [n, d] -> x[index]. The gradient of x[i] is that of result[back[i]], or 0 where back[i] is behind the end.
@@ -124,6 +128,9 @@ class _Taken(torch.autograd.Function):
         (back,) = ctx.saved_tensors
         grad = grad if len(back) <= len(grad) else F.pad(grad, (0, 0, 0, 1))
         return grad.index_select(0, back), None, None
+
+
+Packing = PackedHeads | PackedPositions
 
 
 class _SplitPositions(torch.autograd.Function):
