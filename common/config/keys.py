@@ -276,6 +276,13 @@ COMMON_KEYS = (
         ours=True,
     ),
     Key(
+        "TRAIN.COMPILE",
+        "bool",
+        False,
+        "torch.compile of the encoder layers, in training; the first step takes a minute longer",
+        ours=True,
+    ),
+    Key(
         "TRAIN.DETERMINISTIC",
         "bool",
         False,

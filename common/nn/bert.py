@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,9 @@ class EncoderLayer(nn.Module):
         return self.output(inner, attended), probs
 
 
+Backend = str | Callable[..., Any]  # of torch.compile
+
+
 class Encoder(nn.Module):
     """A stack of `num_layers` encoder layers.
 
@@ -155,6 +159,14 @@ class Encoder(nn.Module):
             EncoderLayer(hidden_size, num_heads, intermediate_size, hidden_act, hidden_dropout, attention_dropout)
             for _ in range(num_layers)
         )
+        self._compiled_layer: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    def compile_layers(self, backend: Backend = "inductor") -> None:
+        """Let torch.compile make the code of a layer, which all layers and all lengths of sequences share.
+
+        It runs in training with gradients. Everything else, and the keys of the state dict, stay as they are.
+        """
+        self._compiled_layer = torch.compile(_call, backend=backend)
 
     def forward(
         self,
@@ -172,13 +184,28 @@ class Encoder(nn.Module):
         meaning, and nothing may read them.
         """
         bias = attention_bias(mask, hidden.dtype)  # (B, 1, 1, L)
+        compiled = self._compiled_layer if self.training and torch.is_grad_enabled() else None
         layers, attention = [], []
         for layer in self.layer:
-            hidden, probs = recompute.call(layer, hidden, bias, again=self.recompute and self.training)
+            if compiled is not None:
+                sizes_vary((hidden, 1), (bias, 3))
+            hidden, probs = recompute.call(
+                compiled or _call, layer, hidden, bias, again=self.recompute and self.training
+            )
             layers.append(hidden)
             if with_probs:
                 attention.append(probs)
         return EncoderOutput(layers if all_layers else layers[-1:], attention if with_probs else None)
+
+
+def sizes_vary(*sizes: tuple[Tensor, int]) -> None:
+    """Mark sizes, each a tensor and an axis, that code of torch.compile must not fix."""
+    for tensor, axis in sizes:
+        torch._dynamo.maybe_mark_dynamic(tensor, axis)
+
+
+def _call(layer: nn.Module, hidden: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return layer(hidden, bias)
 
 
 class Pooler(nn.Module):

@@ -51,6 +51,8 @@ class PackedHeads:
     """Conversion between packed states [N, ...] and padded attention heads [B * heads, L, d].
 
     Attention needs padded sequences, the linear layers do not. The index tensors are computed once for all layers.
+    Heads are gathered one by one into contiguous sequences, which the kernels of a CPU prefer.
+
     mask: bool [B, L] with N True entries. at: int64 [2, N], sample and position of each, in row-major order.
     """
 
@@ -71,15 +73,43 @@ class PackedHeads:
         # Index count * heads lies behind the last gradient, so that padding has gradient zero.
         self._unjoin = torch.where(mask[:, None], place * heads + head[:, None], count * heads).flatten()
 
-    def split(self, joint: Tensor) -> Tensor:
-        """Query, key and value side by side [N, 3 * heads * d] -> [3, B * heads, L, d]."""
+    def split(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value side by side [N, 3 * heads * d] -> three of [B, heads, L, d]."""
         vectors = joint.view(len(joint) * QUERY_KEY_VALUE * self.heads, -1)
         taken = _Taken.apply(vectors, self._split, self._unsplit)
-        return taken.view(QUERY_KEY_VALUE, -1, self.length, vectors.shape[1])
+        query, key, value = taken.view(QUERY_KEY_VALUE, -1, self.heads, self.length, vectors.shape[1])
+        return query, key, value
 
     def join(self, context: Tensor) -> Tensor:
-        """Context [B * heads, L, d] -> [N, heads * d]."""
-        return _Taken.apply(context.flatten(0, 1), self._join, self._unjoin).view(-1, self.heads * context.shape[-1])
+        """Context [B, heads, L, d] -> [N, heads * d]."""
+        vectors = context.flatten(0, 2)
+        return _Taken.apply(vectors, self._join, self._unjoin).view(-1, self.heads * context.shape[-1])
+
+
+class PackedPositions:
+    """PackedHeads that gathers positions with all their heads: [B, heads, L, d] is then a view of [B, L, heads * d].
+
+    This is the memory that the attention kernels of CUDA read and write, so that nothing else is copied.
+    """
+
+    def __init__(self, mask: Tensor, at: Tensor, heads: int) -> None:
+        self.heads = heads
+        self.real = at[0] * mask.shape[1] + at[1]  # (N,), in [B * L]
+        state = torch.arange(len(self.real), device=mask.device)
+        # A padded position gets a copy of state 0. Its key is masked, and nothing reads the context of its query.
+        self.place = state.new_zeros(mask.numel()).index_copy_(0, self.real, state).view_as(mask)  # (B, L)
+
+    def split(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value side by side [N, 3 * heads * d] -> three of [B, heads, L, d]."""
+        return _SplitPositions.apply(joint, self.place, self.real, self.heads)
+
+    def join(self, context: Tensor) -> Tensor:
+        """Context [B, heads, L, d] -> [N, heads * d]."""
+        return _JoinedPositions.apply(context, self.real)
+
+    def varying(self) -> tuple[tuple[Tensor, int], ...]:
+        """The sizes that differ between batches: tensor and axis of each."""
+        return (self.real, 0), (self.place, 1)
 
 
 class _Taken(torch.autograd.Function):
@@ -98,3 +128,41 @@ class _Taken(torch.autograd.Function):
         (back,) = ctx.saved_tensors
         grad = grad if len(back) <= len(grad) else F.pad(grad, (0, 0, 0, 1))
         return grad.index_select(0, back), None, None
+
+
+Packing = PackedHeads | PackedPositions
+
+
+class _SplitPositions(torch.autograd.Function):
+    """joint [N, 3 * heads * d] at place [B, L] -> query, key, value [B, heads, L, d]. Padding has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor, place: Tensor, real: Tensor, heads: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(real)
+        batch, length = place.shape
+        size = joint.shape[1] // (QUERY_KEY_VALUE * heads)
+        taken = joint.index_select(0, place.view(-1)).view(batch, length, QUERY_KEY_VALUE, heads, size)
+        return taken.permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (real,) = ctx.saved_tensors
+        grad = torch.stack([g.transpose(1, 2) for g in grads], dim=2)  # (B, L, 3, heads, d)
+        return grad.flatten(0, 1).flatten(1).index_select(0, real), None, None, None
+
+
+class _JoinedPositions(torch.autograd.Function):
+    """context [B, heads, L, d] at real [N] of [B * L] -> [N, heads * d]."""
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, real: Tensor) -> Tensor:
+        ctx.save_for_backward(real)
+        ctx.size = context.shape
+        return context.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, real)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (real,) = ctx.saved_tensors
+        batch, heads, length, size = ctx.size
+        out = grad.new_zeros(batch * length, heads * size).index_copy_(0, real, grad)
+        return out.view(batch, length, heads, size).transpose(1, 2), None

@@ -32,6 +32,7 @@ from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
 from common.provenance import PACKAGE, made_with
 from common.task import Record, Task
+from common.train.compiling import check_compiler, compile_encoders
 from common.train.evaluator import evaluate
 from common.train.memory import log_forecast
 from common.train.optim import build_optimizer
@@ -110,6 +111,9 @@ def _train_in(folder: Path, task: Task, cfg: Config, cfg_path: Path, log_dir: st
     plan = RunPlan.from_config(cfg, distributed.world_size(), len(loader))
     precision = build_precision(task, cfg, device)
     model = initial_model(task, cfg, train_set).to(device)
+    if cfg.TRAIN.COMPILE:
+        check_compiler(device)
+        compile_encoders(model)
     size, train_count, val_count = model_size(model), len(loader.dataset), len(val_loader.dataset)
     log.info("%s on %s in %s; %d train and %d val samples", size, device, precision.name, train_count, val_count)
     log.info("%s", plan.describe())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from common.nn import recompute
 from common.nn.bert import (
     Attention,
+    Backend,
     Encoder,
     EncoderLayer,
     EncoderOutput,
@@ -19,12 +21,13 @@ from common.nn.bert import (
     ResidualNorm,
     SelfAttention,
     attention_bias,
+    sizes_vary,
 )
 from common.nn.cpu.attention import attend
 from common.nn.cpu.dropout import masked
 from common.nn.cpu.exact import has_hooks, is_exact
 from common.nn.cpu.linear import FusedLinear, fuses_activation, fuses_residual, is_fusable, lowered
-from common.nn.packing import PackedHeads, can_pack
+from common.nn.packing import PackedHeads, PackedPositions, Packing, can_pack
 
 VECTOR = 16  # kernels of softmax and of products prefer sequences of a multiple of this length
 
@@ -40,6 +43,11 @@ class FastEncoder(Encoder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._packed_layers: defaultdict[int, PackedLayer] = defaultdict(PackedLayer)
+        self._compiled_packed: Callable[..., Tensor] | None = None
+
+    def compile_layers(self, backend: Backend = "inductor") -> None:
+        """As that of Encoder. A layer that is called on padded states is not compiled."""
+        self._compiled_packed = torch.compile(PackedLayer.__call__, backend=backend)
 
     def forward(
         self,
@@ -54,7 +62,9 @@ class FastEncoder(Encoder):
             return super().forward(hidden, mask, all_layers, with_probs)
         keys = F.pad(mask, (0, -mask.shape[1] % VECTOR))  # (B, L')
         at = mask.nonzero().t() if at is None else at
-        heads, bias = PackedHeads(keys, at, self.num_heads), attention_bias(keys, hidden.dtype)
+        compiled = self._compiled_packed if self.training and torch.is_grad_enabled() else None
+        packing = PackedPositions if hidden.is_cuda or compiled is not None else PackedHeads
+        heads, bias = packing(keys, at, self.num_heads), attention_bias(keys, hidden.dtype)
         places = at[0] * mask.shape[1] + at[1]  # (N,), in [B * L]
         states = hidden.flatten(0, 1).index_select(0, places)  # (N, H)
         if lowered(hidden.device) and not torch.is_grad_enabled():
@@ -63,7 +73,11 @@ class FastEncoder(Encoder):
         layers = []
         for number, layer in enumerate(self.layer):
             if _is_ours(layer):
-                states = recompute.call(self._packed_layers[number], layer, states, bias, heads, again=again)
+                call = PackedLayer.__call__
+                if compiled is not None and isinstance(heads, PackedPositions):
+                    sizes_vary((states, 0), (bias, 3), *heads.varying())
+                    call = compiled
+                states = recompute.call(call, self._packed_layers[number], layer, states, bias, heads, again=again)
             else:
                 padded = _padded(states, places, mask.shape).to(hidden.dtype)  # (B, L, H)
                 out, _ = recompute.call(layer, padded, attention_bias(mask, hidden.dtype), again=again)
@@ -80,22 +94,22 @@ class PackedLayer:
         self._query_key_value = FusedLinear()
         self._attention_dense, self._intermediate_dense, self._output_dense = (FusedLinear() for _ in range(3))
 
-    def __call__(self, layer: EncoderLayer, states: Tensor, bias: Tensor, heads: PackedHeads) -> Tensor:
+    def __call__(self, layer: EncoderLayer, states: Tensor, bias: Tensor, heads: Packing) -> Tensor:
         """states [N, H], bias [B, 1, 1, L] -> [N, H]."""
         context = self._context(layer.attention.self, states, bias, heads)  # (N, H)
         attended = _residual_norm(layer.attention.output, self._attention_dense, context, states)  # (N, H)
         inner = _intermediate(layer.intermediate, self._intermediate_dense, attended)  # (N, intermediate_size)
         return _residual_norm(layer.output, self._output_dense, inner, attended)
 
-    def _context(self, block: SelfAttention, states: Tensor, bias: Tensor, heads: PackedHeads) -> Tensor:
+    def _context(self, block: SelfAttention, states: Tensor, bias: Tensor, heads: Packing) -> Tensor:
         """Only the scores see padding: they are a small part of the work, the projections are a large one."""
         projections = (block.query, block.key, block.value)
         if all(is_fusable(p) for p in projections):
             joint = self._query_key_value(states, *projections)  # (N, 3H)
         else:
             joint = torch.cat([p(states) for p in projections], dim=-1)  # (N, 3H)
-        query, key, value = heads.split(joint).unflatten(1, (-1, block.num_heads))  # (B, heads, L, d)
-        return heads.join(attend(query, key, value, bias, block.dropout).flatten(0, 1))
+        query, key, value = heads.split(joint)  # (B, heads, L, d)
+        return heads.join(attend(query, key, value, bias, block.dropout))
 
 
 def _residual_norm(block: ResidualNorm, product: FusedLinear, x: Tensor, residual: Tensor) -> Tensor:

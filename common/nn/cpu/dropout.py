@@ -35,7 +35,7 @@ def masked(x: Tensor, p: float) -> tuple[Tensor, float]:
     """
     if p == 0.0:
         return x, 1.0
-    if x.device.type != "cpu" or p >= 1.0 - 1.0 / _LEVELS:
+    if x.device.type != "cpu" or p >= 1.0 - 1.0 / _LEVELS or torch.compiler.is_compiling():  # NumPy cannot be compiled
         return F.dropout(x, p), 1.0
     return _Masked.apply(x, kept(x.shape, p, _INTEGERS[x.element_size()])), 1.0 / (1.0 - p)
 

@@ -25,9 +25,13 @@ _FUSED: dict[type[nn.Module], tuple[str, str]] = {nn.GELU: ("gelu", "none"), nn.
 
 
 def lowered(device: torch.device) -> bool:
-    """Whether bf16 autocast is on for a CPU that computes in bf16, and this build has oneDNN's products."""
+    """Whether bf16 autocast is on for a CPU that computes in bf16, and this build has oneDNN's products.
+
+    False in code of torch.compile, which chooses the products itself.
+    """
     return (
         device.type == "cpu"
+        and not torch.compiler.is_compiling()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and _product is not None

@@ -1,8 +1,9 @@
 """Padding taken out and put back, and heads of packed states in padded sequences."""
 
+import pytest
 import torch
 
-from common.nn.packing import PackedHeads, longest, pack, real_places, unpack
+from common.nn.packing import PackedHeads, PackedPositions, longest, pack, real_places, unpack
 
 MASK = torch.tensor([[True, True, False], [True, False, True], [False, False, True]])
 HEADS, D = 2, 4
@@ -34,34 +35,35 @@ def test_an_export_keeps_the_padding():
     assert torch.equal(Doubled()(x, other), real + 2)  # the longest
 
 
-def test_split_and_join_by_loops():
+@pytest.mark.parametrize("kind", [PackedHeads, PackedPositions])
+def test_split_and_join_by_loops(kind):
     count = int(MASK.sum())
     joint = torch.arange(count * 3 * HEADS * D, dtype=torch.float32).view(count, -1)
-    rows = PackedHeads(MASK, MASK.nonzero().t(), HEADS)
-    parts = rows.split(joint)
-    assert parts.shape == (3, 3 * HEADS, 3, D)
+    ways = kind(MASK, MASK.nonzero().t(), HEADS)
+    parts = torch.stack(ways.split(joint))
+    assert parts.shape == (3, 3, HEADS, 3, D)
     places = MASK.nonzero().tolist()
     for row, (sample, position) in enumerate(places):
         want = joint[row].view(3, HEADS, D)
-        assert torch.equal(parts.unflatten(1, (3, HEADS))[:, sample, :, position], want)
+        assert torch.equal(parts[:, sample, :, position], want)
     # The way back, of the values alone.
-    assert torch.equal(rows.join(parts[2]), joint.view(count, 3, -1)[:, 2])
+    assert torch.equal(ways.join(parts[2]), joint.view(count, 3, -1)[:, 2])
 
 
-def test_gradients_are_those_of_indexing():
+@pytest.mark.parametrize("kind", [PackedHeads, PackedPositions])
+@pytest.mark.parametrize("mask", [MASK, torch.ones_like(MASK)])
+def test_gradients_are_those_of_indexing(kind, mask):
     """Padding has no gradient on the way back, whatever its copies got."""
-    count = int(MASK.sum())
-    rows, full = (PackedHeads(m, m.nonzero().t(), HEADS) for m in (MASK, torch.ones_like(MASK)))
-    for ways, number in ((rows, count), (full, MASK.numel())):
-        context = torch.randn(3 * HEADS, 3, D, requires_grad=True)
-        weight = torch.randn(number, HEADS * D)
-        (ways.join(context) * weight).sum().backward()
-        mask = MASK if ways is rows else torch.ones_like(MASK)
-        want = torch.zeros(3, 3, HEADS * D)
-        want[mask] = weight
-        assert torch.equal(context.grad, want.unflatten(2, (HEADS, D)).transpose(1, 2).flatten(0, 1))
-        joint = torch.randn(number, 3 * HEADS * D, requires_grad=True)
-        grad = torch.randn(3, 3 * HEADS, 3, D)
-        ways.split(joint).backward(grad)
-        want = grad.unflatten(1, (3, HEADS)).permute(1, 3, 0, 2, 4)[mask]  # (N, 3, heads, d)
-        assert torch.equal(joint.grad, want.flatten(1))
+    count = int(mask.sum())
+    ways = kind(mask, mask.nonzero().t(), HEADS)
+    context = torch.randn(3, HEADS, 3, D, requires_grad=True)
+    weight = torch.randn(count, HEADS * D)
+    (ways.join(context) * weight).sum().backward()
+    want = torch.zeros(3, 3, HEADS * D)
+    want[mask] = weight
+    assert torch.equal(context.grad, want.unflatten(2, (HEADS, D)).transpose(1, 2))
+    joint = torch.randn(count, 3 * HEADS * D, requires_grad=True)
+    grad = torch.randn(3, 3, HEADS, 3, D)
+    torch.stack(ways.split(joint)).backward(grad)
+    want = grad.permute(1, 3, 0, 2, 4)[mask]  # (N, 3, heads, d)
+    assert torch.equal(joint.grad, want.flatten(1))
