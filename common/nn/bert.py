@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,10 @@ class EncoderLayer(nn.Module):
         attended, probs = self.attention(hidden, bias)  # (B, L, H)
         inner = self.intermediate(attended)  # (B, L, intermediate_size)
         return self.output(inner, attended), probs
+
+    def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """`function(self, *args)`, another way to compute this layer. FSDP gathers weights around it and forward."""
+        return function(self, *args)
 
 
 class Encoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -63,7 +64,8 @@ class FastEncoder(Encoder):
         layers = []
         for number, layer in enumerate(self.layer):
             if _is_ours(layer):
-                states = recompute.call(self._packed_layers[number], layer, states, bias, heads, again=again)
+                packed = partial(recompute.call, self._packed_layers[number], again=again)
+                states = layer.run(packed, states, bias, heads)
             else:
                 padded = _padded(states, places, mask.shape).to(hidden.dtype)  # (B, L, H)
                 out, _ = recompute.call(layer, padded, attention_bias(mask, hidden.dtype), again=again)
@@ -119,8 +121,14 @@ def _intermediate(block: Intermediate, product: FusedLinear, hidden: Tensor) -> 
 
 
 def _is_ours(layer: nn.Module) -> TypeGuard[EncoderLayer]:
-    """Whether all blocks of a layer are those that PackedLayer replaces, and no module in it has a hook."""
-    if not (is_exact(layer, EncoderLayer) and is_exact(layer.attention, Attention)):
+    """Whether all blocks of a layer are those that PackedLayer replaces, and no module in it has a hook.
+
+    FSDP makes a subclass of the layer's class and replaces `run` by one that calls its hooks.
+    """
+    if not isinstance(layer, EncoderLayer):
+        return False
+    sharded = "run" in layer.__dict__ and type(layer).__bases__[-1] is EncoderLayer
+    if not (sharded or is_exact(layer, EncoderLayer)) or not is_exact(layer.attention, Attention):
         return False
     attention = layer.attention
     blocks = (
