@@ -214,10 +214,19 @@ def _disagreement(every: Sequence[tuple[str, Mapping[str, str]]]) -> str:
     return ""
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with gradients averaged over all ranks and with the weights of rank 0. One process returns `model`."""
+def wrap(model: nn.Module, device: torch.device, shards: Sequence[nn.Module] | None = None) -> nn.Module:
+    """The model with gradients averaged over all ranks and with the weights of rank 0. One process returns `model`.
+
+    shards: parts of the model for FSDP, which changes the model itself: every rank keeps a share of each weight, and
+    all of them only while they are used. A part is gathered around its forward and, where it has one, its method `run`;
+    all other weights are gathered for the whole forward. Parameters become DTensors, so an optimizer must be built
+    later. None for DDP. Raises ConfigError with shards for a parameter without a dimension.
+    """
     if not is_distributed():
         return model
+    if shards is not None:
+        with exchanging():
+            return _Sharded(model, device, shards)
     device_ids = [device.index] if device.type == "cuda" else None
     # Some configs leave parameters out of the loss (a pooler, a frozen text side), the same ones in every step. A
     # static graph finds them in the first step and keeps the order of the buckets.
@@ -228,13 +237,13 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside what `wrap` returned."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return model.module if isinstance(model, DistributedDataParallel | _Sharded) else model
 
 
 @contextmanager
 def gradient_exchange(model: nn.Module, now: bool) -> Iterator[None]:
     """Context of forward and backward. now: average the gradients over ranks, with those that have accumulated."""
-    if not isinstance(model, _Replica):
+    if not isinstance(model, _Replica | _Sharded):
         yield
         return
     with model.exchange(now):
@@ -255,6 +264,108 @@ class _Replica(DistributedDataParallel):
         skip = self._graph_is_known and not now
         self._graph_is_known = True
         return self.no_sync() if skip else exchanging()
+
+
+# ---------------------------------------------------------------------------------------------- FSDP
+
+
+class _Sharded(nn.Module):
+    """A model of which this rank keeps a share."""
+
+    def __init__(self, module: nn.Module, device: torch.device, shards: Sequence[nn.Module]) -> None:
+        # Here, because these imports take seconds.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        super().__init__()
+        for name, parameter in module.named_parameters():
+            if parameter.dim() == 0:
+                raise ConfigError(f"TRAIN.FSDP: the parameter {name} is a single number, which FSDP cannot shard")
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor, src=0)
+        mesh = init_device_mesh(device.type, (world_size(),))
+        for part in shards:
+            fully_shard(part, mesh=mesh)
+            if hasattr(part, "run"):
+                register_fsdp_forward_method(part, "run")
+        fully_shard(module, mesh=mesh)
+        self.module: Any = module
+
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    def exchange(self, now: bool) -> AbstractContextManager[None]:
+        """See `gradient_exchange`. Forward and backward gather weights, so they wait for other ranks in any case."""
+        self.module.set_requires_gradient_sync(now)
+        return exchanging()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank has only its share of the values: a DTensor of FSDP."""
+    return hasattr(tensor, "to_local")
+
+
+def local_share(tensor: Tensor) -> Tensor:
+    """The values of a tensor that this rank has, without a copy: all of them where it is not sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def share_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor`, which is the same on all ranks, sharded as `like` is. Unchanged where `like` is not sharded."""
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def whole(value: Any) -> Any:
+    """`value` with the sharded tensors in its dicts and lists gathered: rank 0 has them on the CPU, others have None.
+
+    Every rank must call it.
+    """
+    if isinstance(value, dict):
+        return {key: whole(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [whole(entry) for entry in value]
+    if not isinstance(value, Tensor) or not hasattr(value, "full_tensor"):
+        return value
+    with exchanging():
+        full = value.full_tensor()
+        return full.cpu() if is_main() else None
+
+
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """The state dict with what `whole` returns. Tied weights stay the same tensor. Every rank must call it."""
+    tied = {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
+    state, known = module.state_dict(), dict[Any, Any]()
+    for name, value in state.items():
+        if is_sharded(value):
+            owner = tied.get(name, name)
+            if owner not in known:
+                known[owner] = whole(value)
+            state[name] = known[owner]
+    return state
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Context in which every rank has all weights, so that ranks may call the model a different number of times.
+
+    Without effect on a model that is not sharded. Every rank must enter it.
+    """
+    sharded: list[Any] = [part for part in model.modules() if hasattr(part, "set_reshard_after_forward")]
+    with exchanging() if sharded else nullcontext():
+        for part in sharded:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+    try:
+        yield
+    finally:
+        for part in sharded:
+            part.reshard()
+            part.set_reshard_after_forward(part is not model, recurse=False)  # FSDP's default
 
 
 def _exchange_device() -> torch.device:

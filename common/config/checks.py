@@ -18,6 +18,7 @@ def check(task: str, cfg: Config) -> None:
         raise bad_value("MODEL_PREFIX", cfg.MODEL_PREFIX, "the start of a file name, without /")
     _check_image(cfg)
     _check_sizes(cfg)
+    _check_fsdp(cfg)
     load_keys(task).check(cfg)
     _check_batch_sizes(cfg)
 
@@ -69,6 +70,20 @@ def _check_sizes(cfg: Config) -> None:
     steps = cfg.TRAIN.LR_STEP
     if list(steps) != sorted(steps):
         raise bad_value("TRAIN.LR_STEP", steps, "epochs in ascending order")
+
+
+def _check_fsdp(cfg: Config) -> None:
+    train = cfg.TRAIN
+    if not train.FSDP:
+        return
+    if train.OPTIMIZER != "AdamW":
+        raise bad_value("TRAIN.OPTIMIZER", train.OPTIMIZER, "AdamW, because TRAIN.FSDP is true")
+    if train.PRECISION == "fp16" or (train.FP16 and not train.PRECISION):
+        raise bad_value("TRAIN.FSDP", True, "False in fp16: use TRAIN.PRECISION bf16 or fp32")
+    if train.COMPILE:
+        raise bad_value("TRAIN.FSDP", True, "False, because TRAIN.COMPILE is true: the two were not tried together")
+    if not cfg.NETWORK.VLBERT.visual_ln:
+        raise bad_value("TRAIN.FSDP", True, "False, because NETWORK.VLBERT.visual_ln is false: its scales are scalars")
 
 
 def _check_batch_sizes(cfg: Config) -> None:

@@ -131,6 +131,10 @@ class EncoderLayer(nn.Module):
         inner = self.intermediate(attended)  # (B, L, intermediate_size)
         return self.output(inner, attended), probs
 
+    def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """`function(self, *args)`, another way to compute this layer. FSDP gathers weights around it and forward."""
+        return function(self, *args)
+
 
 Backend = str | Callable[..., Any]  # of torch.compile
 

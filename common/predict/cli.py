@@ -89,7 +89,7 @@ def add_predictor_arguments(parser: argparse.ArgumentParser, required: bool = Tr
         "--encoder", metavar="SOURCE", help="what computes region features: vg:DETECTOR, resnet:FILE or module:NAME"
     )
     parser.add_argument("--labels", metavar="FILE", help="names of the region classes of pretraining, one a line")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument(
         "--max-parameters",

@@ -55,7 +55,8 @@ def load_predictor(
 
     ckpt: a checkpoint of this project, or a model folder, holds its config and task; for others give `task` and a YAML
     `cfg`. overrides:
-    config keys, "KEY=VALUE", such as the place of a vocabulary that has moved. device: auto, cpu, cuda or cuda:N.
+    config keys, "KEY=VALUE", such as the place of a vocabulary that has moved. device: auto, cpu, cuda,
+    cuda:N or mps, the GPU of a Mac, which is untested and takes precision fp32 or auto.
     precision: auto, fp32, bf16 or fp16.
     boxes: the source of boxes for images without boxes (common.regions.arguments.SOURCES).
     encoder: what computes region features for a model of precomputed features: vg:FILE, resnet:FILE or module:NAME.
@@ -66,8 +67,8 @@ def load_predictor(
     max_parameters: that the config of a checkpoint may ask for. A YAML `cfg` may ask for any number.
     Raises CheckpointError, ConfigError and FileNotFoundError.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ConfigError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps")
     path = Path(ckpt)
     content = read_checkpoint(path)
     found = load_task(task or _task_of(content, path))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from common.distributed import local_share
+
 FUSED_DEVICES = ("cpu", "cuda")
 # For any smaller decay, p - decay * p rounds to p in float32, and the pass over the weights is skipped.
 NO_DECAY = 2.0**-25
@@ -26,6 +28,7 @@ class AdamW(Optimizer):
 
     fused: True updates all parameters of a group in one call of PyTorch's Adam kernel, False updates them one by one
     with the formula, None takes the kernel where this PyTorch has it. Both give the same weights up to rounding.
+    Of parameters that FSDP sharded, each rank updates its share.
     `step` raises RuntimeError for sparse gradients.
     """
 
@@ -96,9 +99,12 @@ class AdamW(Optimizer):
 
     def _plain_update(self, p: Tensor, step: int, group: Group, grad_scale: Tensor | None) -> None:
         """The update rule."""
-        grad, mean, square = p.grad, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
+        if p.grad is None:
+            return
+        state, grad = self.state[p], local_share(p.grad)
+        p, mean, square = local_share(p), local_share(state["exp_avg"]), local_share(state["exp_avg_sq"])
         beta1, beta2 = group["betas"]
-        if grad is not None and grad_scale is not None:
+        if grad_scale is not None:
             grad.div_(grad_scale)
         mean.mul_(beta1).add_(grad, alpha=1 - beta1)
         square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
@@ -122,12 +128,16 @@ class AdamW(Optimizer):
         lr, eps = group["lr"], group["eps"] / root_correction
         if not group["correct_bias"]:
             lr *= (1 - beta1**step) / root_correction
+        grads = [local_share(p.grad) for p in params if p.grad is not None]
+        means = [local_share(self.state[p]["exp_avg"]) for p in params]
+        squares = [local_share(self.state[p]["exp_avg_sq"]) for p in params]
+        params = [local_share(p) for p in params]
         device = params[0].device
         torch._fused_adam_(
             params,
-            [p.grad for p in params if p.grad is not None],
-            [self.state[p]["exp_avg"] for p in params],
-            [self.state[p]["exp_avg_sq"] for p in params],
+            grads,
+            means,
+            squares,
             [],
             [torch.full((), float(step), device=device)] * len(params),  # torch.tensor would wait for a GPU
             lr=lr,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from common import distributed
 from common.config import Config
 from common.errors import ConfigError
 from common.train.adamw import AdamW
@@ -110,10 +111,13 @@ class Clipping(NamedTuple):
 def measure_clipping(parameters: Iterable[Tensor], max_norm: float, fused: bool = True) -> Clipping:
     """The global gradient norm and the divisor that clips it to max_norm. Does not wait for the device.
 
-    max_norm: math.inf for no limit. fused: see `gradient_norm`.
+    max_norm: math.inf for no limit. fused: see `gradient_norm`. Every rank must call it where FSDP sharded parameters.
     """
+    parameters = list(parameters)
     grads = gradients(parameters)
     norm = gradient_norm(grads, fused)
+    if any(distributed.is_sharded(p) for p in parameters):
+        norm = distributed.all_reduce_sum(norm.square()).sqrt()
     limited = grads and not math.isinf(max_norm)
     return Clipping(norm, ((norm + CLIP_EPS) / max_norm).clamp(min=1.0) if limited else None)
 
@@ -128,7 +132,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, fused: bool = 
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    """Those that are there; of sharded ones the share of this rank."""
+    return [distributed.local_share(p.grad) for p in parameters if p.grad is not None]
 
 
 def divide_gradients(parameters: Iterable[Tensor], divisor: Tensor) -> None:

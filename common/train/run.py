@@ -28,6 +28,7 @@ from common.files.locks import locked
 from common.log import RunWriter, setup_logging
 from common.loggers import build_loggers, check_loggers
 from common.metrics import MetricGroup
+from common.nn.bert import EncoderLayer
 from common.nn.cpu.memory import keep_freed_memory
 from common.precision import Precision
 from common.provenance import PACKAGE, made_with
@@ -66,6 +67,8 @@ def run_training(task: Task, cfg: Config, cfg_path: Path, log_dir: str | None = 
     Removes what killed runs left in the folder. Raises ConfigError if another run has it, UserError or
     FileNotFoundError for bad input, Stopped after a signal, FloatingPointError for a loss that is not finite.
     """
+    if cfg.DEVICE == "mps":
+        raise ConfigError("DEVICE mps is for prediction: train on cpu or cuda")
     torch.backends.cudnn.enabled = cudnn
     if cfg.TRAIN.DETERMINISTIC:
         compute_deterministically()
@@ -119,12 +122,14 @@ def _train_in(folder: Path, task: Task, cfg: Config, cfg_path: Path, log_dir: st
     log.info("%s", plan.describe())
     plan.check()
 
-    optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)
     log_forecast(task.made_up, cfg, model, precision)
+    layers = [part for part in model.modules() if isinstance(part, EncoderLayer)]
+    wrapped = distributed.wrap(model, device, layers if cfg.TRAIN.FSDP else None)
+    optimizer = build_optimizer(cfg.TRAIN, model.named_parameters(), plan.base_lr)  # after FSDP, on its parameters
     loggers = partial(build_loggers, cfg.TRAIN.LOGGERS, folder, f"vl-bert-{task.name}", cfg_path.stem, cfg.to_dict())
     writer = RunWriter(folder, Path(log_dir) if log_dir else None, loggers)
     trainer = Trainer(
-        model=distributed.wrap(model, device),
+        model=wrapped,
         optimizer=optimizer,
         schedule=build_schedule(cfg.TRAIN, plan),
         precision=precision,
@@ -199,7 +204,8 @@ def validation(
     """The `validate` of a Trainer: evaluates `model` on `loader`."""
 
     def validate(should_stop: Callable[[], bool]) -> dict[str, float]:
-        return evaluate(model, loader, device, precision, metrics, should_stop=should_stop, title="validate")[0]
+        with distributed.gathered(model):
+            return evaluate(model, loader, device, precision, metrics, should_stop=should_stop, title="validate")[0]
 
     return validate
 

@@ -77,8 +77,8 @@ class TrainerState:
     def state_dict(self) -> dict[str, Any]:
         """The content of a checkpoint. Every rank must call it; that of rank 0 is complete."""
         return {
-            "state_dict": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "state_dict": distributed.whole_state(self.module),
+            "optimizer": distributed.whole(self.optimizer.state_dict()),
             "validation_monitor": {"best_epoch": self.best_epoch, "best_val": self.best_value},
             "run": {
                 "position": vars(self.position).copy(),
@@ -101,7 +101,8 @@ class TrainerState:
         """Gradients by parameter name that the next update will use; empty right after an update."""
         if self.position.step % self.settings.accumulate == 0:
             return {}
-        return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        grads = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        return distributed.whole(grads)
 
     def load_state_dict(self, state: dict[str, Any], source: str, epoch: int | None = None) -> None:
         """Go on where a checkpoint was written.
@@ -111,7 +112,9 @@ class TrainerState:
         Raises CheckpointError when weights or optimizer do not fit, or when the checkpoint stands inside an epoch whose
         batches are not the same now.
         """
-        checkpoint.load_model(self.module, state["state_dict"], source)
+        own, saved = self.module.state_dict(), checkpoint.strip_module(state["state_dict"])
+        shares = {key: distributed.share_like(value, own[key]) if key in own else value for key, value in saved.items()}
+        checkpoint.load_model(self.module, shares, source)
         self._load_optimizer(state, source)
         monitor = state.get("validation_monitor") or {}
         self.best_epoch, self.best_value = int(monitor.get("best_epoch", -1)), float(monitor.get("best_val", -1.0))
@@ -180,13 +183,27 @@ class TrainerState:
             raise CheckpointError(f"{source} has no optimizer to go on with: give it as PARTIAL_PRETRAIN")
         initial = [group["initial_lr"] for group in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(self._shares(state["optimizer"]))
         except (KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{source}: its optimizer is not the configured one ({error}); TRAIN.OPTIMIZER and LR_MULT must stay"
             ) from error
         for group, lr in zip(self.optimizer.param_groups, initial, strict=True):
             group["initial_lr"] = lr  # the learning rate of the config, not that of the file
+
+    def _shares(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A state dict of an optimizer with its tensors sharded as their parameters are."""
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        own = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = dict(saved["state"])
+        for number, parameter in zip(numbers, own, strict=False):  # the optimizer itself checks the lengths
+            state[number] = {
+                name: distributed.share_like(value, parameter)
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                else value
+                for name, value in state.get(number, {}).items()
+            }
+        return {**saved, "state": {number: entry for number, entry in state.items() if entry}}
 
     def _load_run(self, run: dict[str, Any], source: str, made_on: str) -> None:
         """made_on: the device of rank 0 of the run that wrote the checkpoint, "" where the file does not name it."""
@@ -207,6 +224,7 @@ class TrainerState:
         self.metrics.load_state_dict(run["metrics"])
         parameters = dict(self.module.named_parameters())
         for name, grad in run["gradients"].items():
+            grad = distributed.share_like(grad, parameters[name])
             parameters[name].grad = grad.to(parameters[name].device)
         if len(run["rng"]) == distributed.world_size():
             old = distributed.local_rank() if distributed.is_distributed() else int(made_on.partition(":")[2] or 0)

@@ -55,8 +55,8 @@ def train_folder(cfg: Config, cfg_path: Path) -> Path:
 
 
 def wants_cuda(cfg: Config) -> bool:
-    """Whether a run of this config computes on a GPU of this machine."""
-    return cfg.DEVICE != "cpu" and torch.cuda.is_available()
+    """Whether a run of this config computes on a CUDA GPU of this machine."""
+    return cfg.DEVICE not in ("cpu", "mps") and torch.cuda.is_available()
 
 
 def join_group(cfg: Config) -> bool:
@@ -68,8 +68,12 @@ def pick_device(cfg: Config) -> torch.device:
     """The device of this process, which becomes the current one. DEVICE auto takes a GPU where there is one.
 
     Of several GPUs in GPUS a process without a group takes the first.
-    Raises ConfigError for DEVICE cuda without a GPU, and for the number of a GPU that is not there.
+    Raises ConfigError for DEVICE cuda or mps without such a GPU, and for the number of a GPU that is not there.
     """
+    if cfg.DEVICE == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError("DEVICE mps: PyTorch finds no Metal device, which needs a Mac with an Apple GPU")
+        return torch.device("mps")
     if not wants_cuda(cfg):
         if cfg.DEVICE == "cuda":
             raise ConfigError("DEVICE cuda: PyTorch finds no CUDA device")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -77,7 +78,8 @@ class FastEncoder(Encoder):
                 if compiled is not None and isinstance(heads, PackedPositions):
                     sizes_vary((states, 0), (bias, 3), *heads.varying())
                     call = compiled
-                states = recompute.call(call, self._packed_layers[number], layer, states, bias, heads, again=again)
+                packed = partial(recompute.call, call, self._packed_layers[number], again=again)
+                states = layer.run(packed, states, bias, heads)
             else:
                 padded = _padded(states, places, mask.shape).to(hidden.dtype)  # (B, L, H)
                 out, _ = recompute.call(layer, padded, attention_bias(mask, hidden.dtype), again=again)
@@ -133,8 +135,14 @@ def _intermediate(block: Intermediate, product: FusedLinear, hidden: Tensor) -> 
 
 
 def _is_ours(layer: nn.Module) -> TypeGuard[EncoderLayer]:
-    """Whether all blocks of a layer are those that PackedLayer replaces, and no module in it has a hook."""
-    if not (is_exact(layer, EncoderLayer) and is_exact(layer.attention, Attention)):
+    """Whether all blocks of a layer are those that PackedLayer replaces, and no module in it has a hook.
+
+    FSDP makes a subclass of the layer's class and replaces `run` by one that calls its hooks.
+    """
+    if not isinstance(layer, EncoderLayer):
+        return False
+    sharded = "run" in layer.__dict__ and type(layer).__bases__[-1] is EncoderLayer
+    if not (sharded or is_exact(layer, EncoderLayer)) or not is_exact(layer.attention, Attention):
         return False
     attention = layer.attention
     blocks = (

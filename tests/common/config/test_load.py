@@ -429,7 +429,8 @@ IMPOSSIBLE = [
     ("vqa/base_4x16G_fp32", "TRAIN.WARMUP_METHOD=exp", "expected one of 'linear', 'constant'"),
     ("vqa/base_4x16G_fp32", "TRAIN.PRECISION=fp8", "expected one of"),
     ("vqa/base_4x16G_fp32", "TRAIN.NONFINITE=ignore", "expected one of 'stop', 'skip'"),
-    ("vqa/base_4x16G_fp32", "DEVICE=tpu", "expected one of 'auto', 'cpu', 'cuda'"),
+    ("vqa/base_4x16G_fp32", "DEVICE=tpu", "expected one of 'auto', 'cpu', 'cuda', 'mps'"),
+    ("vcr/base_q2a_4x16G_fp32", "TRAIN.FSDP=true", "TRAIN.OPTIMIZER = 'SGD': expected AdamW"),
     ("vqa/base_4x16G_fp32", "NETWORK.VLBERT.hidden_act=tanh", "expected one of 'gelu', 'relu', 'swish'"),
     ("vqa/base_4x16G_fp32", "TRAIN.FLIP_PROB=1.5", "expected at most 1"),
     ("vqa/base_4x16G_fp32", "TRAIN.BATCH_IMAGES=[4, 4]", "one number"),
@@ -462,6 +463,20 @@ def test_values_that_cannot_work(name, override, part):
         shipped(name, [override])
     assert part in str(error.value)
     assert f"{name}.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"TRAIN.PRECISION": "fp16"}, "TRAIN.FSDP = True: expected False in fp16"),
+        ({"TRAIN.FP16": True}, "TRAIN.FSDP = True: expected False in fp16"),
+        ({"NETWORK.VLBERT.visual_ln": False}, "because NETWORK.VLBERT.visual_ln is false"),
+    ],
+)
+def test_what_fsdp_cannot_train(changes, part):
+    with pytest.raises(ConfigError, match=part):
+        shipped("vqa/base_4x16G_fp32", {"TRAIN.FSDP": True, **changes})
+    shipped("vqa/base_4x16G_fp32", {"TRAIN.FSDP": True, "TRAIN.FP16": True, "TRAIN.PRECISION": "bf16"})
 
 
 def test_region_loss_in_vqa(caplog):

@@ -86,13 +86,16 @@ class TestLoad:
             ({"boxes": "module:data.nothing"}, "module:data.nothing"),
             ({"encoder": "module:scripts.demos.shared"}, "region_features"),
             ({"device": "cuda"}, "finds no CUDA"),
+            ({"device": "mps"}, "finds no Metal device"),
             ({"precision": "fp8"}, "fp8"),
-            ({"device": "tpu"}, "expected auto, cpu, cuda or cuda:N"),
+            ({"device": "tpu"}, "expected auto, cpu, cuda, cuda:N or mps"),
         ],
     )
     def test_what_cannot_be_is_told(self, vqa_ckpt, options, message):
         if options.get("device") == "cuda" and torch.cuda.is_available():
             pytest.skip("there is CUDA here")
+        if options.get("device") == "mps" and torch.backends.mps.is_available():
+            pytest.skip("this is a Mac")
         with pytest.raises(ConfigError, match=message):
             load_predictor(vqa_ckpt, **{"device": "cpu", **options})
 

@@ -81,6 +81,15 @@ class TestDevice:
         with pytest.raises(ValueError, match="DEVICE cuda: PyTorch finds no CUDA device"):
             self.pick(monkeypatch, "cuda", "0")
 
+    @pytest.mark.parametrize("available", [True, False])
+    def test_mps(self, monkeypatch, available):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: available)
+        if available:
+            assert self.pick(monkeypatch, "mps", "0", 2) == torch.device("mps")
+            return
+        with pytest.raises(ConfigError, match="^DEVICE mps: PyTorch finds no Metal device"):
+            self.pick(monkeypatch, "mps", "0", 2)
+
     @pytest.mark.parametrize(("device", "count"), [("auto", 0), ("cpu", 0), ("cpu", 2)])
     def test_cpu(self, monkeypatch, device, count):
         assert self.pick(monkeypatch, device, "0,1", count).type == "cpu"
@@ -114,6 +123,12 @@ class TestDevice:
         assert self.current == [torch.device("cuda", 1)]
         with pytest.raises(ConfigError, match="LOCAL_RANK 1: 1 GPU found, counted from 0"):
             self.pick(monkeypatch, "auto", "0", 1)
+
+
+def test_mps_is_for_prediction_only(cfg_path):
+    cfg = load_config("vqa", cfg_path, {"DEVICE": "mps"})
+    with pytest.raises(ConfigError, match="DEVICE mps is for prediction: train on cpu or cuda"):
+        run_training(TASK, cfg, cfg_path)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
