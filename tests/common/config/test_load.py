@@ -470,6 +470,7 @@ def test_values_that_cannot_work(name, override, part):
     [
         ({"TRAIN.PRECISION": "fp16"}, "TRAIN.FSDP = True: expected False in fp16"),
         ({"TRAIN.FP16": True}, "TRAIN.FSDP = True: expected False in fp16"),
+        ({"TRAIN.COMPILE": True}, "TRAIN.FSDP = True: expected False, because TRAIN.COMPILE is true"),
         ({"NETWORK.VLBERT.visual_ln": False}, "because NETWORK.VLBERT.visual_ln is false"),
     ],
 )
