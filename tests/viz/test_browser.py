@@ -26,7 +26,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: n
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: nothing was tested in a browser")
 waitress = pytest.importorskip("waitress", reason="no waitress: the live page was not tested")
 
-from viz.serve import Service, create_app, read_image  # noqa: E402
+from viz.serve import Service, create_app  # noqa: E402
+from viz.upload import read_image  # noqa: E402
 
 
 @pytest.fixture(scope="module")
