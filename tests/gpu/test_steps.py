@@ -17,22 +17,28 @@ from tests.paths import ROOT
 RENEW = "python -m tests.gpu.waits writes the table anew"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 WITH_VALUES = [name for name, form in FORMS.items() if form.values]
+WITHOUT = [name for name in FORMS if name not in WITH_VALUES]
 PIXELS = [name for name in WITH_VALUES if "pixels" in name]
 
 
 @pytest.fixture(scope="module")
-def all_found(shim: Path) -> dict[str, Any]:
-    return measured(list(FORMS), shim)
+def found_with_values(shim: Path) -> dict[str, Any]:
+    return measured(WITH_VALUES, shim)
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(scope="module")
+def found_without(shim: Path) -> dict[str, Any]:
+    return measured(WITHOUT, shim)
+
+
+@pytest.fixture(params=[*WITH_VALUES, *(pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT)])
 def form(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def found(form: str, all_found: dict[str, Any]) -> dict[str, Any]:
-    return all_found[form]
+def found(form: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.getfixturevalue("found_with_values" if form in WITH_VALUES else "found_without")[form]
 
 
 def case(found: dict[str, Any], title: str) -> dict[str, Any]:
