@@ -41,7 +41,10 @@ def start_workers(start: Callable[[], T]) -> tuple[T, list[BaseProcess]]:
 def lost_workers(workers: Sequence[BaseProcess], error: Exception) -> str:
     """Names the workers that have ended and how, "" while all are alive. error: what their iterator raised."""
     if isinstance(error, (ConnectionError, EOFError)):  # a connection is lost a moment before its process has ended
-        wait([worker.sentinel for worker in workers], END_SECONDS)
+        ready = wait([worker.sentinel for worker in workers], END_SECONDS)
+        for worker in workers:
+            if worker.sentinel in ready:  # its files are closed, and it may have no exit status yet
+                worker.join(END_SECONDS)
     texts = []
     for number, worker in enumerate(workers):
         status = worker.exitcode

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,19 @@ def loader(dataset: ToyDataset, training: bool = True, count: int = 2, **options
 
 def ids(batches: BatchLoader) -> list[list[int]]:
     return [list(batch.ids) for batch in batches]
+
+
+def _close_files_and_wait() -> None:
+    """As a process that is being killed: its files are closed a moment before it has ended."""
+    os.closerange(3, 256)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_whose_files_are_closed_is_waited_for():
+    worker = multiprocessing.get_context("fork").Process(target=_close_files_and_wait)
+    worker.start()
+    assert "was killed by SIGKILL" in workers.lost_workers([worker], ConnectionResetError())
 
 
 class TestLoader:
